@@ -1,0 +1,60 @@
+"""RefineDet: single-shot object detection with refined anchors (Zhang et al., CVPR 2018).
+
+Heavy parts load at first use, so that importing the package (and ``refinedet --help``) stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from refinedet.anchors import generate_anchors
+    from refinedet.engine.checkpoint import load
+    from refinedet.losses import MultiBoxLoss
+    from refinedet.models import RefineDet, build
+    from refinedet.presets import OFFICIAL, PAPER, Preset
+    from refinedet.structures import Detections, RawOutput, Targets
+
+_HOMES = {
+    "generate_anchors": "refinedet.anchors",
+    "load": "refinedet.engine.checkpoint",
+    "MultiBoxLoss": "refinedet.losses",
+    "RefineDet": "refinedet.models",
+    "build": "refinedet.models",
+    "OFFICIAL": "refinedet.presets",
+    "PAPER": "refinedet.presets",
+    "Preset": "refinedet.presets",
+    "Detections": "refinedet.structures",
+    "RawOutput": "refinedet.structures",
+    "Targets": "refinedet.structures",
+}
+_SUBMODULES = ("ops",)
+
+__all__ = [
+    "OFFICIAL",
+    "PAPER",
+    "Detections",
+    "MultiBoxLoss",
+    "Preset",
+    "RawOutput",
+    "RefineDet",
+    "Targets",
+    "__version__",
+    "build",
+    "generate_anchors",
+    "load",
+    "ops",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"refinedet.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'refinedet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,25 @@
+"""Errors a user can cause and mend. Each message names the file or input, the value found, and the fix."""
+
+
+class RefineDetError(Exception):
+    """Base of every error meant for the user; the command line prints its message without a traceback."""
+
+
+class DataError(RefineDetError):
+    """An image, annotation or data set that cannot be used as it is."""
+
+
+class CheckpointError(RefineDetError):
+    """A weights or checkpoint file that is missing, damaged, unsafe or does not fit the model."""
+
+
+class RecipeError(RefineDetError):
+    """A training recipe with an unknown key, a wrong type or a value out of range."""
+
+
+class InputError(RefineDetError, ValueError):
+    """A function argument of the wrong type, shape or range."""
+
+
+class ExtensionError(RefineDetError, ImportError):
+    """The compiled extension is missing or does not fit this Python or torch."""

@@ -1,0 +1,57 @@
+"""The records that pass between data, model, loss and caller."""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class RawOutput(NamedTuple):
+    """What the network computes: logits and encoded offsets, before any softmax or decoding.
+
+    N anchors in the order of spec section 5. A single-step network (``Preset.tcb`` false) has no anchor
+    refinement module: ``arm_loc`` and ``arm_conf`` are None.
+    """
+
+    arm_loc: Tensor | None  # [B,N,4] offsets anchor -> refined anchor
+    arm_conf: Tensor | None  # [B,N,2] logits: background, object
+    odm_loc: Tensor  # [B,N,4] offsets refined anchor -> box
+    odm_conf: Tensor  # [B,N,C] logits, class 0 = background
+
+
+class Targets(NamedTuple):
+    """Ragged ground truth of a batch: image b owns rows ``offsets[b]:offsets[b + 1]``."""
+
+    boxes: Tensor  # [M,4] float32 x1,y1,x2,y2 in units of the image side
+    labels: Tensor  # [M] int64, 1..C-1
+    offsets: Tensor  # [B+1] int64, ascending from 0 to M
+
+
+class Sample(NamedTuple):
+    """One image of a data set with its annotations."""
+
+    image: np.ndarray  # uint8 [H,W,3] BGR
+    boxes: np.ndarray  # float32 [n,4] x1,y1,x2,y2 in units of the image side
+    labels: np.ndarray  # int64 [n], 1..C-1
+    difficult: np.ndarray  # bool [n]; VOC difficult or COCO crowd
+    path: str
+    image_id: str
+
+
+class Batch(NamedTuple):
+    """What one training step consumes."""
+
+    images: Tensor  # float32 [B,3,H,W], preprocessed
+    targets: Targets
+    paths: tuple[str, ...]
+
+
+class Detections(NamedTuple):
+    """The objects found in one image, best first."""
+
+    boxes: Tensor  # float32 [n,4] x1,y1,x2,y2 in pixels of the original image
+    scores: Tensor  # float32 [n]
+    labels: Tensor  # int64 [n], 1..C-1
+    names: list[str]  # class name of each row
+    path: str | None  # None for arrays and tensors
+    size: tuple[int, int]  # height, width of the original image in pixels
