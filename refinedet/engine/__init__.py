@@ -1,0 +1,1 @@
+"""Training, evaluation and checkpoints: everything that runs a model, as opposed to being one."""
