@@ -1,0 +1,35 @@
+// The pybind11 side of refinedet._C. The operators of csrc/ops register themselves when the object is loaded.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/version.h>
+
+#include "build_config.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// "2.10" from the layout of TORCH_TARGET_VERSION: major in the highest byte, minor in the next.
+std::string target_version() {
+  constexpr unsigned long long target = TORCH_TARGET_VERSION;
+  return std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = REFINEDET_VERSION;
+  info["compiler"] = __VERSION__;
+  info["flags"] = REFINEDET_CXX_FLAGS;
+  info["torch_built_with"] = TORCH_VERSION;
+  info["torch_target"] = target_version();
+  info["cuda"] = false;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled core of refinedet; importing it registers the operators torch.ops.refinedet.*";
+  module.def("build_info", &build_info,
+             "How this object was built: version of the package, compiler and flags, torch whose headers it was built "
+             "with, oldest torch it runs with, whether it holds CUDA kernels.");
+}
