@@ -1,9 +1,9 @@
 """Builds the compiled core: every csrc/**/*.cpp goes into one shared object, the module refinedet._C.
 
-That object is at once a LibTorch Stable ABI operator library and a pybind11 module. Torch gives headers and the names of
-its libraries only, so it is located but never imported, and the result runs with every torch from TORCH_TARGET on.
-Compilation is driven by ninja (parallel, with the headers the compiler reports as dependencies). CXX, CXXFLAGS and LDFLAGS
-are honoured: CXXFLAGS=-Wno-error is the way past a warning that only a newer compiler knows.
+That object is at once a LibTorch Stable ABI operator library and a pybind11 module. Torch gives headers and the names
+of its libraries only, so it is located but never imported, and the result runs with every torch from TORCH_TARGET on.
+Ninja compiles in parallel and knows every header a file includes. CXX, CXXFLAGS and LDFLAGS are honoured:
+CXXFLAGS=-Wno-error is the way past a warning that only a newer compiler knows.
 """
 
 import fcntl
@@ -38,6 +38,7 @@ CXX_FLAGS = [
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
 ]
 
+
 def package_folder(name: str) -> Path:
     """Folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
@@ -71,7 +72,7 @@ class BuildExtension(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         built = folder / "_C.so"
         with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once (make demo, make test) would share half-written objects
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would share half-written objects
             write_if_changed(folder / "build_config.h", self.config_header())
             write_if_changed(folder / "build.ninja", self.ninja_file(folder, built, ext.sources))
             jobs = [f"-j{self.parallel}"] if self.parallel else []

@@ -1,0 +1,122 @@
+"""Loads the compiled module ``refinedet._C``, whose loading registers the operators ``torch.ops.refinedet.*``.
+
+Importing this module tries once and never raises: what went wrong is kept as one sentence. An operator's Python face
+uses two things::
+
+    from refinedet import _extension
+
+    def refine(anchors, offsets):
+        _extension.require()                        # raises ExtensionError with the cause and the fix
+        return torch.ops.refinedet.refine(...)
+
+    @_extension.register_fake("refine")             # shapes for torch.compile and torch.export
+    def _(anchors, offsets): ...
+
+``require()`` only compares one module-level value with None: it costs nothing beside an operator call, and
+``torch.compile(fullgraph=True)`` and ``torch.export`` trace through it.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+
+from refinedet import __version__
+from refinedet.errors import ExtensionError
+
+OLDEST_TORCH = (2, 10)
+
+_PACKAGE = Path(__file__).resolve().parent
+_Function = TypeVar("_Function", bound=Callable)
+
+_module: ModuleType | None = None
+_problem: str | None = None
+
+
+def _fix() -> str:
+    """The command that builds the extension again, from the source tree when this is one."""
+    root = _PACKAGE.parent
+    if (root / "setup.py").exists() and (root / "csrc").is_dir():
+        return f"run `python setup.py build_ext --inplace` in {root}"
+    return "run `pip install --force-reinstall --no-deps .` in the source folder of refinedet"
+
+
+def _torch_is_too_old() -> bool:
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) < OLDEST_TORCH
+
+
+def _explain(error: ImportError) -> str:
+    """One sentence: why ``refinedet._C`` could not be imported, and what to do."""
+    text = str(error).strip().splitlines()[0]
+    if isinstance(error, ModuleNotFoundError):
+        others = sorted(path.name for path in _PACKAGE.glob("_C.*"))
+        if others:
+            return f"refinedet was compiled for another Python (found {', '.join(others)}): {_fix()} with this Python"
+        return f"the compiled extension of refinedet is missing from {_PACKAGE}: {_fix()}"
+    symbol = re.search(r"undefined symbol: (\S+)", text)
+    if symbol:
+        return (
+            f"the compiled extension of refinedet does not fit torch {torch.__version__} "
+            f"(undefined symbol {symbol[1]}): {_fix()}"
+        )
+    return f"the compiled extension of refinedet cannot be loaded ({text}): {_fix()}"
+
+
+def load() -> ModuleType | None:
+    """Imports ``refinedet._C`` and returns it; None when it cannot be used, with the reason kept for `problem`."""
+    global _module, _problem
+    if _torch_is_too_old():
+        _problem = f"torch {torch.__version__} is older than 2.10: run `pip install --upgrade 'torch>=2.10'`"
+        return None
+    try:
+        module = importlib.import_module("refinedet._C")
+    except ImportError as error:
+        _problem = _explain(error)
+        return None
+    built = module.build_info()["version"]
+    if built != __version__:
+        _problem = f"the compiled extension is of refinedet {built}, the Python files are of {__version__}: {_fix()}"
+        return None
+    _module = module
+    return module
+
+
+def problem() -> str | None:
+    """Why the operators cannot be used and the fix, in one sentence; None when they can."""
+    return _problem
+
+
+def require() -> None:
+    """Raises `ExtensionError` when the operators cannot be used."""
+    if _problem is not None:
+        raise ExtensionError(_problem)
+
+
+def build_info() -> dict[str, str | bool] | None:
+    """How the extension was built: version, compiler, flags, torch_built_with, torch_target, cuda; None without it."""
+    return _module.build_info() if _module is not None else None
+
+
+def register_fake(name: str) -> Callable[[_Function], _Function]:
+    """``torch.library.register_fake`` for the operator ``refinedet::name``; registers nothing without the extension."""
+
+    def register(fake: _Function) -> _Function:
+        global _problem
+        if _problem is not None:
+            return fake
+        if not hasattr(torch.ops.refinedet, name):
+            _problem = (
+                f"the compiled extension has no operator '{name}', so it is older than the Python files: {_fix()}"
+            )
+            return fake
+        return torch.library.register_fake(f"refinedet::{name}", fake)
+
+    return register
+
+
+load()
