@@ -1,4 +1,4 @@
-"""From images to objects: read, prepare, run the network, decode, and scale the boxes back (spec sections 1.2, 1.3, 8)."""
+"""From images to objects: read, prepare, run the network, decode, scale the boxes back (spec sections 1.2, 1.3, 8)."""
 
 from __future__ import annotations
 
