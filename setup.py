@@ -19,6 +19,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -77,7 +78,9 @@ class BuildExtension(build_ext):
             write_if_changed(folder / "build.ninja", self.ninja_file(folder, built, ext.sources))
             jobs = [f"-j{self.parallel}"] if self.parallel else []
             # -m finds the program beside whichever ninja package is importable, in an isolated build too
-            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+            ninja = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs])
+            if ninja.returncode != 0:
+                raise CompileError("the compilation of refinedet._C failed: the compiler's messages are above")
             target = Path(self.get_ext_fullpath(ext.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(built), str(target))

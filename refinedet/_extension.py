@@ -1,6 +1,6 @@
 """Loads the compiled module ``refinedet._C``, whose loading registers the operators ``torch.ops.refinedet.*``.
 
-Importing this module tries once and never raises: what went wrong is kept as one sentence. An operator's Python face
+Importing this module tries once and never raises: what went wrong is kept, with its fix. An operator's Python face
 uses two things::
 
     from refinedet import _extension
@@ -18,6 +18,7 @@ uses two things::
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _Function = TypeVar("_Function", bound=Callable)
 
 _module: ModuleType | None = None
-_problem: str | None = None
+_problem: tuple[str, str] | None = None  # cause, fix
+_operators: list[str] = []
 
 
 def _fix() -> str:
@@ -50,28 +52,27 @@ def _torch_is_too_old() -> bool:
     return (int(major), int(minor)) < OLDEST_TORCH
 
 
-def _explain(error: ImportError) -> str:
-    """One sentence: why ``refinedet._C`` could not be imported, and what to do."""
+def _explain(error: ImportError) -> tuple[str, str]:
+    """Why ``refinedet._C`` could not be imported, and what to do."""
     text = str(error).strip().splitlines()[0]
     if isinstance(error, ModuleNotFoundError):
-        others = sorted(path.name for path in _PACKAGE.glob("_C.*"))
+        others = ", ".join(sorted(path.name for path in _PACKAGE.glob("_C.*")))
         if others:
-            return f"refinedet was compiled for another Python (found {', '.join(others)}): {_fix()} with this Python"
-        return f"the compiled extension of refinedet is missing from {_PACKAGE}: {_fix()}"
+            return f"refinedet was compiled for another Python than {sys.implementation.cache_tag} ({others})", _fix()
+        return f"the compiled extension of refinedet is missing from {_PACKAGE}", _fix()
     symbol = re.search(r"undefined symbol: (\S+)", text)
     if symbol:
-        return (
-            f"the compiled extension of refinedet does not fit torch {torch.__version__} "
-            f"(undefined symbol {symbol[1]}): {_fix()}"
-        )
-    return f"the compiled extension of refinedet cannot be loaded ({text}): {_fix()}"
+        cause = f"the compiled extension of refinedet does not fit torch {torch.__version__} (no symbol {symbol[1]})"
+        return cause, _fix()
+    return f"the compiled extension of refinedet cannot be loaded ({text})", _fix()
 
 
 def load() -> ModuleType | None:
     """Imports ``refinedet._C`` and returns it; None when it cannot be used, with the reason kept for `problem`."""
     global _module, _problem
+    _module = None
     if _torch_is_too_old():
-        _problem = f"torch {torch.__version__} is older than 2.10: run `pip install --upgrade 'torch>=2.10'`"
+        _problem = (f"torch {torch.__version__} is older than 2.10", "run `pip install --upgrade 'torch>=2.10'`")
         return None
     try:
         module = importlib.import_module("refinedet._C")
@@ -80,26 +81,31 @@ def load() -> ModuleType | None:
         return None
     built = module.build_info()["version"]
     if built != __version__:
-        _problem = f"the compiled extension is of refinedet {built}, the Python files are of {__version__}: {_fix()}"
+        _problem = (f"the compiled extension is of refinedet {built}, the Python files are of {__version__}", _fix())
         return None
-    _module = module
+    _module, _problem = module, None
     return module
 
 
-def problem() -> str | None:
-    """Why the operators cannot be used and the fix, in one sentence; None when they can."""
+def problem() -> tuple[str, str] | None:
+    """Why the operators cannot be used and what to do; None when they can be used."""
     return _problem
 
 
 def require() -> None:
     """Raises `ExtensionError` when the operators cannot be used."""
     if _problem is not None:
-        raise ExtensionError(_problem)
+        raise ExtensionError(": ".join(_problem))
 
 
 def build_info() -> dict[str, str | bool] | None:
     """How the extension was built: version, compiler, flags, torch_built_with, torch_target, cuda; None without it."""
     return _module.build_info() if _module is not None else None
+
+
+def operators() -> tuple[str, ...]:
+    """Names of the operators whose Python faces have been imported and which the extension provides."""
+    return tuple(_operators)
 
 
 def register_fake(name: str) -> Callable[[_Function], _Function]:
@@ -110,10 +116,9 @@ def register_fake(name: str) -> Callable[[_Function], _Function]:
         if _problem is not None:
             return fake
         if not hasattr(torch.ops.refinedet, name):
-            _problem = (
-                f"the compiled extension has no operator '{name}', so it is older than the Python files: {_fix()}"
-            )
+            _problem = (f"the compiled extension is older than the Python files (it has no operator {name})", _fix())
             return fake
+        _operators.append(name)
         return torch.library.register_fake(f"refinedet::{name}", fake)
 
     return register
