@@ -1,8 +1,10 @@
-// Box arithmetic shared by CPU kernels, CUDA kernels and tests: one source, so that all of them agree bit for bit.
-// Compile without contraction of multiply-add (-ffp-contract=off, nvcc -fmad=false).
+// Arithmetic of boxes and scores shared by CPU kernels, CUDA kernels and tests: one source, so that all of them agree bit
+// for bit. Only IEEE operations (+ - * / and comparisons), no library function; compile without contraction of
+// multiply-add (-ffp-contract=off, nvcc -fmad=false). The plain-PyTorch twin is refinedet/ops/portable.py.
 #pragma once
 
-#include <cmath>
+#include <cstdint>
+#include <cstring>
 
 #ifdef __CUDACC__
 #define REFINEDET_HD __host__ __device__ inline
@@ -20,10 +22,68 @@ struct Center {
   float cx, cy, w, h;
 };
 
+// Scales of the encoded offsets, in the order dx, dy, dw, dh (spec section 6).
+struct Variances {
+  float x, y, w, h;
+};
+
+REFINEDET_HD uint32_t float_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+REFINEDET_HD float bits_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+REFINEDET_HD bool finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
+
+// 2^n for n in [-126, 127], given as unsigned so that the garbage of a NaN stays defined.
+REFINEDET_HD float power_of_two(uint32_t n) { return bits_float((n + 127u) << 23); }
+
+// e^x, the same on every device and compiler. Error below 1.01 ulp over all floats, gradual underflow, 0 below -104,
+// +inf above 88.73, NaN for NaN. Branch-free, so that loops over it vectorise.
+REFINEDET_HD float portable_exp(float x) {
+  // Beyond these bounds the result is 0 or inf anyway; within them n stays in [-150, 128].
+  x = x > 89.0f ? 89.0f : x;
+  x = x < -104.0f ? -104.0f : x;
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  constexpr float rounder = 12582912.0f;
+  const float shifted = x * 1.44269504f + rounder;
+  const float n = shifted - rounder;
+  // ln 2 in two parts; the first has 9 bits, so its product with n is exact.
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  // e^r = 1 + r + r^2 P(r) for |r| <= ln(2)/2: minimax fit of P, relative error 3e-9.
+  float p = 1.3814467e-3f;
+  p = p * r + 8.3687808e-3f;
+  p = p * r + 4.1668393e-2f;
+  p = p * r + 1.6666520e-1f;
+  p = p * r + 4.9999994e-1f;
+  const float y = (p * (r * r) + r) + 1.0f;
+  // 2^n in two factors, because n itself may leave the range of normal exponents.
+  const uint32_t exponent = float_bits(shifted) - float_bits(rounder);
+  const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(exponent) >> 1);
+  return (y * power_of_two(half)) * power_of_two(exponent - half);
+}
+
+// Probability of class 1 of a two-class softmax (ARM: 0 = background, 1 = object), with one exponential.
+REFINEDET_HD float objectness(float background, float object) { return 1.0f / (1.0f + portable_exp(background - object)); }
+
+// Moves an anchor by predicted offsets; neither clipped nor clamped (spec section 6).
+REFINEDET_HD Center decode(Center anchor, Center offset, Variances v) {
+  return {offset.cx * v.x * anchor.w + anchor.cx, offset.cy * v.y * anchor.h + anchor.cy,
+          portable_exp(offset.w * v.w) * anchor.w, portable_exp(offset.h * v.h) * anchor.h};
+}
+
 REFINEDET_HD Corners to_corners(Center b) {
   const float half_w = b.w * 0.5f, half_h = b.h * 0.5f;
   return {b.cx - half_w, b.cy - half_h, b.cx + half_w, b.cy + half_h};
 }
+
+REFINEDET_HD bool finite(Corners b) { return finite(b.x1) && finite(b.y1) && finite(b.x2) && finite(b.y2); }
 
 REFINEDET_HD float positive(float x) { return x > 0.0f ? x : 0.0f; }
 

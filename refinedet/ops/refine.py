@@ -1,0 +1,44 @@
+"""Moving anchors by predicted offsets: the decoding step of both stages."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from refinedet import _extension
+from refinedet.boxes import VARIANCES
+from refinedet.ops import portable
+from refinedet.ops.call import call
+
+
+def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
+    """Decode ``offsets`` relative to ``anchors`` (spec section 6).
+
+    Args:
+        anchors: [N,4], or [B,N,4] for anchors that differ between images; cx, cy, w, h.
+        offsets: [B,N,4] encoded dx, dy, dw, dh.
+        variances: scales of the four offsets.
+
+    Returns:
+        [B,N,4] float32 cx, cy, w, h, in the unit of ``anchors``; neither clipped nor clamped. Decoding is a constant in
+        the losses (spec section 7), so no gradient flows through it.
+
+    Inputs of float16, bfloat16 and float64 are converted to float32.
+
+    Raises:
+        InputError: shapes that do not fit, integers, or not exactly four variances.
+    """
+    return call("refine", anchors.detach(), offsets.detach(), tuple(variances))
+
+
+@_extension.register_fake("refine")
+def _(anchors: Tensor, offsets: Tensor, variances: Sequence[float]) -> Tensor:
+    return offsets.new_empty(offsets.shape, dtype=torch.float32)
+
+
+def refine_reference(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
+    """Plain-PyTorch twin of :func:`refine`."""
+    anchors, scaled = anchors.float(), offsets.float() * torch.tensor(variances, device=offsets.device)
+    centers = scaled[..., :2] * anchors[..., 2:] + anchors[..., :2]
+    sizes = portable.exp(scaled[..., 2:]) * anchors[..., 2:]
+    return torch.cat([centers, sizes], dim=-1)
