@@ -1,0 +1,169 @@
+"""What the VOC and the COCO data set have in common: checked records, warnings and decoding on demand."""
+
+import difflib
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from refinedet.data.images import image_size, read_image
+from refinedet.errors import DataError
+from refinedet.structures import Sample
+
+# Boxes may stick out by a rounding error without being reported.
+_TOLERANCE_PIXELS = 0.01
+_FILES_NAMED = 3
+
+
+class Record(NamedTuple):
+    """The annotations of one image, checked and clipped."""
+
+    path: Path
+    image_id: str
+    boxes: np.ndarray  # float32 [n,4] x1,y1,x2,y2 in units of the image side
+    labels: np.ndarray  # int64 [n], 1..C-1
+    difficult: np.ndarray  # bool [n]
+
+
+class DetectionDataset:
+    """Images with boxes. ``dataset[i]`` decodes image i and returns a Sample.
+
+    ``classes`` are the foreground names: label k is ``classes[k - 1]``. ``records`` hold the annotations without the
+    pixels. ``warnings`` lists what was repaired or left out while reading; the same text is issued once as a warning.
+    """
+
+    def __init__(self, name: str, classes: Sequence[str], records: Sequence[Record], findings: "Findings") -> None:
+        if not records:
+            raise DataError(f"{name}: the data set holds no images; add some or choose another split")
+        self.name = name
+        self.classes = tuple(classes)
+        self.records = list(records)
+        self.warnings = findings.lines()
+        if self.warnings:
+            warnings.warn(f"{name}: " + "; ".join(self.warnings), stacklevel=3)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        image = read_image(record.path)
+        return Sample(image, record.boxes, record.labels, record.difficult, str(record.path), record.image_id)
+
+
+class Findings:
+    """Collects irregularities per kind, with the files they were found in."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, list[str]] = {}
+
+    def add(self, kind: str, file: str, count: int = 1) -> None:
+        self._files.setdefault(kind, []).extend([file] * count)
+
+    def lines(self) -> list[str]:
+        """One line per kind: how many, and the first files by name."""
+        return [_summary(kind, files) for kind, files in self._files.items()]
+
+
+def _summary(kind: str, files: list[str]) -> str:
+    unique = list(dict.fromkeys(files))
+    more = f" and {len(unique) - _FILES_NAMED} more files" if len(unique) > _FILES_NAMED else ""
+    return f"{kind}: {len(files)} ({', '.join(unique[:_FILES_NAMED])}{more})"
+
+
+def make_record(
+    image: Path,
+    image_id: str,
+    annotation: str,
+    boxes: Iterable[Sequence[float]],
+    labels: Iterable[int],
+    difficult: Iterable[bool],
+    declared_size: tuple[int, int] | None,
+    findings: Findings,
+) -> Record:
+    """Check the boxes of one image against its real size and express them in units of its sides (spec 7.1).
+
+    Boxes are x1,y1,x2,y2 in pixels. Those that are not finite, of no area, inverted or wholly outside the image are
+    dropped; those that reach outside are clipped; ``findings`` gets a note of each, under the name ``annotation``.
+    Where ``declared_size`` (height, width) differs from the image's, the image wins.
+    """
+    height, width = image_size(image)
+    if declared_size is not None and declared_size != (height, width):
+        findings.add("annotated image size differs from the image's, which is used", annotation)
+    pixels = np.asarray(list(boxes), np.float64).reshape(-1, 4)
+    kept, clipped = _check_boxes(pixels, width, height, annotation, findings)
+    return Record(
+        image,
+        image_id,
+        (clipped / (width, height, width, height)).astype(np.float32),
+        np.asarray(list(labels), np.int64)[kept],
+        np.asarray(list(difficult), bool)[kept],
+    )
+
+
+def _check_boxes(
+    boxes: np.ndarray, width: int, height: int, annotation: str, findings: Findings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes [n,4] are usable (bool [n]), and those boxes clipped to the image."""
+    finite = np.isfinite(boxes).all(1)
+    sides = np.where(finite[:, None], boxes[:, 2:] - boxes[:, :2], 1.0)
+    inverted = (sides < 0).any(1)
+    empty = (sides == 0).any(1) & ~inverted
+    limits = np.array((width, height, width, height), np.float64)
+    clipped = np.clip(boxes, 0.0, limits)
+    outside = finite & ~inverted & ~empty & ~(clipped[:, 2:] > clipped[:, :2]).all(1)
+    kept = finite & ~inverted & ~empty & ~outside
+    cut = kept & (np.abs(clipped - boxes) > _TOLERANCE_PIXELS).any(1)
+    for kind, mask in (
+        ("boxes with a coordinate that is not finite, dropped", ~finite),
+        ("inverted boxes, dropped", inverted),
+        ("boxes of no area, dropped", empty),
+        ("boxes wholly outside the image, dropped", outside),
+        ("boxes partly outside the image, clipped", cut),
+    ):
+        if mask.any():
+            findings.add(kind, annotation, int(mask.sum()))
+    return kept, clipped[kept]
+
+
+def existing_folder(root: str | os.PathLike[str]) -> Path:
+    """``root`` as a path; DataError when it is not a folder."""
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such data folder; check the path")
+    return folder
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names as a tuple; DataError when there are none, or one of them twice."""
+    if isinstance(classes, str):
+        raise DataError(f"classes is the text {classes!r}; give a list of names, such as [{classes!r}]")
+    if not classes:
+        raise DataError("the list of classes is empty; give at least one name")
+    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
+    if repeated:
+        raise DataError(f"class {repeated[0]!r} is named twice; name each class once")
+    return tuple(classes)
+
+
+def unknown_class(name: str, annotation: str | os.PathLike[str], classes: Sequence[str]) -> DataError:
+    """The error for an annotation whose class is not among ``classes``."""
+    near = difflib.get_close_matches(name, classes, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return DataError(
+        f"{annotation}: class {name!r} is not among the {len(classes)} known classes ({_names(classes)}); "
+        f"{hint}correct the annotation or add the class to the list"
+    )
+
+
+def _names(names: Sequence[str], most: int = 20) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def choices(names: Iterable[str]) -> str:
+    """The existing alternatives, for an error message."""
+    return _names(sorted(names)) or "none"

@@ -1,0 +1,170 @@
+"""Batches for training, each a pure function of (seed, step), and for evaluation, in order."""
+
+import signal
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from refinedet.data.augment import TrainAugment
+from refinedet.data.dataset import DetectionDataset
+from refinedet.errors import DataError, InputError, RefineDetError
+from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.structures import Batch, Sample, Targets
+
+
+class TrainLoader:
+    """Endless shuffled batches of augmented images.
+
+    The samples of all steps form one sequence: epoch after epoch, each a fresh permutation of the data set, so that a
+    batch may reach into the next epoch (and a data set may be smaller than a batch). Permutation and augmentation
+    have generators of their own, seeded by (seed, epoch) and (seed, epoch, position): the batch of a step does not
+    depend on what was loaded before it, nor on ``workers``, the number of loading processes (0: none).
+
+    ``use_difficult`` false drops difficult boxes after augmentation, whose crops still see them (spec 7.1, 9.2).
+    ``cache`` keeps the decoded images in memory (height x width x 3 bytes each); they are read before the first step.
+    Images come in pinned memory where CUDA is available. A damaged image raises one DataError, from workers too.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        augment: TrainAugment,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        use_difficult: bool = True,
+        cache: bool = False,
+    ) -> None:
+        if batch_size < 1 or workers < 0 or seed < 0:
+            raise InputError(f"batch_size, workers, seed are {batch_size}, {workers}, {seed}; give at least 1, 0 and 0")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.workers = workers
+        self._cache = cache
+        self._samples: list[Sample] | None = None
+        self._augment = augment
+        self._seed = seed
+        self._use_difficult = use_difficult
+
+    def epoch(self, step: int) -> float:
+        """How many times the data set has been seen before ``step``."""
+        return step * self.batch_size / len(self.dataset)
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of start_step, start_step + 1, ... without end."""
+        if self._cache and self._samples is None:
+            progress = tqdm(range(len(self.dataset)), desc="reading images", delay=2, leave=False)
+            self._samples = [self.dataset[index] for index in progress]
+        samples = self.dataset if self._samples is None else self._samples
+        batches = _Batches(samples, self._augment, self.batch_size, self._seed, self._use_difficult)
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=_StepsFrom(start_step),
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            # Without a generator of its own, the loader would draw a seed from torch's global one.
+            generator=torch.Generator(),
+        )
+        for item in _alive(iter(loader)):
+            if isinstance(item, RefineDetError):
+                raise item
+            yield item
+
+
+class _StepsFrom:
+    """Sampler of the endless steps from a first one on."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.start
+        while True:
+            yield step
+            step += 1
+
+
+class _Batches:
+    """Step -> Batch. A RefineDetError is returned, not raised: the loader would wrap it in a worker's traceback."""
+
+    def __init__(self, samples, augment: TrainAugment, batch_size: int, seed: int, use_difficult: bool) -> None:
+        self.samples = samples
+        self.augment = augment
+        self.batch_size = batch_size
+        self.seed = seed
+        self.use_difficult = use_difficult
+
+    def __getitem__(self, step: int) -> Batch | RefineDetError:
+        first = step * self.batch_size
+        try:
+            items = [self._item(*divmod(first + i, len(self.samples))) for i in range(self.batch_size)]
+        except RefineDetError as error:
+            return error
+        return collate(items)
+
+    def _item(self, epoch: int, position: int) -> tuple[Tensor, np.ndarray, np.ndarray, str]:
+        sample = self.samples[int(self._permutation(epoch)[position])]
+        # Position + 1, because numpy takes (seed, epoch, 0) for the same seed as the permutation's (seed, epoch).
+        rng = np.random.default_rng([self.seed, epoch, position + 1])
+        image, boxes, labels, difficult = self.augment(sample, rng)
+        if not self.use_difficult:
+            boxes, labels = boxes[~difficult], labels[~difficult]
+        return image, boxes, labels, sample.path
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+
+
+def collate(items: list[tuple[Tensor, np.ndarray, np.ndarray, str]]) -> Batch:
+    """One Batch of (image [3,h,w], boxes [n,4], labels [n], path) items, their ground truth laid end to end."""
+    images, boxes, labels, paths = zip(*items, strict=True)
+    offsets = np.cumsum([0, *map(len, labels)])
+    targets = Targets(
+        torch.from_numpy(np.concatenate(boxes)),
+        torch.from_numpy(np.concatenate(labels)),
+        torch.from_numpy(offsets),
+    )
+    return Batch(torch.stack(images), targets, paths)
+
+
+def eval_batches(
+    dataset: DetectionDataset, size: tuple[int, int], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[tuple[Tensor, list[Sample]]]:
+    """The data set in order: (images float32 [b,3,h,w] prepared as in spec 1.2, their samples with the originals).
+
+    The last batch holds the rest. ``size`` is (height, width) in pixels.
+    """
+    for first in range(0, len(dataset), batch_size):
+        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+        yield torch.stack([prepare(sample.image, size, preprocessing) for sample in samples]), samples
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process stops its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Each worker is one process of several: OpenCV's own threads would only compete.
+    cv2.setNumThreads(0)
+
+
+def _alive(batches: Iterator[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:
+    """Pass batches on; turn the death of a worker into an error that names the fix."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a data loading process died ({error}); free memory or /dev/shm, or use fewer workers (0: none)"
+        ) from error
