@@ -39,6 +39,7 @@ def detect(
 
     An image is a path, a numpy array or a torch tensor:
 
+    * path: a file that OpenCV decodes, turned upright by its EXIF orientation, as cv2.imread does;
     * array: uint8 [H,W,3] in **BGR** order, as OpenCV reads it, or [H,W] / [H,W,1] grey;
     * tensor: [3,H,W] in **RGB** order (or [1,H,W] grey), uint8 0..255 or floating 0..1, as torchvision reads it.
       Floating values are rounded to 8 bits.
@@ -154,10 +155,9 @@ def _check_array(array: np.ndarray, index: int) -> None:
     if array.dtype != np.uint8:
         raise InputError(f"image {index} is an array of {array.dtype}; convert it to uint8 with values 0..255")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-        hint = "drop the alpha channel: image[..., :3]" if array.ndim == 3 and array.shape[2] == 4 else None
         raise InputError(
-            f"image {index} is an array of shape {list(array.shape)}; "
-            + (hint or "give [H,W,3] BGR or [H,W] grey; several images: a list of arrays")
+            f"image {index} is an array of shape {list(array.shape)}; give [H,W,3] BGR or [H,W] grey "
+            "(drop an alpha channel: image[..., :3]; several images: a list of arrays)"
         )
     if array.size == 0:
         raise InputError(f"image {index} is an array of shape {list(array.shape)}, without pixels; leave it out")
@@ -185,7 +185,7 @@ def _as_bgr(image: Image, index: int) -> np.ndarray:
     """The image as uint8 [H,W,3] BGR."""
     _check(image, index)
     if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+        return read_image(image, apply_exif=True)
     if isinstance(image, Tensor):
         levels = image if image.dtype == torch.uint8 else (image.float() * 255).round().to(torch.uint8)
         image = levels.permute(1, 2, 0).flip(2).cpu().numpy()
