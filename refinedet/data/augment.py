@@ -213,9 +213,8 @@ def _saturate(levels: np.ndarray) -> np.ndarray:
 
 def _adjust_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    tables = np.repeat(_LEVELS.astype(np.uint8)[:, None], 3, axis=1)
-    tables[:, channel] = table
-    return cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2BGR)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
 
 
 # --- Expansion --------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class COCODataset(DetectionDataset):
         self.category_ids = {label: ids_by_name[name] for label, name in enumerate(names, 1) if name in ids_by_name}
         findings = Findings()
         records = self._read_records(content, categories, names, findings)
-        super().__init__(f"{self.root} (split {split})", names, records, findings)
+        super().__init__(f"{self.root} (split {split})", names, records, findings.lines())
 
     def _read_records(
         self, content: dict[str, list[Any]], categories: dict[int, str], names: Sequence[str], findings: Findings

@@ -35,13 +35,15 @@ class DetectionDataset:
     pixels. ``warnings`` lists what was repaired or left out while reading; the same text is issued once as a warning.
     """
 
-    def __init__(self, name: str, classes: Sequence[str], records: Sequence[Record], findings: "Findings") -> None:
+    def __init__(
+        self, name: str, classes: Sequence[str], records: Sequence[Record], findings: Sequence[str] = ()
+    ) -> None:
         if not records:
             raise DataError(f"{name}: the data set holds no images; add some or choose another split")
         self.name = name
         self.classes = tuple(classes)
         self.records = list(records)
-        self.warnings = findings.lines()
+        self.warnings = list(findings)
         if self.warnings:
             warnings.warn(f"{name}: " + "; ".join(self.warnings), stacklevel=3)
 

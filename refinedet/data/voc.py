@@ -49,7 +49,7 @@ class VOCDataset(DetectionDataset):
             _read_record(self.root, image_id, names, images, findings)
             for image_id in tqdm(ids, desc=f"reading {self.root.name} {split}", delay=2, leave=False)
         ]
-        super().__init__(name, names, records, findings)
+        super().__init__(name, names, records, findings.lines())
 
 
 def discover_classes(root: str | os.PathLike[str]) -> tuple[str, ...]:
