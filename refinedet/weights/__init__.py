@@ -1,0 +1,1 @@
+"""Weights of other implementations: their names and layouts, and ours."""
