@@ -72,6 +72,20 @@ REFINEDET_HD float portable_exp(float x) {
 // Probability of class 1 of a two-class softmax (ARM: 0 = background, 1 = object), with one exponential.
 REFINEDET_HD float objectness(float background, float object) { return 1.0f / (1.0f + portable_exp(background - object)); }
 
+// Sorting these keys ascending gives score descending, then index ascending. The score must not be NaN.
+REFINEDET_HD uint64_t descending_key(float score, uint32_t index) {
+  const uint32_t bits = float_bits(score + 0.0f);  // -0 becomes +0, its equal
+  const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(~ascending) << 32 | index;
+}
+
+REFINEDET_HD float key_score(uint64_t key) {
+  const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
+  return bits_float(ascending & 0x80000000u ? ascending & 0x7fffffffu : ~ascending);
+}
+
+REFINEDET_HD uint32_t key_index(uint64_t key) { return static_cast<uint32_t>(key); }
+
 // Moves an anchor by predicted offsets; neither clipped nor clamped (spec section 6).
 REFINEDET_HD Center decode(Center anchor, Center offset, Variances v) {
   return {offset.cx * v.x * anchor.w + anchor.cx, offset.cy * v.y * anchor.h + anchor.cy,
@@ -101,9 +115,10 @@ REFINEDET_HD bool overlaps(float inter, float area_a, float area_b, float thresh
   return inter > threshold * (area_a + area_b - inter);
 }
 
-// IoU for matching; 0 where nothing overlaps.
+// IoU for matching: at or below 1e-6 a pair does not overlap (spec section 7.2), nor does it where areas overflow (NaN).
 REFINEDET_HD float iou(float inter, float area_a, float area_b) {
-  return inter > 0.0f ? inter / (area_a + area_b - inter) : 0.0f;
+  const float value = inter / (area_a + area_b - inter);
+  return value > 1e-6f ? value : 0.0f;
 }
 
 }  // namespace refinedet

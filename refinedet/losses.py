@@ -1,4 +1,4 @@
-"""The multi-task loss of RefineDet: anchor refinement module (ARM) plus object detection module (ODM); spec section 7."""
+"""The multi-task loss: anchor refinement module (ARM) plus object detection module (ODM); spec section 7."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refinedet.boxes import decode
 from refinedet.errors import InputError
-from refinedet.ops.match import match
-from refinedet.ops.mine import mine
+from refinedet.ops import match, mine, refine
 from refinedet.presets import OFFICIAL, Preset
 from refinedet.structures import RawOutput, Targets
 
@@ -53,7 +51,7 @@ class MultiBoxLoss(nn.Module):
         """Loss of a batch.
 
         Args:
-            raw: logits and offsets of the network, [B,N,*]; ``arm_loc`` and ``arm_conf`` None for a single-step network.
+            raw: logits and offsets of the network, [B,N,*]; ``arm_loc`` and ``arm_conf`` are None without an ARM.
             anchors: [N,4] cx,cy,w,h in units of the image side.
             targets: ground truth of the B images; difficult boxes that shall not count are left out by the caller.
 
@@ -71,7 +69,7 @@ class MultiBoxLoss(nn.Module):
                 if self.preset.objectness_threshold > 0:
                     objectness = raw.arm_conf.detach().float().softmax(dim=-1)[..., 1]
                 if self.preset.cascade:
-                    anchors = decode(anchors.float(), raw.arm_loc.detach().float(), self.preset.variances)
+                    anchors = refine(anchors, raw.arm_loc, self.preset.variances)
             odm_loc, odm_conf, odm_positives = self._module_loss(
                 raw.odm_loc, raw.odm_conf, anchors, targets, objectness
             )
@@ -85,7 +83,7 @@ class MultiBoxLoss(nn.Module):
         preset = self.preset
         matched = match(anchors, *targets, iou_threshold=preset.match_iou, variances=preset.variances)
         negative = mine(
-            conf.detach(),
+            conf,
             matched.labels,
             matched.ious,
             objectness,
@@ -119,6 +117,8 @@ def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.numel() and not (1 <= int(labels.min()) and int(labels.max()) < num_classes):
-        low, high = int(labels.min()), int(labels.max())
+    if labels.numel() == 0:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 1 or high >= num_classes:
         raise InputError(f"ground truth has labels from {low} to {high}; give labels from 1 to {num_classes - 1}")

@@ -1,12 +1,15 @@
 """Anchors to ground truth: greedy bipartite, then per-prediction matching (spec section 7.2)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from refinedet import _extension
 from refinedet.boxes import VARIANCES, box_iou, encode, to_corners
+from refinedet.ops.call import call
 
 MIN_IOU = 1e-6  # spec section 7.2: a pair at or below it does not overlap at all
 
@@ -28,7 +31,57 @@ def match(
     iou_threshold: float = 0.5,
     variances: Sequence[float] = VARIANCES,
 ) -> Match:
-    return match_reference(anchors, gt_boxes, gt_labels, gt_offsets, iou_threshold, variances)
+    """Match anchors to the ground truth of their image (spec section 7.2).
+
+    First greedy and bipartite: of all pairs of a free anchor and a free ground truth the one of largest IoU is matched,
+    until none is left, so every ground truth that overlaps anything gets an anchor of its own (ties: lowest anchor, then
+    earliest ground truth). Then each anchor still free takes its best ground truth if their IoU is at least
+    ``iou_threshold`` (ties: earliest). Memory is O(B*N + M): no matrix of IoUs is built.
+
+    Args:
+        anchors: [N,4], or [B,N,4] for anchors that differ between images; cx, cy, w, h.
+        gt_boxes: [M,4] corners in the unit of ``anchors``; image b owns rows ``gt_offsets[b]:gt_offsets[b + 1]``.
+        gt_labels: [M] int64, 1 or more.
+        gt_offsets: [B+1] int64, ascending from 0 to M.
+        iou_threshold: IoU from which an anchor is matched in the second step.
+        variances: scales of the encoded targets (spec section 6).
+
+    A pair of IoU at or below 1e-6 does not overlap: its IoU is 0. So is that of a box which is inverted, without area or
+    not finite. Inputs of float16, bfloat16 and float64 are converted to float32. Not differentiable: targets are
+    constants of the losses.
+
+    Raises:
+        InputError: shapes that do not fit, labels or offsets that are not int64, or offsets that do not ascend from 0
+            to M.
+    """
+    outputs = call(
+        "match",
+        anchors.detach(),
+        gt_boxes.detach(),
+        gt_labels,
+        gt_offsets,
+        iou_threshold,
+        tuple(variances),
+    )
+    return Match(*outputs)
+
+
+@_extension.register_fake("match")
+def _(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    iou_threshold: float,
+    variances: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    size = (gt_offsets.shape[0] - 1, anchors.shape[-2])
+    return (
+        anchors.new_empty(size, dtype=torch.int64),
+        anchors.new_empty((*size, 4), dtype=torch.float32),
+        anchors.new_empty(size, dtype=torch.int64),
+        anchors.new_empty(size, dtype=torch.float32),
+    )
 
 
 def match_reference(
@@ -42,13 +95,14 @@ def match_reference(
     """Plain-PyTorch twin of :func:`match`; builds the N x M matrix of IoUs of each image."""
     offsets = gt_offsets.tolist()
     batch = len(offsets) - 1
-    boxes = gt_boxes.float()
-    anchors = anchors.float().expand(batch, -1, 4) if anchors.dim() == 2 else anchors.float()
+    boxes, anchors = gt_boxes.float(), anchors.float()
+    if anchors.dim() == 2:
+        anchors = anchors.expand(batch, -1, 4)
     labels = torch.zeros(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
     indices = torch.full_like(labels, -1)
     ious = torch.zeros(anchors.shape[:2], device=anchors.device)
     targets = torch.zeros(anchors.shape, device=anchors.device)
-    for b, (first, last) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for b, (first, last) in enumerate(pairwise(offsets)):
         if first == last:
             continue
         indices[b], ious[b] = _match_image(anchors[b], boxes[first:last], iou_threshold)

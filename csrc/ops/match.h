@@ -1,0 +1,46 @@
+// match: anchors to ground truth (spec section 7.2), each image on its own.
+//
+//   anchors     [N,4] or [B,N,4]  cx,cy,w,h
+//   gt_boxes    [M,4]             x1,y1,x2,y2; image b owns rows gt_offsets[b] .. gt_offsets[b+1]-1
+//   gt_labels   [M] int64         1 or more
+//   gt_offsets  [B+1] int64       ascending from 0 to M
+// ->
+//   labels      [B,N] int64       label of the matched ground truth, 0 = unmatched
+//   targets     [B,N,4] float32   the matched box encoded against the anchor, 0 where unmatched
+//   indices     [B,N] int64       matched ground truth within its image, -1 = unmatched
+//   ious        [B,N] float32     best IoU with the ground truth of the image
+//
+// 1. Bipartite: of all pairs of a free anchor and a free ground truth, the one of largest IoU is matched; again until
+//    no pair is left. Ties: lowest anchor, then earliest ground truth.
+// 2. Per prediction: an anchor still free takes its best ground truth if their IoU >= iou_threshold. Ties: earliest.
+// A pair of IoU <= 1e-6 does not overlap: its IoU is 0. So does a box that is inverted, without area or not finite.
+// float16 and bfloat16 are computed in float32. Nothing of size N x M is allocated: memory is O(B N + M).
+#pragma once
+
+#include <cstdint>
+
+#include "box_math.h"
+
+namespace refinedet::cpu {
+
+struct MatchInput {
+  const float* anchors;
+  bool shared_anchors;  // one set of anchors for all images, else one per image
+  const float* gt_boxes;
+  const int64_t* gt_labels;
+  const int64_t* gt_offsets;
+  int64_t batch, num_anchors;
+  float iou_threshold;
+  Variances variances;
+};
+
+struct MatchOutput {
+  int64_t* labels;
+  float* targets;
+  int64_t* indices;
+  float* ious;
+};
+
+void match(const MatchInput& in, const MatchOutput& out);
+
+}  // namespace refinedet::cpu
