@@ -96,7 +96,7 @@ def _detect_batch(
         raw = model(blobs.to(model.anchors.device))
     finally:
         model.train(training)
-    found = _select(model, raw, threshold)
+    found = select_detections(model, raw, threshold)
     boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
     detections = []
     for i, (count, array, path) in enumerate(zip(found.counts.tolist(), arrays, paths, strict=True)):
@@ -109,8 +109,9 @@ def _detect_batch(
     return detections
 
 
-def _select(model: RefineDet, raw: RawOutput, score_threshold: float) -> ops.Detected:
-    """Decode and suppress with the thresholds of the model's preset."""
+def select_detections(model: RefineDet, raw: RawOutput, score_threshold: float) -> ops.Detected:
+    """Decode and suppress the model's raw output with the thresholds of its preset, but for ``score_threshold``; boxes
+    [B,K,4] are corners in units of the image side."""
     preset = model.config.preset
     return ops.detect(
         raw.arm_loc if preset.cascade else None,

@@ -1,0 +1,282 @@
+"""The ``refinedet`` command. Results go to stdout, progress and errors to stderr.
+
+Exit status: 0 done; 1 done, but some inputs could not be read (`detect`) or the machine is not in order (`doctor`);
+2 not done, with one line ``refinedet: error: ...`` naming the cause and the fix; 130 interrupted by Ctrl-C.
+
+Torch and OpenCV are imported by the subcommands that need them, so that ``refinedet --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from refinedet import __version__
+from refinedet.errors import InputError, RefineDetError
+from refinedet.files import write_text
+
+if TYPE_CHECKING:
+    from refinedet.models import RefineDet
+
+STDOUT = "-"  # `--json` without a file
+FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ``argv`` (default: the process's) and return its exit status."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", FFMPEG_QUIET)
+    hint = ""
+    try:
+        arguments = _parser().parse_args(argv)
+        hint = getattr(arguments, "interrupt_hint", lambda _: "")(arguments)
+        return arguments.run(arguments)
+    except (RefineDetError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `head` does: nothing to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        _say_error(error)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"refinedet: {str(error) or 'interrupted'}{hint}", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors end as all others: one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="refinedet", description="RefineDet object detection: train, evaluate, detect.")
+    parser.add_argument("--version", action="version", version=f"refinedet {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_detect(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train a model by a recipe", description="Train a model by a recipe.")
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file of the recipe, or a shipped one's name")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="data set folder (default: the recipe's)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (runs/RECIPE)")
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="pretrained backbone file (default: the recipe's)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
+    parser.add_argument("--json", action="store_const", const=STDOUT, help="print the result as JSON only")
+    parser.set_defaults(run=_train, interrupt_hint=_resume_hint)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate", help="measure a checkpoint's precision", description="Measure a checkpoint's average precision."
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="data set folder, VOC or COCO layout")
+    parser.add_argument("--split", default="test", help="split of the data set (test)")
+    parser.add_argument("--metric", choices=("voc", "coco"), default="voc", help="AP at IoU 0.5, or COCO AP (voc)")
+    parser.add_argument("--format", choices=("voc", "coco"), help="layout of the data set (default: found out)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for evaluation.json and the curves")
+    _add_common(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_detect(commands: Any) -> None:
+    parser = commands.add_parser(
+        "detect",
+        help="find objects in images and videos",
+        description="Find objects in images and videos. Annotated copies go to --out. Inputs that cannot be read are "
+        "reported at the end, with exit status 1, after all others are done.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "inputs", metavar="IMAGE|FOLDER|VIDEO", nargs="+", type=Path, help="of a folder, the files directly in it"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("detections"), help="folder of annotated copies (./detections)"
+    )
+    parser.add_argument(
+        "--score-threshold", metavar="T", type=_fraction, default=0.5, help="leave out lower scores everywhere (0.5)"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_detect)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor", help="check this installation", description="Check this installation: versions, extension, devices."
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON only")
+    parser.set_defaults(run=_doctor)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file, or a shipped checkpoint's name")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument(
+        "--json", metavar="FILE.json", nargs="?", const=STDOUT, type=_json_file, help="results as JSON: only that on "
+        "stdout, or in a file",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _json_file(text: str) -> str:
+    """The suffix is required: `--json IMAGE` or `--json CHECKPOINT` must never overwrite what was meant as an input."""
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; to print JSON, put --json last")
+    return text
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from refinedet.engine.train import train
+
+    say = _speaker(arguments)
+    out = _run_folder(arguments)
+    result = train(arguments.recipe, out, data=arguments.data, weights=arguments.weights, resume=arguments.resume)
+    say(
+        f"Trained to step {result.steps} in {result.seconds / 60:.1f} min; mean loss of the last steps {result.loss:.4f}"
+    )
+    if result.evaluation is not None:
+        say(f"Mean {result.evaluation['measure']} on the test split: {result.evaluation['mean_ap']}")
+    say(f"Model: {result.checkpoint}")
+    say(f"Logs and the state to resume from: {out}")
+    _deliver(arguments, json.loads(result.to_json()))
+    return 0
+
+
+def _run_folder(arguments: argparse.Namespace) -> Path:
+    return arguments.out or Path("runs") / arguments.recipe.stem
+
+
+def _resume_hint(arguments: argparse.Namespace) -> str:
+    command = ["refinedet train", str(arguments.recipe)]
+    for name in ("data", "weights"):
+        if getattr(arguments, name):
+            command.append(f"--{name} {getattr(arguments, name)}")
+    return f"; go on with: {' '.join(command)} --out {_run_folder(arguments)} --resume"
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    device = _device(arguments.device)
+    from refinedet.engine.evaluate import evaluate_checkpoint
+
+    say = _speaker(arguments)
+    evaluation = evaluate_checkpoint(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.split,
+        format=arguments.format,
+        device=device,
+        metric=arguments.metric,
+        batch_size=arguments.batch_size,
+    )
+    say(evaluation.table())
+    if arguments.out is not None:
+        evaluation.save(arguments.out)
+        say(f"Numbers, detections and precision-recall curves: {arguments.out}")
+    _deliver(arguments, json.loads(evaluation.to_json()))
+    return 0
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    from refinedet.detect_command import DetectJob, find_inputs, plan_outputs
+
+    images, videos = find_inputs(arguments.inputs)
+    targets = plan_outputs([*images, *videos], arguments.out)
+    job = DetectJob(
+        model=_load(arguments.checkpoint, arguments.device),
+        targets=targets,
+        score_threshold=arguments.score_threshold,
+        batch_size=arguments.batch_size,
+        say=_speaker(arguments),
+        keep_records=arguments.json is not None,
+    )
+    job.run(images, videos)
+    if targets.keys() - job.failures.keys():
+        job.say(f"Annotated copies: {arguments.out}")
+    _deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **job.to_json()})
+    for error in job.failures.values():
+        _say_error(error)
+    if not job.failures:
+        return 0
+    return 1 if targets.keys() - job.failures.keys() else 2
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from refinedet import doctor
+
+    return doctor.main(as_json=arguments.json)
+
+
+def _load(checkpoint: str, device: str) -> RefineDet:
+    import refinedet
+
+    chosen = _device(device)
+    return refinedet.load(checkpoint).to(chosen)
+
+
+def _device(name: str) -> str:
+    """The torch device of ``--device``; auto takes a GPU only when the extension has kernels for it."""
+    import torch
+
+    from refinedet._extension import build_info
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() and (build_info() or {}).get("cuda") else "cpu"
+    kind, colon, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
+        raise InputError(f"--device is {name!r}; give auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device is {name} but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
+    return name
+
+
+def _speaker(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Prints a line for people: to stdout, or to stderr when stdout is kept for JSON. Safe beside a progress bar."""
+    from tqdm import tqdm
+
+    stream = sys.stderr if arguments.json == STDOUT else sys.stdout
+    return lambda line: tqdm.write(line, file=stream)
+
+
+def _deliver(arguments: argparse.Namespace, document: Any) -> None:
+    """Put the JSON document where ``--json`` says, if it was given."""
+    if arguments.json is None:
+        return
+    text = json.dumps(document, allow_nan=False) + "\n"
+    if arguments.json == STDOUT:
+        sys.stdout.write(text)
+    else:
+        write_text(arguments.json, text)
+
+
+def _say_error(error: Exception) -> None:
+    print(f"refinedet: error: {error}", file=sys.stderr)
