@@ -1,0 +1,208 @@
+#include "ops/detect.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "ops/cpu/kept_boxes.h"
+#include "ops/cpu/parallel.h"
+
+namespace refinedet::cpu {
+namespace {
+
+constexpr int kLanes = 16;              // anchors that go through a vector function together
+constexpr int64_t kBlock = 512;         // anchors per task: small enough to balance threads, large enough to pay for one
+constexpr int64_t kMinChunk = 256;      // candidates sorted at a time
+
+// One row per class or coordinate, one column per anchor.
+using TileRow = float[kLanes];
+
+Center load(const float* rows, int64_t i) { return {rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]}; }
+
+REFINEDET_VECTOR_CLONES
+void objectness_at_least(const float* arm_conf, int64_t count, float threshold, uint8_t* keep) {
+  for (int64_t i = 0; i < count; ++i) keep[i] = objectness(arm_conf[2 * i], arm_conf[2 * i + 1]) >= threshold;
+}
+
+// Anchors in [begin, end) that pass the filter; `arm_conf` is the image's.
+std::vector<uint32_t> filter_anchors(const float* arm_conf, int64_t begin, int64_t end, float threshold) {
+  std::vector<uint32_t> survivors(end - begin);
+  uint8_t keep[kBlock];
+  objectness_at_least(arm_conf + 2 * begin, end - begin, threshold, keep);
+  size_t count = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    survivors[count] = static_cast<uint32_t>(i);
+    count += keep[i - begin];
+  }
+  survivors.resize(count);
+  return survivors;
+}
+
+std::vector<uint32_t> all_anchors(int64_t begin, int64_t end) {
+  std::vector<uint32_t> survivors(end - begin);
+  for (int64_t i = begin; i < end; ++i) survivors[i - begin] = static_cast<uint32_t>(i);
+  return survivors;
+}
+
+// Turns the logits of 16 anchors into scores; bit l of passed[c] tells whether anchor l is above the threshold in class c.
+REFINEDET_VECTOR_CLONES
+void score_tile(TileRow* tile, int64_t num_classes, float threshold, uint32_t* passed) {
+  TileRow highest, total;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    highest[lane] = tile[0][lane];
+    total[lane] = 0.0f;
+  }
+  for (int64_t c = 1; c < num_classes; ++c) {
+    for (int lane = 0; lane < kLanes; ++lane) highest[lane] = tile[c][lane] > highest[lane] ? tile[c][lane] : highest[lane];
+  }
+  for (int64_t c = 0; c < num_classes; ++c) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      tile[c][lane] = portable_exp(tile[c][lane] - highest[lane]);
+      total[lane] += tile[c][lane];
+    }
+  }
+  for (int64_t c = 1; c < num_classes; ++c) {
+    uint32_t mask = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      tile[c][lane] /= total[lane];
+      mask |= static_cast<uint32_t>(tile[c][lane] > threshold) << lane;
+    }
+    passed[c] = mask;
+  }
+}
+
+// Appends the candidates among `anchors` as descending_key(score, anchor * C + class).
+void append_candidates(const float* odm_conf, int64_t num_classes, float threshold, const std::vector<uint32_t>& anchors,
+                       std::vector<uint64_t>& candidates) {
+  std::vector<float> storage(num_classes * kLanes);
+  auto* tile = reinterpret_cast<TileRow*>(storage.data());
+  std::vector<uint32_t> passed(num_classes);
+  for (size_t first = 0; first < anchors.size(); first += kLanes) {
+    const int count = static_cast<int>(std::min<size_t>(kLanes, anchors.size() - first));
+    for (int lane = 0; lane < count; ++lane) {
+      const float* logits = odm_conf + anchors[first + lane] * num_classes;
+      for (int64_t c = 0; c < num_classes; ++c) tile[c][lane] = logits[c];
+    }
+    score_tile(tile, num_classes, threshold, passed.data());
+    const uint32_t used_lanes = (1u << count) - 1;
+    for (int64_t c = 1; c < num_classes; ++c) {
+      for (uint32_t mask = passed[c] & used_lanes; mask != 0; mask &= mask - 1) {
+        const int lane = std::countr_zero(mask);
+        const auto flat = static_cast<uint32_t>(anchors[first + lane] * num_classes + c);
+        candidates.push_back(descending_key(tile[c][lane], flat));
+      }
+    }
+  }
+}
+
+std::vector<uint64_t> block_candidates(const DetectInputs& in, const DetectOptions& options, int64_t image, int64_t begin,
+                                       int64_t end) {
+  const float* arm_conf = in.arm_conf == nullptr ? nullptr : in.arm_conf + image * in.num_anchors * 2;
+  const std::vector<uint32_t> anchors = arm_conf == nullptr
+                                            ? all_anchors(begin, end)
+                                            : filter_anchors(arm_conf, begin, end, options.objectness_threshold);
+  std::vector<uint64_t> candidates;
+  append_candidates(in.odm_conf + image * in.num_anchors * in.num_classes, in.num_classes, options.score_threshold,
+                    anchors, candidates);
+  return candidates;
+}
+
+REFINEDET_VECTOR_CLONES
+void decode_boxes(const DetectInputs& in, Variances variances, int64_t image, const uint64_t* keys, int64_t count,
+                  Corners* boxes) {
+  const int64_t first = image * in.num_anchors;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t anchor = key_index(keys[i]) / static_cast<uint32_t>(in.num_classes);
+    Center box = load(in.anchors, anchor);
+    if (in.arm_loc != nullptr) box = decode(box, load(in.arm_loc, first + anchor), variances);
+    boxes[i] = to_corners(decode(box, load(in.odm_loc, first + anchor), variances));
+  }
+}
+
+// Walks the candidates of an image in their order and keeps what no better box of its class suppresses. The order is also
+// that of the output, so the walk ends with the last row to fill: only the candidates it meets are sorted and decoded.
+class ImageSuppression {
+ public:
+  ImageSuppression(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out, int64_t image)
+      : in_(in), options_(options), out_(out), image_(image), seen_(in.num_classes), kept_(in.num_classes) {}
+
+  void run(std::vector<uint64_t>& keys) {
+    auto begin = keys.begin();
+    for (int64_t chunk = std::max(kMinChunk, options_.keep_top_k); begin != keys.end() && !full(); chunk *= 2) {
+      const auto end = begin + std::min<int64_t>(chunk, keys.end() - begin);
+      std::nth_element(begin, end, keys.end());
+      std::sort(begin, end);
+      keep_best(&*begin, end - begin);
+      begin = end;
+    }
+    pad();
+  }
+
+ private:
+  bool full() const { return count_ == options_.keep_top_k; }
+
+  void keep_best(const uint64_t* keys, int64_t count) {
+    std::vector<Corners> boxes(count);
+    decode_boxes(in_, options_.variances, image_, keys, count, boxes.data());
+    for (int64_t i = 0; i < count && !full(); ++i) {
+      const uint32_t label = key_index(keys[i]) % static_cast<uint32_t>(in_.num_classes);
+      if (!finite(boxes[i]) || seen_[label] == options_.top_k) continue;
+      ++seen_[label];
+      if (kept_[label].suppress(boxes[i], options_.iou_threshold)) continue;
+      kept_[label].add(boxes[i]);
+      write(keys[i], boxes[i], label);
+    }
+  }
+
+  void write(uint64_t key, Corners box, uint32_t label) {
+    const int64_t row = image_ * options_.keep_top_k + count_++;
+    out_.boxes[4 * row] = box.x1;
+    out_.boxes[4 * row + 1] = box.y1;
+    out_.boxes[4 * row + 2] = box.x2;
+    out_.boxes[4 * row + 3] = box.y2;
+    out_.scores[row] = key_score(key);
+    out_.labels[row] = label;
+    out_.indices[row] = key_index(key) / static_cast<uint32_t>(in_.num_classes);
+  }
+
+  void pad() {
+    const int64_t row = image_ * options_.keep_top_k + count_, rows = options_.keep_top_k - count_;
+    std::fill_n(out_.boxes + 4 * row, 4 * rows, 0.0f);
+    std::fill_n(out_.scores + row, rows, 0.0f);
+    std::fill_n(out_.labels + row, rows, 0);
+    std::fill_n(out_.indices + row, rows, -1);
+    out_.counts[image_] = count_;
+  }
+
+  const DetectInputs& in_;
+  const DetectOptions& options_;
+  const DetectOutputs& out_;
+  const int64_t image_;
+  int64_t count_ = 0;
+  std::vector<int64_t> seen_;      // candidates met per class, suppressed ones included
+  std::vector<KeptBoxes> kept_;  // per class
+};
+
+}  // namespace
+
+void detect(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out) {
+  const int64_t blocks = (in.num_anchors + kBlock - 1) / kBlock;
+  std::vector<std::vector<uint64_t>> candidates(in.batch * blocks);
+  parallel_for(0, in.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % blocks * kBlock;
+      candidates[i] = block_candidates(in, options, i / blocks, first, std::min(first + kBlock, in.num_anchors));
+    }
+  });
+  parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      std::vector<uint64_t> keys;
+      for (int64_t i = image * blocks; i < (image + 1) * blocks; ++i) {
+        keys.insert(keys.end(), candidates[i].begin(), candidates[i].end());
+      }
+      ImageSuppression(in, options, out, image).run(keys);
+    }
+  });
+}
+
+}  // namespace refinedet::cpu
