@@ -90,7 +90,7 @@ def _check_rows(
 
 
 def _annotation(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with every field COCOeval reads. The id is counted anew from 1: COCOeval takes a match with id 0 for none."""
+    """A copy with every field COCOeval reads. Ids count anew from 1: COCOeval takes a match with id 0 for none."""
     return {"iscrowd": 0, "area": _area(row), **row, "id": number}
 
 

@@ -24,16 +24,19 @@ def plot_precision_recall(
     ap: Sequence[float],
     *,
     title: str = "",
-    ap_label: str = "AP",
+    curves_label: str = "",
 ) -> None:
     """Write the precision-recall curve of every class (left) and its AP as a bar (right) to one image.
 
     ``ap[i]`` belongs to ``names[i]`` and ``results[i]`` (it may differ from ``results[i].ap``: COCO's AP averages over
-    IoU thresholds). Bars are sorted, best on top, in the colour of the class's curve: they are the legend. A class
-    whose AP is NaN (no ground truth) is left out. The format follows the suffix of ``path``; written atomically.
+    IoU thresholds; ``curves_label`` says what the curves are). Bars are sorted, best on top, in the colour of the
+    class's curve: they are the legend. A class whose AP is NaN (no ground truth) is left out. The format follows the
+    suffix of ``path``; written atomically.
     """
     if not len(names) == len(results) == len(ap):
-        raise InputError(f"{len(names)} names, {len(results)} results and {len(ap)} AP values; give one of each per class")
+        raise InputError(
+            f"{len(names)} names, {len(results)} results and {len(ap)} AP values; give one of each per class"
+        )
     order = sorted((i for i in range(len(names)) if not np.isnan(ap[i])), key=lambda i: -ap[i])
     height = max(5.0, 1.5 + BAR_HEIGHT * len(order))
     figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
@@ -41,8 +44,8 @@ def plot_precision_recall(
     colours = _colours(len(order))
     for colour, i in zip(colours, order, strict=True):
         curves.plot(*curve_points(results[i]), color=colour, linewidth=1.5, label=names[i])
-    _dress_curves(curves)
-    _draw_bars(bars, [names[i] for i in order], [ap[i] for i in order], colours, ap_label)
+    _dress_curves(curves, curves_label)
+    _draw_bars(bars, [names[i] for i in order], [ap[i] for i in order], colours)
     if title:
         figure.suptitle(title)
     with atomic_write(path) as temporary:
@@ -68,19 +71,18 @@ def _colours(count: int) -> list[tuple[float, float, float, float]]:
     return [matplotlib.colormaps["turbo"](i / (count - 1)) for i in range(count)]
 
 
-def _dress_curves(axes: Axes) -> None:
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0.0, 1.0), ylim=(0.0, 1.02), title="precision over recall")
+def _dress_curves(axes: Axes, label: str) -> None:
+    title = f"precision over recall{f' ({label})' if label else ''}"
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0.0, 1.0), ylim=(0.0, 1.02), title=title)
     axes.grid(alpha=0.3)
 
 
-def _draw_bars(
-    axes: Axes, names: list[str], ap: list[float], colours: list[tuple[float, float, float, float]], ap_label: str
-) -> None:
+def _draw_bars(axes: Axes, names: list[str], ap: list[float], colours: list[tuple[float, float, float, float]]) -> None:
     rows = np.arange(len(names))
     axes.barh(rows, ap, color=colours)
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
-    axes.set(xlim=(0.0, 1.12), xticks=np.linspace(0.0, 1.0, 6), title=f"{ap_label} per class")
+    axes.set(xlim=(0.0, 1.12), xticks=np.linspace(0.0, 1.0, 6), title="average precision per class")
     for row, value in zip(rows, ap, strict=True):
         axes.text(value + 0.01, row, f"{value:.3f}", va="center", fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """PASCAL VOC average precision, as the evaluator of the released code computes it (spec section 10.5).
 
-Boxes are corners in whole-pixel terms: a box covers x1 to x2 inclusive, so its width is x2 - x1 + 1. The result does not
+Boxes are corners of whole pixels: a box covers x1 to x2 inclusive, so its width is x2 - x1 + 1. The result does not
 depend on the origin (0-based or 1-based), as long as ground truth and detections share it. All arithmetic is float64.
 
 Within a class, detections are visited by descending score over all images; equal scores keep the order of the input
@@ -97,14 +97,10 @@ def voc_ap(
         truth = np.flatnonzero(truth_labels == label)
         found = np.flatnonzero(found_labels == label)
         found = found[np.argsort(-scores[found], kind="stable")]
-        overlap, best = _best_overlaps(
-            truth_images[truth], truth_boxes[truth], found_images[found], found_boxes[found]
-        )
+        overlap, best = _best_overlaps(truth_images[truth], truth_boxes[truth], found_images[found], found_boxes[found])
         true_positive, ignored = _judge(overlap > iou_threshold, best, difficult[truth])
         count = int((~difficult[truth]).sum())
-        results.append(
-            _class_result(label, count, scores[found], true_positive, ignored, use_07_metric=use_07_metric)
-        )
+        results.append(_class_result(label, count, scores[found], true_positive, ignored, use_07_metric=use_07_metric))
     return results
 
 
@@ -129,7 +125,7 @@ def best_f1(result: ClassResult) -> OperatingPoint | None:
 
 
 def pixel_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU [n,m] of inclusive pixel boxes [n,4] and [m,4]: widths and heights are x2 - x1 + 1; 0 for boxes without area."""
+    """IoU [n,m] of inclusive pixel boxes [n,4] and [m,4]: a width is x2 - x1 + 1; 0 for boxes without area."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     intersection = np.clip(high - low + 1, 0, None).prod(axis=-1)
