@@ -34,7 +34,7 @@ def match(
     """Match anchors to the ground truth of their image (spec section 7.2).
 
     First greedy and bipartite: of all pairs of a free anchor and a free ground truth the one of largest IoU is matched,
-    until none is left, so every ground truth that overlaps anything gets an anchor of its own (ties: lowest anchor, then
+    until no pair is left, so two ground truths with the same best anchor get two anchors (ties: lowest anchor, then
     earliest ground truth). Then each anchor still free takes its best ground truth if their IoU is at least
     ``iou_threshold`` (ties: earliest). Memory is O(B*N + M): no matrix of IoUs is built.
 
@@ -46,8 +46,8 @@ def match(
         iou_threshold: IoU from which an anchor is matched in the second step.
         variances: scales of the encoded targets (spec section 6).
 
-    A pair of IoU at or below 1e-6 does not overlap: its IoU is 0. So is that of a box which is inverted, without area or
-    not finite. Inputs of float16, bfloat16 and float64 are converted to float32. Not differentiable: targets are
+    A pair of IoU at or below 1e-6 does not overlap: its IoU is 0. So is that of a box which is inverted, without area
+    or not finite. Inputs of float16, bfloat16 and float64 are converted to float32. Not differentiable: targets are
     constants of the losses.
 
     Raises:

@@ -23,8 +23,8 @@ def mine(
     """Select the hard negatives of each image (spec section 7.3).
 
     An anchor is eligible if it is unmatched (label 0), its best IoU is below ``negative_iou`` and its objectness at
-    least ``objectness_threshold``. In an image with P positive labels, the floor(``negative_ratio`` * P) eligible anchors
-    of largest background loss are selected, or all of them if there are fewer; ties: lowest anchor.
+    least ``objectness_threshold``. In an image with P positive labels, the floor(``negative_ratio`` * P) eligible
+    anchors of largest background loss are selected, or all of them if there are fewer; ties: lowest anchor.
 
     Args:
         losses: [B,N] background loss of each anchor, or [B,N,C] logits with class 0 = background. Logits stand for the
