@@ -17,6 +17,7 @@ uses two things::
 """
 
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -52,6 +53,21 @@ def _torch_is_too_old() -> bool:
     return (int(major), int(minor)) < OLDEST_TORCH
 
 
+def _truncated_file() -> Path | None:
+    """The extension file if it ends before its last part, the table of ELF sections: to load it would kill Python."""
+    spec = importlib.util.find_spec("refinedet._C")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    with path.open("rb") as file:
+        header = file.read(64)
+    if not header.startswith(b"\x7fELF") or len(header) < 64:
+        return None
+    table = int.from_bytes(header[40:48], "little")
+    entry_size, entries = int.from_bytes(header[58:60], "little"), int.from_bytes(header[60:62], "little")
+    return path if path.stat().st_size < table + entry_size * entries else None
+
+
 def _explain(error: ImportError) -> tuple[str, str]:
     """Why ``refinedet._C`` could not be imported, and what to do."""
     text = str(error).strip().splitlines()[0]
@@ -73,6 +89,10 @@ def load() -> ModuleType | None:
     _module = None
     if _torch_is_too_old():
         _problem = (f"torch {torch.__version__} is older than 2.10", "run `pip install --upgrade 'torch>=2.10'`")
+        return None
+    truncated = _truncated_file()
+    if truncated is not None:
+        _problem = (f"the compiled extension of refinedet is damaged ({truncated} is truncated)", _fix())
         return None
     try:
         module = importlib.import_module("refinedet._C")
