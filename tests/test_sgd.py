@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ GOLDEN = Path(__file__).parent / "golden" / "solver"
 class ToyNet(nn.Module):
     """The network of ``meta.net`` in the golden files; parameters are named ``<layer>__<blob>`` as in them."""
 
-    LEARNED = {  # name: (lr_mult, decay_mult), from the param specs; BatchNorm's blobs are statistics, not parameters
+    # (lr_mult, decay_mult) from the param specs. BatchNorm's blobs are statistics, not parameters.
+    LEARNED: ClassVar = {
         "conv1__0": (1.0, 1.0),
         "conv1__1": (2.0, 0.0),
         "norm1__0": (0.0, 0.0),
@@ -107,7 +109,8 @@ def test_parameter_without_gradient_is_skipped():
     optimizer = CaffeSGD([used, unused], lr=1.0, momentum=0.0, weight_decay=0.0)
     used.grad = torch.ones(2)
     optimizer.step()
-    assert used.tolist() == [0.0, 0.0] and unused.tolist() == [1.0, 1.0]
+    assert used.tolist() == [0.0, 0.0]
+    assert unused.tolist() == [1.0, 1.0]
 
 
 def test_groups_scale_the_rate_by_name():

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -97,6 +96,15 @@ def load_weights(model: RefineDet, path: str | os.PathLike[str]) -> None:
     path = resolve(path)
     tensors, header = _read(path)
     _assign(model, _inference_weights(tensors, header), path)
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a checkpoint of this package (of any version), as opposed to a backbone's weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_metadata(path_or_name: str | os.PathLike[str]) -> dict[str, Any]:
@@ -261,7 +269,7 @@ def _explain_unreadable(path: Path) -> str:
     """Why a file that safetensors refuses was refused, told by its first bytes."""
     with path.open("rb") as file:
         start = file.read(9)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" and start[2:3] != b"\x00":
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[2:3] != b"\x00"):
         return (
             f"{path} is not a safetensors file but a pickle (torch.save). Opening a pickle can run any code, so it "
             "was not opened. Convert it: load its state dict into a model with torch.load(..., weights_only=True) and "
