@@ -69,7 +69,7 @@ def _add_train(commands: Any) -> None:
     parser = commands.add_parser("train", help="train a model by a recipe", description="Train a model by a recipe.")
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file of the recipe, or a shipped one's name")
     parser.add_argument("--data", metavar="DIR", type=Path, help="data set folder (default: the recipe's)")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (runs/RECIPE)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="pretrained backbone file (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     parser.add_argument("--json", action="store_const", const=STDOUT, help="print the result as JSON only")
@@ -82,8 +82,10 @@ def _add_evaluate(commands: Any) -> None:
     )
     _add_checkpoint(parser)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="data set folder, VOC or COCO layout")
-    parser.add_argument("--split", default="test", help="split of the data set (test)")
-    parser.add_argument("--metric", choices=("voc", "coco"), default="voc", help="AP at IoU 0.5, or COCO AP (voc)")
+    parser.add_argument("--split", default="test", help="split of the data set (default: test)")
+    parser.add_argument(
+        "--metric", choices=("voc", "coco"), default="voc", help="AP at IoU 0.5, or COCO AP (default: voc)"
+    )
     parser.add_argument("--format", choices=("voc", "coco"), help="layout of the data set (default: found out)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for evaluation.json and the curves")
     _add_common(parser)
@@ -102,10 +104,18 @@ def _add_detect(commands: Any) -> None:
         "inputs", metavar="IMAGE|FOLDER|VIDEO", nargs="+", type=Path, help="of a folder, the files directly in it"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("detections"), help="folder of annotated copies (./detections)"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("detections"),
+        help="folder of annotated copies (default: ./detections)",
     )
     parser.add_argument(
-        "--score-threshold", metavar="T", type=_fraction, default=0.5, help="leave out lower scores everywhere (0.5)"
+        "--score-threshold",
+        metavar="T",
+        type=_fraction,
+        default=0.5,
+        help="leave out lower scores everywhere (default: 0.5)",
     )
     _add_common(parser)
     parser.set_defaults(run=_detect)
@@ -124,8 +134,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (8)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (default: 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--json", metavar="FILE.json", nargs="?", const=STDOUT, type=_json_file, help="results as JSON: only that on "
         "stdout, or in a file",
@@ -161,9 +171,7 @@ def _train(arguments: argparse.Namespace) -> int:
     say = _speaker(arguments)
     out = _run_folder(arguments)
     result = train(arguments.recipe, out, data=arguments.data, weights=arguments.weights, resume=arguments.resume)
-    say(
-        f"Trained to step {result.steps} in {result.seconds / 60:.1f} min; mean loss of the last steps {result.loss:.4f}"
-    )
+    say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min; recent mean loss {result.loss:.4f}")
     if result.evaluation is not None:
         say(f"Mean {result.evaluation['measure']} on the test split: {result.evaluation['mean_ap']}")
     say(f"Model: {result.checkpoint}")

@@ -20,11 +20,10 @@ from refinedet.files import atomic_write
 from refinedet.models import RefineDet
 from refinedet.predict import batches, detect
 from refinedet.structures import Detections
-from refinedet.video import detect_video
+from refinedet.video import BAR_DELAY, detect_video
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 KEPT_SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))  # annotated pictures of another format become .png
-BAR_DELAY = 2.0  # seconds before a progress bar appears
 
 
 def find_inputs(arguments: Iterable[Path]) -> tuple[list[Path], list[Path]]:

@@ -12,16 +12,18 @@ from refinedet.errors import InputError
 from refinedet.structures import Detections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-GOLDEN_RATIO = 0.6180339887  # steps of this fraction of the colour circle never come close to each other early
-FIRST_HUE = 0.0
-TONES = ((0.85, 1.0), (1.0, 0.7), (0.5, 1.0))  # saturation and value; the tone changes when the hues get crowded
-HUES_PER_TONE = 12
+# Hues step by the golden ratio and tones take turns. The numbers, found by a grid search, keep the first 4 classes 80
+# apart in CIE Lab, the first 20 classes 30; the first is the strong red that shows on most photographs.
+GOLDEN_RATIO = 0.6180339887
+FIRST_HUE = 0.98
+TONES = ((0.9, 1.0), (1.0, 0.55), (0.6, 0.95))  # saturation and value
 REFERENCE_SIDE = 600.0  # geometric mean side, in pixels, at which lines are LINE_WIDTH thick and text is FONT_SCALE
 LINE_WIDTH = 2.0
 FONT_SCALE = 0.42
 MIN_FONT_SCALE = 0.35  # smaller is illegible
 DARK = (20, 20, 20)
 LIGHT = (255, 255, 255)
+INK_SWITCH = 0.2  # luminance at which dark and light letters contrast about equally with the ground
 
 
 class _Style(NamedTuple):
@@ -49,7 +51,7 @@ class _Rectangle(NamedTuple):
 
 def color_of(label: int) -> tuple[int, int, int]:
     """The BGR colour of class ``label`` (1, 2, ...): the same in every picture, neighbours far apart in hue."""
-    saturation, value = TONES[(label - 1) // HUES_PER_TONE % len(TONES)]
+    saturation, value = TONES[(label - 1) % len(TONES)]
     red, green, blue = colorsys.hsv_to_rgb((FIRST_HUE + (label - 1) * GOLDEN_RATIO) % 1.0, saturation, value)
     return round(255 * blue), round(255 * green), round(255 * red)
 
@@ -74,7 +76,7 @@ def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5
     frames = [_Rectangle(*(round(value) for value in detections.boxes[row].tolist())) for row in shown]
     colors = [color_of(int(detections.labels[row])) for row in shown]
     for frame, color in zip(reversed(frames), reversed(colors), strict=True):  # the best on top
-        cv2.rectangle(canvas, frame[:2], frame[2:], color, style.line, cv2.LINE_AA)
+        cv2.rectangle(canvas, frame[:2], frame[2:], color, style.line)
     placed: list[_Rectangle] = []
     for row, frame, color in zip(shown, frames, colors, strict=True):
         text = f"{detections.names[row]} {detections.scores[row]:.2f}"
@@ -138,6 +140,11 @@ def _inside(x: int, y: int, size: tuple[int, int], image_size: tuple[int, int]) 
 
 
 def _ink(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Dark letters on a light ground, light ones on a dark ground (BT.601 luma)."""
-    blue, green, red = background
-    return DARK if 0.114 * blue + 0.587 * green + 0.299 * red > 120 else LIGHT
+    """Dark letters on a light ground, light ones on a dark ground."""
+    return DARK if _luminance(background) > INK_SWITCH else LIGHT
+
+
+def _luminance(bgr: tuple[int, int, int]) -> float:
+    """Approximate relative luminance 0..1: BT.709 weights, gamma 2.2."""
+    blue, green, red = ((value / 255) ** 2.2 for value in bgr)
+    return 0.0722 * blue + 0.7152 * green + 0.2126 * red

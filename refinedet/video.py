@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from refinedet.models import RefineDet
 
 DEFAULT_FPS = 25.0  # for containers that do not tell
+BAR_DELAY = 2.0  # seconds before the progress bar appears
 CODEC = "mp4v"  # the one mp4 codec that every OpenCV wheel can write
 
 
@@ -71,7 +72,8 @@ def detect_video(
     """
     count = 0
     with _reader(source) as (info, frames), atomic_write(output) as temporary:
-        bar = tqdm(total=info.frames or None, unit="frame", desc=Path(source).name, disable=not progress)
+        name = Path(source).name
+        bar = tqdm(total=info.frames or None, unit="frame", desc=name, delay=BAR_DELAY, disable=not progress)
         with bar, _writer(temporary, info) as writer:
             for batch in batches(frames, batch_size):
                 found = detect(model, batch, score_threshold=score_threshold, batch_size=batch_size)
