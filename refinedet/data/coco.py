@@ -51,10 +51,10 @@ class COCODataset(DetectionDataset):
         super().__init__(f"{self.root} (split {split})", names, records, findings.lines())
 
     def _read_records(
-        self, content: dict[str, list[Any]], categories: dict[int, str], names: Sequence[str], findings: Findings
+        self, content: dict[str, list[Any]], categories: dict[Any, str], names: Sequence[str], findings: Findings
     ) -> list[Record]:
         file = self.annotation_file
-        images = {_field(item, "id", "image", file): item for item in content["images"]}
+        images = {_id(item, "id", "image", file): item for item in content["images"]}
         if len(images) < len(content["images"]):
             raise DataError(f"{file}: two images share an id; give each image its own")
         labels = {name: label for label, name in enumerate(names, 1)}
@@ -127,9 +127,9 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[int, str]:
+def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[Any, str]:
     """Category id -> name, in the file's order."""
-    categories = {_field(item, "id", "category", file): str(_field(item, "name", "category", file)) for item in items}
+    categories = {_id(item, "id", "category", file): str(_field(item, "name", "category", file)) for item in items}
     if not categories:
         raise DataError(f"{file}: the list of categories is empty; add the classes")
     if len(categories) < len(items) or len(set(categories.values())) < len(items):
@@ -138,13 +138,13 @@ def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[int, str]:
 
 
 def _group(
-    annotations: list[dict[str, Any]], images: dict[Any, Any], categories: dict[int, str], file: Path
+    annotations: list[dict[str, Any]], images: dict[Any, Any], categories: dict[Any, str], file: Path
 ) -> dict[Any, list[dict[str, Any]]]:
     """The annotations of each image id, in the file's order."""
     grouped: dict[Any, list[dict[str, Any]]] = {}
     for item in annotations:
-        image = _field(item, "image_id", "annotation", file)
-        category = _field(item, "category_id", "annotation", file)
+        image = _id(item, "image_id", "annotation", file)
+        category = _id(item, "category_id", "annotation", file)
         if image not in images:
             raise DataError(f"{file}: annotation {item.get('id')} names image id {image!r}, which the file lacks")
         if category not in categories:
@@ -158,16 +158,22 @@ def _group(
 
 def _corners(item: dict[str, Any], file: Path) -> tuple[float, float, float, float]:
     box = _field(item, "bbox", "annotation", file)
-    try:
-        x, y, width, height = (float(value) for value in box)
-    except (TypeError, ValueError):
-        raise DataError(f"{file}: annotation {item.get('id')} has bbox {box!r}; give [x, y, width, height]") from None
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)):
+        raise DataError(f"{file}: annotation {item.get('id')} has bbox {box!r}; give [x, y, width, height]")
+    x, y, width, height = box
     return x, y, x + width, y + height
 
 
 def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
-    return (int(height), int(width)) if height and width else None
+    return (height, width) if height and width else None
+
+
+def _id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
+    value = _field(item, key, kind, file)
+    if not isinstance(value, (int, str)):
+        raise DataError(f"{file}: {kind} {item.get('id')} has {key} {value!r}; give a whole number")
+    return value
 
 
 def _field(item: dict[str, Any], key: str, kind: str, file: Path) -> Any:

@@ -15,27 +15,36 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".t
 def read_image(path: str | os.PathLike[str], *, apply_exif: bool = False) -> np.ndarray:
     """Decode an image file to uint8 [H,W,3] in BGR order.
 
-    Greyscale and palette images become three channels; 16-bit samples keep their high byte (full range to full
-    range); an alpha channel is dropped, not blended; CMYK JPEGs are converted. The EXIF orientation is ignored
-    unless ``apply_exif``: the annotations of VOC and COCO are made on the stored pixels.
+    Greyscale and palette images become three channels; 16-bit samples are scaled by 255/65535 and rounded; an alpha
+    channel is dropped, not blended; CMYK JPEGs are converted. The EXIF orientation is ignored unless ``apply_exif``:
+    the annotations of VOC and COCO are made on the stored pixels.
 
-    Raises DataError when the file is missing, a folder, empty, cut short or not an image. What cannot be told is a
-    JPEG whose compressed data is damaged but properly ended: the decoder fills in grey.
+    Raises DataError when the file is missing, a folder, empty, cut short, not an image or of more than 16 bits. What
+    cannot be told is a JPEG whose compressed data is damaged but properly ended: the decoder fills in grey.
     """
     data = _read_bytes(path)
     # Decoding from memory matters: from a file, OpenCV fills a truncated JPEG with grey and only warns.
     # It also makes the path's encoding no matter of OpenCV's.
-    flags = cv2.IMREAD_COLOR if apply_exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(data, flags)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
     except cv2.error as error:
         raise DataError(f"{path}: OpenCV cannot decode this image ({error.err}); replace or remove it") from error
     if image is None:
         raise DataError(
-            f"{path}: not an image that OpenCV can decode ({len(data)} bytes; cut short, damaged, or of another "
-            "kind, such as 32-bit float); replace it or save it again as JPEG or PNG"
+            f"{path}: not an image that OpenCV can decode ({len(data)} bytes; cut short, damaged or of another kind); "
+            "replace it or save it again as JPEG or PNG"
         )
-    return image
+    return _to_8_bit(image, path)
+
+
+def _to_8_bit(image: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype != np.uint16:
+        raise DataError(f"{path}: its samples are {image.dtype}, whose range is unknown; save it with 8 or 16 bits")
+    # OpenCV's own conversion rounds in some formats and truncates in others.
+    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

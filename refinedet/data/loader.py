@@ -76,7 +76,8 @@ class TrainLoader:
         for item in _alive(iter(loader)):
             if isinstance(item, RefineDetError):
                 raise item
-            yield item
+            # Pinning memory turns plain tuples into lists.
+            yield item._replace(paths=tuple(item.paths))
 
 
 class _StepsFrom:

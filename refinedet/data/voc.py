@@ -1,5 +1,6 @@
 """Data sets in the layout of PASCAL VOC: Annotations/*.xml, ImageSets/Main/SPLIT.txt, JPEGImages/."""
 
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -102,22 +103,27 @@ class _ImageFinder:
 
 
 def _read_split(root: Path, split: str, findings: Findings) -> list[str]:
-    """The image ids of a split, in the file's order. Class-specific lists (``id 1``) are read by their first column."""
+    """The image ids of a split, in the file's order."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         existing = (entry.stem for entry in path.parent.glob("*.txt")) if path.parent.is_dir() else ()
         raise DataError(f"{path}: no such split; the splits there: {choices(existing)}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({error.reason}); list one image id per line") from error
-    ids = [line.split()[0] for line in lines if line.strip()]
+    ids = [_image_id(line.strip(), root) for line in lines if line.strip()]
     if not ids:
         raise DataError(f"{path}: the split is empty; list one image id per line or choose another split")
     unique = list(dict.fromkeys(ids))
     if len(unique) < len(ids):
         findings.add("images listed twice in the split, used once", path.name, len(ids) - len(unique))
     return unique
+
+
+def _image_id(line: str, root: Path) -> str:
+    """The id on a line: all of it, or its first column in VOC's lists of one class (``000005 -1``)."""
+    return line if (root / "Annotations" / f"{line}.xml").is_file() else line.split()[0]
 
 
 def _image_folder(root: Path) -> Path:
@@ -180,8 +186,8 @@ def _read_size(tree: ElementTree.Element, path: Path) -> tuple[int, int] | None:
     """(height, width) as annotated, or None: some tools leave the element out or write 0."""
     if tree.find("size") is None:
         return None
-    height, width = int(_number(tree, "size/height", path)), int(_number(tree, "size/width", path))
-    return (height, width) if height > 0 and width > 0 else None
+    height, width = _number(tree, "size/height", path), _number(tree, "size/width", path)
+    return (int(height), int(width)) if 0 < height < math.inf and 0 < width < math.inf else None
 
 
 def _number(element: ElementTree.Element, tag: str, path: Path) -> float:
