@@ -32,6 +32,7 @@ from refinedet.data import COCODataset, VOCDataset, eval_batches, open_dataset
 from refinedet.errors import InputError
 from refinedet.files import write_text
 from refinedet.metrics import ClassResult, COCOResult, GroundTruth, ScoredBoxes, best_f1, coco_ap, mean_ap, voc_ap
+from refinedet.metrics.voc_ap import check_iou_threshold
 from refinedet.predict import select_detections, to_pixels
 
 if TYPE_CHECKING:
@@ -93,10 +94,11 @@ class Evaluation:
         lines = [
             f"{'class':<{width}}  objects  detections     AP  precision  recall  at score",
             *(_table_line(row, width) for row in self.rows),
-            f"mean {self.measure}: {_number(self.mean_ap)}",
+            f"mean {self.measure} of {sum(row.ap is not None for row in self.rows)} classes: {_number(self.mean_ap)}",
         ]
         if self.coco:
-            lines.append("  ".join(f"{name} {_number(value)}" for name, value in self.coco.items()))
+            numbers = [f"{name} {_number(value)}" for name, value in self.coco.items()]
+            lines += ["  ".join(numbers[:6]), "  ".join(numbers[6:])]
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in self.seconds.items())
         lines.append(f"{self.images} images, {sum(self.seconds.values()):.2f} s: {stages}")
         return "\n".join(lines)
@@ -145,8 +147,9 @@ def evaluate(
 
     Raises InputError for arguments out of range and for classes that disagree, DataError for an unreadable image.
     """
-    _check_arguments(model, dataset, metric, use_07_metric, batch_size)
     threshold = model.config.preset.score_threshold if score_threshold is None else score_threshold
+    _check_choices(metric, iou_threshold, use_07_metric, threshold, batch_size)
+    _check_classes(model, dataset)
     seconds = dict.fromkeys(STAGES, 0.0)
     collected = _collect(model, dataset, threshold, batch_size, seconds, progress)
     with _timed(seconds, "metric"):
@@ -197,15 +200,21 @@ def evaluate_checkpoint(
     return evaluate(model, open_dataset(data, split, format=format, classes=model.config.classes), **options)
 
 
-def _check_arguments(
-    model: RefineDet, dataset: DetectionDataset, metric: str, use_07_metric: bool, batch_size: int
+def _check_choices(
+    metric: str, iou_threshold: float, use_07_metric: bool, score_threshold: float, batch_size: int
 ) -> None:
     if metric not in METRICS:
         raise InputError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")
     if metric == "coco" and use_07_metric:
         raise InputError("use_07_metric belongs to the VOC metric; leave it out or choose metric='voc'")
+    check_iou_threshold(iou_threshold)
+    if not 0.0 <= score_threshold <= 1.0:
+        raise InputError(f"score_threshold is {score_threshold}; give a value from 0 to 1")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1")
+
+
+def _check_classes(model: RefineDet, dataset: DetectionDataset) -> None:
     if tuple(dataset.classes) != tuple(model.config.classes):
         raise InputError(
             f"{dataset.name}: the model's classes are {', '.join(model.config.classes)}, the data set's "

@@ -87,8 +87,7 @@ def voc_ap(
     Raises InputError for arrays whose lengths or shapes disagree, for labels outside 1..num_classes-1 and for
     non-finite boxes or scores.
     """
-    if not 0.0 <= iou_threshold < 1.0:
-        raise InputError(f"iou_threshold is {iou_threshold}; give a value from 0 up to, not including, 1")
+    check_iou_threshold(iou_threshold)
     truth_images, truth_labels, truth_boxes, difficult = _check("ground truth", ground_truth, num_classes)
     found_images, found_labels, found_boxes, scores = _check("detections", detections, num_classes)
     difficult = difficult.astype(bool)
@@ -135,6 +134,12 @@ def pixel_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _pixel_area(boxes: np.ndarray) -> np.ndarray:
     return np.clip(boxes[:, 2:] - boxes[:, :2] + 1, 0, None).prod(axis=-1)
+
+
+def check_iou_threshold(iou_threshold: float) -> None:
+    """Raise InputError for a threshold that no IoU, or every IoU, is above."""
+    if not 0.0 <= iou_threshold < 1.0:
+        raise InputError(f"iou_threshold is {iou_threshold}; give a value from 0 up to, not including, 1")
 
 
 def _check(what: str, rows: GroundTruth | ScoredBoxes, num_classes: int) -> tuple[np.ndarray, ...]:
