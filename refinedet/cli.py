@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,26 +25,27 @@ from refinedet.files import write_text
 if TYPE_CHECKING:
     from refinedet.models import RefineDet
 
-STDOUT = "-"  # `--json` without a file
+STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
 FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's) and return its exit status."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", FFMPEG_QUIET)
-    hint = ""
+    arguments = argparse.Namespace()
     try:
         arguments = _parser().parse_args(argv)
-        hint = getattr(arguments, "interrupt_hint", lambda _: "")(arguments)
         return arguments.run(arguments)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RefineDetError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `head` does: nothing to tell
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         _say_error(error)
         return 2
     except KeyboardInterrupt as error:
-        print(f"refinedet: {str(error) or 'interrupted'}{hint}", file=sys.stderr)
+        saved = str(error)  # training says what it saved
+        hint = f"{saved}; go on with: {_resume_command(arguments)}" if saved else "interrupted"
+        print(f"refinedet: {hint}", file=sys.stderr)
         return 130
 
 
@@ -72,8 +74,8 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="pretrained backbone file (default: the recipe's)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
-    parser.add_argument("--json", action="store_const", const=STDOUT, help="print the result as JSON only")
-    parser.set_defaults(run=_train, interrupt_hint=_resume_hint)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON only")
+    parser.set_defaults(run=_train)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -137,9 +139,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
-        "--json", metavar="FILE.json", nargs="?", const=STDOUT, type=_json_file, help="results as JSON: only that on "
-        "stdout, or in a file",
-    )  # fmt: skip
+        "--json",
+        metavar="FILE.json",
+        nargs="?",
+        const=STDOUT,
+        default=False,
+        type=_json_file,
+        help="results as JSON: in a file, or without one as all that stdout gets",
+    )
 
 
 def _positive(text: str) -> int:
@@ -171,9 +178,11 @@ def _train(arguments: argparse.Namespace) -> int:
     say = _speaker(arguments)
     out = _run_folder(arguments)
     result = train(arguments.recipe, out, data=arguments.data, weights=arguments.weights, resume=arguments.resume)
-    say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min; recent mean loss {result.loss:.4f}")
+    say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min")
+    if result.loss is not None:
+        say(f"Mean loss of the last steps: {result.loss:.4f}")
     if result.evaluation is not None:
-        say(f"Mean {result.evaluation['measure']} on the test split: {result.evaluation['mean_ap']}")
+        say(f"Mean {result.evaluation['measure']} on the test split: {result.evaluation['mean_ap']:.4f}")
     say(f"Model: {result.checkpoint}")
     say(f"Logs and the state to resume from: {out}")
     _deliver(arguments, json.loads(result.to_json()))
@@ -184,12 +193,12 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
     return arguments.out or Path("runs") / arguments.recipe.stem
 
 
-def _resume_hint(arguments: argparse.Namespace) -> str:
-    command = ["refinedet train", str(arguments.recipe)]
+def _resume_command(arguments: argparse.Namespace) -> str:
+    command = ["refinedet", "train", str(arguments.recipe)]
     for name in ("data", "weights"):
         if getattr(arguments, name):
-            command.append(f"--{name} {getattr(arguments, name)}")
-    return f"; go on with: {' '.join(command)} --out {_run_folder(arguments)} --resume"
+            command += [f"--{name}", str(getattr(arguments, name))]
+    return shlex.join([*command, "--out", str(_run_folder(arguments)), "--resume"])
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -225,17 +234,17 @@ def _detect(arguments: argparse.Namespace) -> int:
         score_threshold=arguments.score_threshold,
         batch_size=arguments.batch_size,
         say=_speaker(arguments),
-        keep_records=arguments.json is not None,
+        keep_records=bool(arguments.json),
     )
     job.run(images, videos)
-    if targets.keys() - job.failures.keys():
+    if job.done:
         job.say(f"Annotated copies: {arguments.out}")
     _deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **job.to_json()})
     for error in job.failures.values():
         _say_error(error)
     if not job.failures:
         return 0
-    return 1 if targets.keys() - job.failures.keys() else 2
+    return 1 if job.done else 2
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -268,21 +277,17 @@ def _device(name: str) -> str:
 
 
 def _speaker(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """Prints a line for people: to stdout, or to stderr when stdout is kept for JSON. Safe beside a progress bar."""
-    from tqdm import tqdm
-
-    stream = sys.stderr if arguments.json == STDOUT else sys.stdout
-    return lambda line: tqdm.write(line, file=stream)
+    """Prints a line for people: to stdout, or to stderr when stdout is kept for JSON."""
+    stream = sys.stderr if arguments.json is STDOUT else sys.stdout
+    return lambda line: print(line, file=stream)
 
 
 def _deliver(arguments: argparse.Namespace, document: Any) -> None:
     """Put the JSON document where ``--json`` says, if it was given."""
-    if arguments.json is None:
-        return
     text = json.dumps(document, allow_nan=False) + "\n"
-    if arguments.json == STDOUT:
+    if arguments.json is STDOUT:
         sys.stdout.write(text)
-    else:
+    elif arguments.json:
         write_text(arguments.json, text)
 
 

@@ -73,7 +73,8 @@ def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
 
 @dataclass
 class DetectJob:
-    """One call of the command. An input that cannot be read goes to ``failures`` and the others go on."""
+    """One call of the command. An input that cannot be read goes to ``failures`` and the others go on; a video that
+    breaks off is both there and in ``done``."""
 
     model: RefineDet
     targets: dict[Path, Path]  # annotated copy of each input
@@ -81,6 +82,7 @@ class DetectJob:
     batch_size: int
     say: Callable[[str], None]  # prints a line for people
     keep_records: bool  # for to_json
+    done: list[Path] = field(default_factory=list)
     failures: dict[Path, DataError] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     videos: list[dict[str, Any]] = field(default_factory=list)
@@ -103,20 +105,20 @@ class DetectJob:
         }
 
     def _run_images(self, images: Sequence[Path]) -> None:
-        table = _Table(images, self.model.config.classes)
-        self.say(table.head)
         started = time.perf_counter()
         network_seconds = 0.0
+        table = _Table(images, self.model.config.classes)
         with tqdm(total=len(images), unit="image", delay=BAR_DELAY) as bar:
             for batch in batches(self._readable(images, bar), self.batch_size):
                 before = time.perf_counter()
                 found = self._detect([image for _, image in batch])
                 network_seconds += time.perf_counter() - before
                 for (path, image), detections in zip(batch, found, strict=True):
-                    self._finish_image(path, image, detections, table)
-        done = sum(path not in self.failures for path in images)
-        seconds = time.perf_counter() - started
-        if done:
+                    self._finish_image(path, image, detections)
+                    table.add(path, detections)
+        if done := len(self.done):
+            seconds = time.perf_counter() - started
+            self.say("\n".join(table.lines))
             self.say(
                 f"{done} image{'s' * (done != 1)} in {seconds:.2f} s; detection {1000 * network_seconds / done:.1f} ms "
                 "per image, without reading and drawing"
@@ -133,11 +135,10 @@ class DetectJob:
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
         return detect(self.model, images, score_threshold=self.score_threshold, batch_size=self.batch_size)
 
-    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections, table: _Table) -> None:
+    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections) -> None:
         target = self.targets[path]
         _write_image(target, draw(image, detections, self.score_threshold))
-        for line in table.rows(path, detections):
-            self.say(line)
+        self.done.append(path)
         if self.keep_records:
             height, width = detections.size
             record = {"path": str(path), "output": str(target), "width": width, "height": height}
@@ -172,9 +173,11 @@ class DetectJob:
             f"{path}: {result.frames} frames in {seconds:.2f} s ({result.frames / seconds:.1f} per second); objects, "
             f"all frames together: {objects}"
         )
+        self.done.append(path)
         if result.damaged:
-            self.say(
-                f"warning: {path} breaks off after {result.frames} of {result.info.frames} frames; the file is damaged"
+            self.failures[path] = DataError(
+                f"{path}: breaks off after {result.frames} of {result.info.frames} frames, and so does the annotated "
+                "copy; replace the damaged file"
             )
         if self.keep_records:
             record = {"path": str(path), "output": str(result.output), "width": result.info.width}
@@ -183,18 +186,18 @@ class DetectJob:
 
 
 class _Table:
-    """Lines of the table of detections in fixed columns."""
+    """The table of detections, in ``lines`` of fixed columns."""
 
     def __init__(self, images: Sequence[Path], classes: Sequence[str]) -> None:
         self._width = max(len("image"), *(len(str(path)) for path in images))
         self._class_width = max(len("class"), *(len(name) for name in classes))
-        self.head = self._line("image", "class", "score", ("x1", "y1", "x2", "y2"))
+        self.lines = [self._line("image", "class", "score", ("x1", "y1", "x2", "y2"))]
 
-    def rows(self, path: Path, detections: Detections) -> list[str]:
+    def add(self, path: Path, detections: Detections) -> None:
         """One line per detection; one that says so when there is none."""
         rows = zip(detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
         lines = [self._line(path, name, f"{score:.3f}", (f"{v:.1f}" for v in box)) for name, score, box in rows]
-        return lines or [f"{path!s:{self._width}}  nothing found"]
+        self.lines += lines or [f"{path!s:{self._width}}  nothing found"]
 
     def _line(self, image: object, name: str, score: str, box: Iterable[str]) -> str:
         corners = "  ".join(f"{value:>6}" for value in box)
