@@ -96,7 +96,7 @@ class BuildExtension(build_ext):
         # libtorch_cpu is found by its name among the libraries that `import torch` has loaded: no rpath.
         link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *environment_flags("LDFLAGS")]
         text = io.StringIO()
-        ninja = Writer(text, width=1000)
+        ninja = Writer(text)
         ninja.variable("cxx", escape(os.environ.get("CXX", "c++")))
         ninja.variable("flags", escape(shlex.join(compile_flags() + includes)))
         ninja.variable("link_flags", escape(shlex.join(link_flags)))
@@ -119,9 +119,8 @@ class BuildExtension(build_ext):
 
 
 sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("**/*.cpp"))
-headers = sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("**/*.h"))
 
 setup(
-    ext_modules=[Extension("refinedet._C", sources, depends=headers)],
+    ext_modules=[Extension("refinedet._C", sources)],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -100,18 +100,19 @@ print(json.dumps([_extension.__file__, _extension.build_info()["version"], kept.
 
 def test_compiler_is_told_of_changed_headers(tmp_path):
     """Two builds: the second, after one header changed, compiles what includes it and nothing else."""
-    shutil.copy(ROOT / "setup.py", tmp_path)
-    (tmp_path / "refinedet").mkdir()
-    csrc = tmp_path / "csrc"
-    csrc.mkdir()
+    tree = tmp_path / "a folder with spaces"
+    csrc = tree / "csrc"
+    csrc.mkdir(parents=True)
+    (tree / "refinedet").mkdir()
+    shutil.copy(ROOT / "setup.py", tree)
     (csrc / "one.h").write_text("inline int one() { return 1; }\n")
     (csrc / "with.cpp").write_text('#include "one.h"\nint uses_one() { return one(); }\n')
     (csrc / "without.cpp").write_text("int uses_none() { return 0; }\n")
 
     def compiled() -> list[str]:
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-        return sorted(Path(line.split()[-1]).name for line in done.stdout.splitlines() if "] compile " in line)
+        done = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
+        return sorted(Path(line.rstrip("'")).name for line in done.stdout.splitlines() if "] compile " in line)
 
     assert compiled() == ["with.cpp", "without.cpp"]
     assert compiled() == []
