@@ -196,7 +196,10 @@ void detect(const DetectInputs& in, const DetectOptions& options, const DetectOu
   });
   parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) {
+      size_t total = 0;
+      for (int64_t i = image * blocks; i < (image + 1) * blocks; ++i) total += candidates[i].size();
       std::vector<uint64_t> keys;
+      keys.reserve(total);
       for (int64_t i = image * blocks; i < (image + 1) * blocks; ++i) {
         keys.insert(keys.end(), candidates[i].begin(), candidates[i].end());
       }
