@@ -67,7 +67,8 @@ class MultiBoxLoss(nn.Module):
                 objects = targets._replace(labels=torch.ones_like(targets.labels))
                 arm_loc, arm_conf, arm_positives = self._module_loss(raw.arm_loc, raw.arm_conf, anchors, objects)
                 if self.preset.objectness_threshold > 0:
-                    objectness = raw.arm_conf.detach().float().softmax(dim=-1)[..., 1]
+                    background, object_ = raw.arm_conf.detach().float().unbind(-1)
+                    objectness = (object_ - background).sigmoid()  # the softmax of two classes
                 if self.preset.cascade:
                     anchors = refine(anchors, raw.arm_loc, self.preset.variances)
             odm_loc, odm_conf, odm_positives = self._module_loss(

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <numeric>
 #include <queue>
 #include <vector>
 
@@ -17,7 +18,7 @@ constexpr Corners kNowhere = {kInfinity, kInfinity, -kInfinity, -kInfinity};  //
 
 constexpr int64_t kBlock = 64;          // anchors compared at once: some cells of a feature map row, so a small region
 constexpr int64_t kChunk = 32 * kBlock;  // anchors of one work item
-constexpr int64_t kMinQueue = 16;       // candidates a ground truth remembers when it has to search for another anchor
+constexpr int64_t kMinQueue = 64;        // candidates a ground truth remembers when it searches for another anchor
 
 struct GroundTruth {
   Corners box;
@@ -46,33 +47,53 @@ struct Image {
   int64_t num_truths;
 };
 
-bool finite(Center b) { return refinedet::finite(Corners{b.cx, b.cy, b.w, b.h}); }
-
 bool touch(const Corners& a, const Corners& b) { return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2; }
 
 std::vector<GroundTruth> load_truths(const float* boxes, int64_t count) {
   std::vector<GroundTruth> truths(count);
   for (int64_t i = 0; i < count; ++i) {
     const Corners box = {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
-    truths[i] = refinedet::finite(box) ? GroundTruth{box, area(box)} : GroundTruth{kNowhere, 0.0f};
+    truths[i] = finite(box) ? GroundTruth{box, area(box)} : GroundTruth{kNowhere, 0.0f};
   }
   return truths;
 }
 
-void load_block(const Center* anchors, int64_t count, Block& block) {
-  block.bounds = kNowhere;
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const bool usable = i < count && finite(anchors[i]);
-    const Corners box = usable ? to_corners(anchors[i]) : kNowhere;
-    block.x1[i] = box.x1;
-    block.y1[i] = box.y1;
-    block.x2[i] = box.x2;
-    block.y2[i] = box.y2;
-    block.area[i] = area(box);
-    Corners& bounds = block.bounds;
-    bounds = {std::min(bounds.x1, box.x1), std::min(bounds.y1, box.y1), std::max(bounds.x2, box.x2),
-              std::max(bounds.y2, box.y2)};
+// max or min of a block, in independent lanes so that the loop vectorises
+template <class Choose>
+[[gnu::always_inline]] inline float reduce(const float* values, const Choose& choose) {
+  constexpr int64_t lanes = 16;
+  float result[lanes];
+  std::copy_n(values, lanes, result);
+  for (int64_t i = lanes; i < kBlock; i += lanes)
+    for (int64_t k = 0; k < lanes; ++k) result[k] = choose(result[k], values[i + k]);
+  return std::accumulate(result + 1, result + lanes, result[0], choose);
+}
+
+[[gnu::always_inline]] inline float smallest(const float* values) {
+  return reduce(values, [](float a, float b) { return b < a ? b : a; });
+}
+
+[[gnu::always_inline]] inline float largest(const float* values) {
+  return reduce(values, [](float a, float b) { return b > a ? b : a; });
+}
+
+[[gnu::always_inline]] inline void load_block(const Center* anchors, int64_t count, Block& block) {
+  Center padded[kBlock];
+  if (count < kBlock) {
+    std::fill(std::copy_n(anchors, count, padded), padded + kBlock, Center{kInfinity, kInfinity, 0.0f, 0.0f});
+    anchors = padded;
   }
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const Center anchor = anchors[i];
+    const bool usable = finite(anchor.cx) & finite(anchor.cy) & finite(anchor.w) & finite(anchor.h);
+    const Corners box = to_corners(anchor);
+    block.x1[i] = usable ? box.x1 : kNowhere.x1;
+    block.y1[i] = usable ? box.y1 : kNowhere.y1;
+    block.x2[i] = usable ? box.x2 : kNowhere.x2;
+    block.y2[i] = usable ? box.y2 : kNowhere.y2;
+    block.area[i] = area({block.x1[i], block.y1[i], block.x2[i], block.y2[i]});
+  }
+  block.bounds = {smallest(block.x1), smallest(block.y1), largest(block.x2), largest(block.y2)};
 }
 
 [[gnu::always_inline]] inline void block_ious(const Block& block, const GroundTruth& truth, float* ious) {
@@ -82,19 +103,13 @@ void load_block(const Center* anchors, int64_t count, Block& block) {
   }
 }
 
-[[gnu::always_inline]] inline float largest(const float* ious) {
-  float top[8] = {};  // independent maxima, so that the loop vectorises
-  for (int64_t i = 0; i < kBlock; i += 8)
-    for (int64_t k = 0; k < 8; ++k) top[k] = ious[i + k] > top[k] ? ious[i + k] : top[k];
-  return *std::max_element(top, top + 8);
-}
-
-// Best ground truth of each anchor of a block (best_iou, best_truth) and, the other way round, best anchor of each
-// ground truth (best_anchor).
+// Best ground truth of each anchor of the block from `first` on (best_iou, best_truth) and, the other way round, best
+// anchor of each ground truth (best_anchor).
 REFINEDET_VECTOR_CLONES
-void compare_block(const Block& block, int64_t first, const Image& image, float* best_iou, int32_t* best_truth,
-                   Candidate* best_anchor) {
+void compare_block(const Image& image, int64_t first, float* best_iou, int32_t* best_truth, Candidate* best_anchor) {
+  Block block;
   float ious[kBlock];
+  load_block(image.anchors + first, std::min(kBlock, image.num_anchors - first), block);
   std::fill_n(best_iou, kBlock, 0.0f);
   std::fill_n(best_truth, kBlock, -1);
   for (int64_t g = 0; g < image.num_truths; ++g) {
@@ -194,17 +209,15 @@ class Matcher {
     const Image img = image(b);
     const int64_t last = std::min(first + kChunk, img.num_anchors);
     std::vector<Candidate> best_anchor(img.num_truths, kNone);
-    Block block;
     float best_iou[kBlock];
     int32_t best_truth[kBlock];
     for (; first < last; first += kBlock) {
       const int64_t count = std::min(kBlock, last - first);
-      load_block(img.anchors + first, count, block);
-      compare_block(block, first, img, best_iou, best_truth, best_anchor.data());
-      for (int64_t i = 0; i < count; ++i) {
-        out_.ious[b * in_.num_anchors + first + i] = best_iou[i];
-        write(b, first + i, best_iou[i] >= in_.iou_threshold ? best_truth[i] : -1);
-      }
+      compare_block(img, first, best_iou, best_truth, best_anchor.data());
+      clear(b, first, count);
+      std::copy_n(best_iou, count, out_.ious + b * in_.num_anchors + first);
+      for (int64_t i = 0; i < count; ++i)
+        if (best_truth[i] >= 0 && best_iou[i] >= in_.iou_threshold) write(b, first + i, best_truth[i]);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     for (int64_t g = 0; g < img.num_truths; ++g) {
@@ -218,14 +231,16 @@ class Matcher {
     match_bipartite(image(b), {first, last}, [&](int64_t anchor, int64_t truth) { write(b, anchor, truth); });
   }
 
+  void clear(int64_t b, int64_t first, int64_t count) const {
+    const int64_t at = b * in_.num_anchors + first;
+    std::fill_n(out_.labels + at, count, 0);
+    std::fill_n(out_.targets + 4 * at, 4 * count, 0.0f);
+    std::fill_n(out_.indices + at, count, -1);
+  }
+
   void write(int64_t b, int64_t anchor, int64_t truth) const {
     const int64_t at = b * in_.num_anchors + anchor;
     out_.indices[at] = truth;
-    if (truth < 0) {
-      out_.labels[at] = 0;
-      std::fill_n(out_.targets + 4 * at, 4, 0.0f);
-      return;
-    }
     out_.labels[at] = in_.gt_labels[in_.gt_offsets[b] + truth];
     encode(image(b).truths[truth].box, image(b).anchors[anchor], out_.targets + 4 * at);
   }
