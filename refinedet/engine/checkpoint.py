@@ -276,6 +276,6 @@ def _explain_unreadable(path: Path) -> str:
             "write that with refinedet.engine.checkpoint.save_model; backbone weights go to `weights` instead"
         )
     size = path.stat().st_size
-    if start[8:9] == b"{" or size < len(start):
+    if start[8:9] == b"{" or len(start) < 9:
         return f"{path} is truncated or damaged ({size} bytes); copy or download it again"
     return f"{path} is not a safetensors file; give a checkpoint written by refinedet"

@@ -267,8 +267,8 @@ def _describe(option: Any) -> str:
     if get_origin(option) is not tuple:
         return _DESCRIPTIONS[option]
     item_type, *others = get_args(option)
-    length = "" if others == [...] else f"{1 + len(others)} items, each "
-    return f"a list of {length}{_DESCRIPTIONS[item_type]}"
+    length = "items" if others == [...] else f"{1 + len(others)} items"
+    return f"a list of {length}, each {_DESCRIPTIONS[item_type]}"
 
 
 def _check_bounds(value: Any, bounds: Mapping[str, Any], where: str) -> None:

@@ -28,9 +28,7 @@ class CaffeSGD(torch.optim.Optimizer):
     Source: spec 9.1.
     """
 
-    def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 5e-4
-    ) -> None:
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
         if lr < 0:
             raise ValueError(f"lr must be >= 0, got {lr}")
         if not 0 <= momentum < 1:

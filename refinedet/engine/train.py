@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dataset
-from refinedet.data.dataset import Findings
 from refinedet.engine.checkpoint import (
     is_checkpoint,
     load_training_state,
@@ -116,7 +115,7 @@ def open_training_data(recipe: Recipe) -> DetectionDataset:
     if len(parts) == 1:
         return parts[0]
     records = [record for part in parts for record in part.records]
-    return DetectionDataset(" + ".join(part.name for part in parts), parts[0].classes, records, Findings())
+    return DetectionDataset(" + ".join(part.name for part in parts), parts[0].classes, records)
 
 
 def open_test_data(recipe: Recipe, classes: tuple[str, ...]) -> DetectionDataset:
