@@ -125,7 +125,9 @@ def test_text_file(tmp_path):
 def test_32_bit_float_is_refused(tmp_path):
     path = tmp_path / "float.tiff"
     cv2.imwrite(str(path), np.full((4, 4, 3), 0.5, np.float32))
-    with pytest.raises(DataError, match=r"float\.tiff: its samples are float32, whose range is unknown; save it with 8 or"):
+    with pytest.raises(
+        DataError, match=r"float\.tiff: its samples are float32, whose range is unknown; save it with 8 or"
+    ):
         read_image(path)
 
 

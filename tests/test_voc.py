@@ -265,7 +265,7 @@ def test_open_dataset_guesses_the_format(tmp_path):
 
 
 def test_open_dataset_without_a_data_set(tmp_path):
-    with pytest.raises(DataError, match="neither a VOC data set .* nor a COCO one"):
+    with pytest.raises(DataError, match=r"neither a VOC data set .* nor a COCO one"):
         open_dataset(tmp_path, "train")
     with pytest.raises(DataError, match="nowhere: no such data folder; check the path"):
         open_dataset(tmp_path / "nowhere", "train")

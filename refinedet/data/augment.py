@@ -3,8 +3,9 @@
 An image goes through distortion, expansion, a crop, a resize and mirroring. All random decisions are drawn first
 (``Plan``), then carried out on the pixels that survive: the crop is cut before the colours are changed, and the
 expanded canvas is never made whole. The result is the one of the stages in their order, because distortion works on
-single pixels. Images stay uint8 until the mean is subtracted; the official code's intermediate JPEG encoding is left
-out.
+single pixels (OpenCV's conversion to HSV and back may round differently at the end of a row, by one level). Images stay
+uint8 until the mean is subtracted; the official code's intermediate JPEG encoding is left out. A crop is a rectangle of
+whole pixels from the start, so that the IoU bound and the boxes refer to exactly what is cut.
 
 Order of the draws from the generator: distortion (order; then per step of that order, whether and how much),
 expansion (whether; ratio, offset y, offset x), crop (one block of scale, aspect ratio, x, y for every trial of every
