@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -230,6 +230,9 @@ class _Image(NamedTuple):
     width: int
 
 
+_Rows: TypeAlias = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # image number, labels [n], boxes [n,4], values [n]
+
+
 class _Collected(NamedTuple):
     """Boxes of all images in 0-based inclusive pixels; images are numbered in the data set's order."""
 
@@ -246,7 +249,9 @@ def _collect(
     seconds: dict[str, float],
     progress: bool,
 ) -> _Collected:
-    truth, found, images = [], [], []
+    truth: list[_Rows] = []
+    found: list[_Rows] = []
+    images: list[_Image] = []
     one_based = isinstance(dataset, VOCDataset)
     batches = eval_batches(dataset, model.config.size, model.config.preprocessing, batch_size)
     with _eval_mode(model), tqdm(total=len(dataset), desc="evaluating", unit="image", disable=not progress) as bar:
@@ -288,8 +293,8 @@ def truth_to_pixels(sample: Sample, *, one_based: bool) -> np.ndarray:
     return corners - (1.0 if one_based else (0.0, 0.0, 1.0, 1.0))
 
 
-def _stack(rows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
-    """Rows of (image number, labels [n], boxes [n,4], values [n]) as images, labels, boxes, values of all images."""
+def _stack(rows: list[_Rows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The boxes of all images in one: image numbers, labels, boxes, values."""
     numbers, labels, boxes, values = zip(*rows, strict=True)
     images = np.repeat(numbers, [len(row) for row in labels])
     return images, np.concatenate(labels), np.concatenate(boxes), np.concatenate(values)
@@ -342,7 +347,8 @@ class _COCOView:
 
     def class_ap(self, result: COCOResult, classes: int) -> list[float]:
         """AP of the labels 1..classes; NaN for a class without a category."""
-        return [result.category_ap.get(self.category_ids.get(label), float("nan")) for label in range(1, classes + 1)]
+        ap = {label: result.category_ap[category] for label, category in self.category_ids.items()}
+        return [ap.get(label, float("nan")) for label in range(1, classes + 1)]
 
 
 def _coco_view(dataset: DetectionDataset, collected: _Collected) -> _COCOView:

@@ -78,7 +78,7 @@ def _dress_curves(axes: Axes, label: str) -> None:
 
 
 def _draw_bars(axes: Axes, names: list[str], ap: list[float], colours: list[tuple[float, float, float, float]]) -> None:
-    rows = np.arange(len(names))
+    rows = range(len(names))
     axes.barh(rows, ap, color=colours)
     axes.set_yticks(rows, names)
     axes.invert_yaxis()

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from refinedet.errors import InputError
 
@@ -30,21 +29,21 @@ RECALL_LEVELS = np.arange(0.0, 1.1, 0.1)
 
 
 class GroundTruth(NamedTuple):
-    """Annotated boxes of all images and classes, one row each, in any order."""
+    """Annotated boxes of all images and classes, one row each, in any order; lists will do as well as arrays."""
 
-    images: ArrayLike  # int [G], any numbering shared with the detections
-    labels: ArrayLike  # int [G], 1..num_classes-1
-    boxes: ArrayLike  # float [G,4] x1,y1,x2,y2 pixels, inclusive
-    difficult: ArrayLike  # bool [G]
+    images: np.ndarray  # int [G], any numbering shared with the detections
+    labels: np.ndarray  # int [G], 1..num_classes-1
+    boxes: np.ndarray  # float [G,4] x1,y1,x2,y2 pixels, inclusive
+    difficult: np.ndarray  # bool [G]
 
 
 class ScoredBoxes(NamedTuple):
-    """Detections of all images and classes, one row each, in any order."""
+    """Detections of all images and classes, one row each, in any order; lists will do as well as arrays."""
 
-    images: ArrayLike  # int [D]
-    labels: ArrayLike  # int [D], 1..num_classes-1
-    boxes: ArrayLike  # float [D,4] x1,y1,x2,y2 pixels, inclusive
-    scores: ArrayLike  # float [D]
+    images: np.ndarray  # int [D]
+    labels: np.ndarray  # int [D], 1..num_classes-1
+    boxes: np.ndarray  # float [D,4] x1,y1,x2,y2 pixels, inclusive
+    scores: np.ndarray  # float [D]
 
 
 @dataclass(frozen=True)
