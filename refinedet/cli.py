@@ -266,13 +266,18 @@ def _device(name: str) -> str:
 
     from refinedet._extension import build_info
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() and (build_info() or {}).get("cuda") else "cpu"
     kind, colon, index = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
+    if name not in ("auto", "cpu") and (kind != "cuda" or (colon and not index.isdecimal())):
         raise InputError(f"--device is {name!r}; give auto, cpu, cuda or cuda:N")
+    has_kernels = (build_info() or {}).get("cuda", False)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() and has_kernels else "cpu"
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device is {name} but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
+    if kind == "cuda" and not has_kernels:
+        raise InputError(
+            f"--device is {name} but the extension was built without CUDA kernels; give cpu, or rebuild it"
+        )
     return name
 
 
