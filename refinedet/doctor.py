@@ -19,7 +19,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # opencv-python without libGL, torchvision beside a torch it was not built for.
 REQUIRED = {"numpy": "numpy", "opencv-python": "cv2"}
 OPTIONAL = {"torchvision": "torchvision", "timm": "timm"}
-REQUIRED_UNIMPORTED = ("pycocotools", "tqdm", "tensorboard", "safetensors", "matplotlib")
+REQUIRED_UNIMPORTED = ("matplotlib", "pillow", "pycocotools", "safetensors", "tensorboard", "tqdm")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,12 @@ from pathlib import Path
 import pytest
 
 import refinedet
+from refinedet import doctor
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCES = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__")
@@ -96,6 +104,19 @@ print(json.dumps([_extension.__file__, _extension.build_info()["version"], kept.
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) == [str(tmp_path / "refinedet" / "_extension.py"), refinedet.__version__, [1, 2]]
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+
+
+def test_lists_of_requirements_agree():
+    """Doctor looks for every dependency, and the Makefile installs all that a build without isolation needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    dependencies = _names(project["project"]["dependencies"]) - {"tomli"}  # of Python 3.10 only
+    assert dependencies == {"torch", *doctor.REQUIRED, *doctor.REQUIRED_UNIMPORTED}
+    (base,) = re.findall(r"pip install '(torch.*)", (ROOT / "Makefile").read_text())
+    assert set(project["build-system"]["requires"]) <= set(shlex.split("'" + base))
 
 
 def test_compiler_is_told_of_changed_headers(tmp_path):
