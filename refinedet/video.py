@@ -122,7 +122,7 @@ def _frames(capture: cv2.VideoCapture, first: np.ndarray) -> Iterator[np.ndarray
 
 @contextmanager
 def _writer(path: Path, info: VideoInfo) -> Iterator[cv2.VideoWriter]:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODEC), info.fps, (info.width, info.height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), info.fps, (info.width, info.height))
     try:
         if not writer.isOpened():
             size = f"{info.width}x{info.height}"
