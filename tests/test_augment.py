@@ -215,6 +215,14 @@ def test_a_box_stays_when_its_centre_is_in_the_crop_border_included():
     np.testing.assert_allclose(boxes, [[0.25, 0.25, 0.75, 0.75], [0, 0, 0.5, 0.5], [0.75, 0, 1, 0.25]])
 
 
+def test_a_box_too_thin_for_float32_is_left_out():
+    thin = np.float32([[1e-9, 0.2, 2e-9, 0.8], [0.2, 0.2, 0.8, 0.8]])
+    plan = draw_plan((48, 64), thin, np.random.default_rng(0), replace(NOTHING, mirror_probability=1.0))
+    boxes, kept = transform_boxes(thin, plan)
+    assert kept.tolist() == [False, True]
+    np.testing.assert_allclose(boxes, [[0.2, 0.2, 0.8, 0.8]], rtol=1e-6)
+
+
 # --- Carrying out -----------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ from refinedet.structures import Sample
 
 _INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 _LEVELS = np.arange(256, dtype=np.float32)
+# In crop sides: a box thinner than this may have no area left in float32, whose spacing below 1 is 6e-8.
+_LEAST_SIDE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,7 @@ def crop_boxes(boxes: np.ndarray, crop: Rect, canvas: tuple[int, int]) -> tuple[
     centers = (pixels[:, :2] + pixels[:, 2:]) / 2
     inside = ((centers >= corner) & (centers <= corner + sides)).all(1)
     clipped = np.clip((pixels - np.tile(corner, 2)) / np.tile(sides, 2), 0.0, 1.0)
-    kept = inside & (clipped[:, 2:].astype(np.float32) > clipped[:, :2].astype(np.float32)).all(1)
+    kept = inside & (clipped[:, 2:] - clipped[:, :2] > _LEAST_SIDE).all(1)
     return clipped[kept], kept
 
 
