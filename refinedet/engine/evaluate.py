@@ -152,7 +152,7 @@ def evaluate(
     _check_classes(model, dataset)
     seconds = dict.fromkeys(STAGES, 0.0)
     collected = _collect(model, dataset, threshold, batch_size, seconds, progress)
-    with _timed(seconds, "metric"):
+    with _timed(seconds, "metric"), _announce("measuring average precision", progress):
         curves = voc_ap(
             collected.truth,
             collected.found,
@@ -308,6 +308,14 @@ def _eval_mode(model: RefineDet) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def _announce(what: str, progress: bool) -> Iterator[None]:
+    """Say on stderr what is going on while no bar can tell how far it is (pycocotools: a minute on all of COCO val)."""
+    with tqdm(total=1, desc=what, bar_format="{desc}: {elapsed} {postfix}", disable=not progress) as bar:
+        yield
+        bar.set_postfix_str("done")
 
 
 @contextmanager
