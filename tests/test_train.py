@@ -93,6 +93,16 @@ def test_run_leaves_everything_it_promises(run):
     assert facts["steps"] == 12
     assert facts["loss"] == result.loss
     assert facts["evaluation"]["mean_ap"] == result.evaluation["mean_ap"]
+    assert facts["recipe"]["model"]["backbone"] == "squeezenet"
+
+
+def test_model_tells_nothing_of_the_folders_it_was_trained_in(run, data, tmp_path):
+    start = tiny_checkpoint(tmp_path / "start.safetensors")
+    recipe = tiny_recipe(train={"steps": 1}, evaluate={"every": 1})
+    result = train(recipe, tmp_path / "run", data=data, weights=start, progress=False)
+    metadata = json.dumps(read_metadata(result.checkpoint))
+    assert "start.safetensors" in metadata
+    assert not [folder for folder in (data, tmp_path, start.parent) if str(folder) in metadata]
 
 
 def test_recipe_of_the_run_repeats_it(run, data):
@@ -297,7 +307,7 @@ def _toml(content):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Makes the pixels of every image whose path contains a text not a number, from a step on."""
+    """Makes the pixels of every image whose path contains a text not a number."""
 
     def install(text):
         class Poisoned(train_module.TrainAugment):
@@ -349,7 +359,6 @@ def test_full_disk_keeps_the_previous_state(data, tmp_path, before_step):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_training_state(out / "last.safetensors").step == 4
     assert not list(out.glob(".*"))
-    before_step(lambda trainer: None)
 
 
 # refusals before the first step --------------------------------------------------------------------------------------

@@ -235,8 +235,8 @@ def _parse_section(section: str, values: Any, source: str) -> Any:
 
 
 def _parse_value(f: dataclasses.Field[Any], value: Any, where: str) -> Any:
-    options = get_args(f.type) if get_origin(f.type) is UnionType else (f.type,)
-    options = [option for option in options if option is not NoneType]
+    alternatives = get_args(f.type) if get_origin(f.type) is UnionType else (f.type,)
+    options = [option for option in alternatives if option is not NoneType]
     converted = next((c for option in options if (c := _convert(option, value)) is not None), None)
     if converted is None:
         raise RecipeError(f"{where} is {value!r}; it must be {' or '.join(map(_describe, options))}")

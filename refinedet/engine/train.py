@@ -25,7 +25,7 @@ from refinedet.engine.checkpoint import (
 )
 from refinedet.engine.evaluate import evaluate
 from refinedet.engine.interrupt import TrainingInterrupted, stop_on_interrupt
-from refinedet.engine.logs import RunningMean, TrainingLog
+from refinedet.engine.logs import LOG_FILE, RunningMean, TrainingLog, read_log
 from refinedet.engine.recipe import Recipe, differences, parse_recipe, read_recipe
 from refinedet.engine.trainer import Trainer
 from refinedet.errors import CheckpointError, InputError, RecipeError
@@ -38,8 +38,18 @@ RECIPE_FILE = "recipe.toml"
 RESULT_FILE = "result.json"
 _SMOOTHING = 0.05  # weight of the newest loss in the progress bar
 # Settings that may change when a run goes on: those that move no weight of a step already planned.
-_FREE = ("model.weights", "data.root", "data.test_split", "data.cache", "train.steps", "train.workers")
-_FREE += ("train.checkpoint_every", "train.log_every", "train.half_checkpoint", "evaluate.")
+_FREE = (
+    "model.weights",
+    "data.root",
+    "data.test_split",
+    "data.cache",
+    "train.steps",
+    "train.workers",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.half_checkpoint",
+    "evaluate.",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class TrainResult:
 
     checkpoint: Path  # the model, for `refinedet.load`
     steps: int
-    loss: float | None  # total loss, mean of the last logged steps; None when no step was left to take
+    loss: float | None  # total loss, mean of the last logged steps; None when none was logged
     seconds: float  # of this process: a resumed run counts from the resumption
     evaluation: dict[str, Any] | None  # of the final model on the test split, when the recipe evaluates
 
@@ -191,19 +201,22 @@ class _Run:
         """Take the remaining steps, and write the final model and the result."""
         started = time.monotonic()
         with TrainingLog(self.out, self.trainer.steps) as log:
-            loss = self._loop(log, progress)
-            evaluation = self._evaluate(log, progress) if self.test_data is not None else None
-        facts = {"recipe": self.recipe.to_dict(), "steps": self.trainer.steps, "loss": loss, "evaluation": evaluation}
+            self._loop(log, progress)
+            evaluation = self._evaluate(log, progress)
+        logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
+        loss = logged[-1] if logged else None
+        summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
+        recipe = _without_folders(self.recipe).to_dict()
+        facts = {"recipe": recipe, "steps": self.trainer.steps, "loss": loss, "evaluation": summary}
         checkpoint = self.out / MODEL_FILE
         save_model(self.trainer.best_model, checkpoint, half=self.recipe.train.half_checkpoint, metadata=facts)
         result = TrainResult(checkpoint, self.trainer.steps, loss, time.monotonic() - started, evaluation)
         write_text(self.out / RESULT_FILE, result.to_json() + "\n")
         return result
 
-    def _loop(self, log: TrainingLog, progress: bool) -> float | None:
-        """Take the remaining steps; the last logged mean of the total loss."""
+    def _loop(self, log: TrainingLog, progress: bool) -> None:
+        """Take the remaining steps."""
         settings, trainer = self.recipe.train, self.trainer
-        loss = None
         speed = _Speed(settings.batch_size)
         bar = _Bar(trainer.steps, settings.steps, disable=not progress)
         with stop_on_interrupt() as stop, bar:
@@ -213,25 +226,29 @@ class _Run:
                 self.window.add(values)
                 bar.show(values["total"], lr, speed)
                 if trainer.steps % settings.log_every == 0:
-                    loss = self._log(log, lr, speed)
+                    self._log(log, lr, speed)
                 finished = trainer.steps == settings.steps
                 if finished or stop.made or trainer.steps % settings.checkpoint_every == 0:
                     self._save()
                 if stop.made and not finished:
                     raise TrainingInterrupted(f"stopped after step {trainer.steps}; the run is saved in {self.out}")
-                every = self.recipe.evaluate.every
-                if every and trainer.steps % every == 0 and not finished:
+                if self._evaluation_due and not finished:
                     self._evaluate(log, progress)
-        return loss
 
-    def _log(self, log: TrainingLog, lr: float, speed: _Speed) -> float:
-        means = self.window.means()
-        log.write(self.trainer.steps, "train", {**means, "lr": lr, **speed.numbers()})
+    @property
+    def _evaluation_due(self) -> bool:
+        every = self.recipe.evaluate.every
+        return every > 0 and self.trainer.steps % every == 0
+
+    def _log(self, log: TrainingLog, lr: float, speed: _Speed) -> None:
+        log.write(self.trainer.steps, "train", {**self.window.means(), "lr": lr, **speed.numbers()})
         self.window.reset()
         speed.reset()
-        return means["total"]
 
-    def _evaluate(self, log: TrainingLog, progress: bool) -> dict[str, Any]:
+    def _evaluate(self, log: TrainingLog, progress: bool) -> dict[str, Any] | None:
+        """Evaluate on the test split, when the recipe wants it."""
+        if self.test_data is None:
+            return None
         settings = self.recipe.evaluate
         found = evaluate(
             self.trainer.best_model,
@@ -304,6 +321,16 @@ def _complete(recipe: Recipe, data: str | os.PathLike[str] | None, weights: str 
     if weights is not None:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=str(weights)))
     return recipe
+
+
+def _without_folders(recipe: Recipe) -> Recipe:
+    """The recipe as it goes with a model to other machines: no data folder, only the name of the weights file."""
+    weights = recipe.model.weights and Path(recipe.model.weights).name
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, root=None),
+        model=dataclasses.replace(recipe.model, weights=weights),
+    )
 
 
 def _check_folder(out: Path, resume: bool) -> None:

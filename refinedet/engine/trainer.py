@@ -119,7 +119,9 @@ class Trainer:
             self.average.model.load_state_dict(state.average)
         for name, parameter in self.model.named_parameters():
             if name in state.momentum:
-                self.optimizer.state[parameter][BUFFER] = state.momentum[name].to(parameter)
+                # empty_like: a buffer of another memory layout than its parameter makes every step slower.
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                self.optimizer.state[parameter][BUFFER] = buffer.copy_(state.momentum[name])
         self.scaler.load_state_dict(state.facts["scaler"])
         self.steps = state.step
         torch.set_rng_state(state.random["cpu"])
