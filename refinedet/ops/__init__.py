@@ -11,4 +11,4 @@ from refinedet.ops.mine import mine
 from refinedet.ops.nms import batched_nms, nms
 from refinedet.ops.refine import refine
 
-__all__ = ["Detected", "Match", "batched_nms", "detect", "match", "mine", "nms", "refine", "reference"]
+__all__ = ["Detected", "Match", "batched_nms", "detect", "match", "mine", "nms", "reference", "refine"]

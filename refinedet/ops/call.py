@@ -9,7 +9,7 @@ from refinedet.errors import InputError
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Run ``torch.ops.refinedet.<name>``; what its argument checks reject (csrc/ops/checks.h) becomes an `InputError`."""
+    """Run ``torch.ops.refinedet.<name>``; what csrc/ops/checks.h rejects becomes an `InputError`."""
     _extension.require()
     try:
         return getattr(torch.ops.refinedet, name)(*arguments)

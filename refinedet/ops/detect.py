@@ -45,7 +45,7 @@ def detect(
 
     An anchor whose P(object) is below ``objectness_threshold`` is dropped before any other work. The others are moved
     twice (ARM, then ODM offsets). Per class, boxes scoring above ``score_threshold`` compete: the best ``top_k`` go
-    through non-maximum suppression. Of what is left in the image, the best ``keep_top_k`` over all classes are returned.
+    through non-maximum suppression. The best ``keep_top_k`` of all classes of the image are returned.
 
     Args:
         arm_loc: [B,N,4] offsets of the refinement stage; None to decode the plain anchors (no cascade).

@@ -32,7 +32,7 @@ def _power_of_two(n: Tensor) -> Tensor:
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Softmax of float32 logits [...,C] over the last dimension, summed in class order; NaN for a row without a maximum."""
+    """Softmax of float32 logits [...,C], summed in class order; NaN throughout for a row with NaN or +inf."""
     terms = exp(logits - logits.amax(dim=-1, keepdim=True))
     total = torch.zeros_like(terms[..., 0])
     for term in terms.unbind(-1):
