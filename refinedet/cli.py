@@ -25,6 +25,7 @@ from refinedet.files import write_text
 if TYPE_CHECKING:
     from refinedet.models import RefineDet
 
+CONFIGS = Path(__file__).parent / "configs"
 STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
 FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
 
@@ -68,7 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train a model by a recipe", description="Train a model by a recipe.")
+    shipped = sorted(path.stem for path in CONFIGS.glob("*.toml"))
+    parser = commands.add_parser(
+        "train",
+        help="train a model by a recipe",
+        description="Train a model by a recipe.",
+        epilog=f"Shipped recipes: {', '.join(shipped)}.",
+    )
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file of the recipe, or a shipped one's name")
     parser.add_argument("--data", metavar="DIR", type=Path, help="data set folder (default: the recipe's)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (default: runs/RECIPE)")

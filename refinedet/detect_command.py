@@ -114,8 +114,7 @@ class DetectJob:
                 found = self._detect([image for _, image in batch])
                 network_seconds += time.perf_counter() - before
                 for (path, image), detections in zip(batch, found, strict=True):
-                    self._finish_image(path, image, detections)
-                    table.add(path, detections)
+                    self._finish_image(path, image, detections, table)
         if done := len(self.done):
             seconds = time.perf_counter() - started
             self.say("\n".join(table.lines))
@@ -135,10 +134,15 @@ class DetectJob:
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
         return detect(self.model, images, score_threshold=self.score_threshold, batch_size=self.batch_size)
 
-    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections) -> None:
+    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections, table: _Table) -> None:
         target = self.targets[path]
-        _write_image(target, draw(image, detections, self.score_threshold))
+        try:
+            _write_image(target, draw(image, detections, self.score_threshold))
+        except DataError as error:
+            self.failures[path] = error
+            return
         self.done.append(path)
+        table.add(path, detections)
         if self.keep_records:
             height, width = detections.size
             record = {"path": str(path), "output": str(target), "width": width, "height": height}
@@ -214,7 +218,8 @@ def _rows(detections: Detections) -> list[dict[str, Any]]:
 
 def _write_image(path: Path, image: np.ndarray) -> None:
     encoded, data = cv2.imencode(path.suffix, image)
-    if not encoded:
-        raise DataError(f"{path}: OpenCV cannot encode the annotated {image.shape[1]}x{image.shape[0]} picture")
+    if not encoded:  # a JPEG has at most 65,500 rows and columns
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise DataError(f"{path}: OpenCV cannot write a {size} picture in this format; save the image as PNG")
     with atomic_write(path) as temporary:
         temporary.write_bytes(data.tobytes())

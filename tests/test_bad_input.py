@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from synthetic import FixedModel, make_coco, make_voc, scene, tiny_checkpoint
-from test_cli import RECIPE, ROOT
+from test_cli import RECIPE, ROOT, TIMEOUT
 
 import refinedet
 from refinedet import cli, detect_command
@@ -324,7 +324,7 @@ def test_at_the_shell_there_is_no_traceback(tmp_path, voc):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 2
     assert done.stdout == ""

@@ -142,6 +142,8 @@ def test_an_output_that_was_not_written_whole_is_an_error(tmp_path, monkeypatch)
     class FullDisk:
         """As cv2.VideoWriter on a full disk: no word, no frames."""
 
+        fourcc = staticmethod(cv2.VideoWriter.fourcc)
+
         def __init__(self, *arguments) -> None:
             pass
 
