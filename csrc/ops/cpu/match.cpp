@@ -125,11 +125,11 @@ void compare_block(const Image& image, int64_t first, float* best_iou, int32_t* 
   }
 }
 
-// Up to `wanted` best free anchors of a ground truth, best last.
+// Up to `wanted` best free anchors of a ground truth, best last. `found` is scratch space.
 REFINEDET_VECTOR_CLONES
 std::vector<Candidate> search(const Image& image, const GroundTruth& truth, const std::vector<bool>& taken,
-                              int64_t wanted) {
-  std::vector<Candidate> found;
+                              int64_t wanted, std::vector<Candidate>& found) {
+  found.clear();
   Block block;
   float ious[kBlock];
   for (int64_t first = 0; first < image.num_anchors; first += kBlock) {
@@ -140,11 +140,10 @@ std::vector<Candidate> search(const Image& image, const GroundTruth& truth, cons
       if (ious[i] > 0.0f && !taken[first + i]) found.push_back({ious[i], first + i});
   }
   const auto before = [](const Candidate& a, const Candidate& b) { return a.before(b); };
-  wanted = std::min<int64_t>(wanted, found.size());
-  std::nth_element(found.begin(), found.begin() + wanted, found.end(), before);
-  found.resize(wanted);
-  std::sort(found.rbegin(), found.rend(), before);
-  return {found.begin(), found.end()};  // a copy: gives back what `found` had grown to
+  const auto last = found.begin() + std::min<int64_t>(wanted, found.size());
+  std::nth_element(found.begin(), last, found.end(), before);
+  std::sort(found.begin(), last, before);
+  return {std::make_reverse_iterator(last), found.rend()};
 }
 
 // Greedy bipartite matching without the matrix: a heap holds each ground truth with the best anchor it knows of. That
@@ -165,6 +164,7 @@ void match_bipartite(const Image& image, const std::vector<Candidate>& best_anch
     if (best_anchor[g].iou > 0.0f) heap.push({best_anchor[g], g});
   std::vector<bool> taken(image.num_anchors);
   std::vector<std::vector<Candidate>> queues(image.num_truths);
+  std::vector<Candidate> scratch;
   const int64_t queue_size = std::max(kMinQueue, image.num_anchors / std::max<int64_t>(image.num_truths, 1));
   while (!heap.empty()) {
     const Entry entry = heap.top();
@@ -177,7 +177,7 @@ void match_bipartite(const Image& image, const std::vector<Candidate>& best_anch
     }
     std::vector<Candidate>& queue = queues[g];
     while (!queue.empty() && taken[queue.back().anchor]) queue.pop_back();
-    if (queue.empty()) queue = search(image, image.truths[g], taken, queue_size);
+    if (queue.empty()) queue = search(image, image.truths[g], taken, queue_size, scratch);
     if (!queue.empty()) heap.push({queue.back(), g});
   }
 }
