@@ -3,13 +3,23 @@
 // multiply-add (-ffp-contract=off, nvcc -fmad=false). The plain-PyTorch twin is refinedet/ops/portable.py.
 #pragma once
 
+#if !defined(__CUDACC_RTC__)
 #include <cstdint>
 #include <cstring>
+#endif
 
 #ifdef __CUDACC__
 #define REFINEDET_HD __host__ __device__ inline
 #else
 #define REFINEDET_HD inline
+#endif
+
+#if defined(__CUDACC_RTC__)  // has no standard headers
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned;
+using int64_t = long long;
+using uint64_t = unsigned long long;
 #endif
 
 namespace refinedet {
@@ -28,15 +38,23 @@ struct Variances {
 };
 
 REFINEDET_HD uint32_t float_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(x);
+#else
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
+#endif
 }
 
 REFINEDET_HD float bits_float(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
   float x;
   std::memcpy(&x, &bits, sizeof(x));
   return x;
+#endif
 }
 
 REFINEDET_HD bool finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
