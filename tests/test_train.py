@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic import CLASSES, make_coco, make_voc, tiny_checkpoint
-from training import PLAIN, logged_losses, recipe_content, tiny_recipe
+from training import PATIENCE, PLAIN, logged_losses, recipe_content, tiny_recipe
 
 import refinedet
 from refinedet.engine import train as train_module
@@ -255,7 +255,7 @@ def test_second_interrupt_kills():
         "with stop_on_interrupt() as stop:\n    signal.raise_signal(signal.SIGINT)\n    print(stop.made, flush=True)\n"
         "    signal.raise_signal(signal.SIGINT)\n    print('alive')\n"
     )
-    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert (child.returncode, child.stdout) == (-signal.SIGINT, "True\n")
 
 
@@ -283,13 +283,13 @@ def test_ctrl_c_at_the_shell(data, tmp_path):
     command = [sys.executable, "-m", "refinedet", "train", str(recipe), "--out", str(out)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
             assert child.poll() is None, child.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(child.pid, signal.SIGINT)
-        _, shown = child.communicate(timeout=60)
+        _, shown = child.communicate(timeout=PATIENCE)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ from refinedet.engine.logs import LOG_FILE, read_log
 from refinedet.engine.recipe import Recipe, parse_recipe
 
 LOSSES = ("total", "arm", "odm", "arm_loc", "arm_conf", "odm_loc", "odm_conf", "arm_positives", "odm_positives", "lr")
+PATIENCE = 300  # seconds to wait for a child process: it needs about 5, on a busy machine many more
 PLAIN = {"distort_probability": 0.0, "expand_probability": 0.0, "crop": False, "mirror_probability": 0.0}
 
 
