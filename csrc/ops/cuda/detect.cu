@@ -1,238 +1,265 @@
 // detect on the GPU in three kernels (contract: ops/detect.h; drawing and costs: docs/kernels/detect.md).
-#include "ops/cuda/block.h"
 #include "ops/cuda/detect.h"
+
+#include "ops/cuda/block.h"
+#include "ops/cuda/layout.h"
 #include "ops/cuda/load.h"
-#include "ops/cuda/runtime.h"
+#include "ops/cuda/suppress.h"
 
 namespace refinedet::cuda {
 namespace {
 
-constexpr int kThreads = 256;        // of every kernel here; also the anchors of a block of score_anchors_kernel
+constexpr int kThreads = 256;      // of every block; also the anchors of a block of score_anchors_kernel
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kTileScores = 4096;    // exponentials a block keeps: 16 KiB, so that three blocks share a multiprocessor
-constexpr int kTile = 64;            // candidates suppressed together: the bits of a mask row
+constexpr int kTileTerms = 4096;   // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
+static_assert(kMaxClasses <= kTileTerms && kMaxClasses % 2 == 1);
 
-// Workspace of an image batch, all of it written before it is read.
+// All written before it is read, but for the counters, which start at 0.
 struct Workspace {
-  uint32_t* counts;        // [B] survivors
-  uint32_t* survivors;     // [B,N] their anchors
-  Corners* boxes;          // [B,N] by anchor
-  float* scores;           // [B,C-1,N] by survivor
-  uint32_t* class_counts;  // [B,C-1] kept boxes
-  uint64_t* class_keys;    // [B,C-1,limit] descending_key(score, anchor * C + class), best first
+  int* candidate_counts;  // [B,C-1]
+  uint64_t* candidates;   // [B,C-1,N] descending_key(score, anchor * C + class), in any order
+  float* boxes;           // [B,N,4] corners, of the anchors that pass the filter
+  int* kept_counts;       // [B]
+  uint64_t* kept;         // [B,(C-1) * kept_of_class] keys of the boxes that survive suppression, in any order
 };
 
 struct Sizes {
-  int64_t anchors;
-  int classes, foreground;
-  int candidates;  // of a class that enter suppression, at most
-  int limit;       // kept boxes of a class, at most
-  int rows;        // of the output, per image
+  int64_t num_anchors;
+  int num_classes;
+  int top_k;          // candidates of a class that enter suppression, at most
+  int kept_of_class;  // survivors of a class, at most: worse ones cannot be among the image's best
+  int num_rows;       // of the output, per image
+
+  __host__ __device__ int foreground() const { return num_classes - 1; }
 };
 
 template <class T>
 struct Level {
   const T *arm_loc, *arm_conf, *odm_loc, *odm_conf;
-  int64_t first, count;  // anchors
+  int64_t first_anchor, num_anchors;
+  unsigned first_block;
 };
 
 template <class T>
 struct Heads {
   Level<T> levels[kMaxLevels];
-  int count;
-
-  __device__ const Level<T>& of(int64_t anchor) const {
-    int i = 0;
-    while (i + 1 < count && anchor >= levels[i + 1].first) ++i;
-    return levels[i];
-  }
 };
 
+// A loop over constant indices: a variable one would copy the levels to every thread's local memory.
 template <class T>
-__device__ bool is_object(const Heads<T>& heads, int64_t image, int64_t anchor, float threshold) {
-  const Level<T>& level = heads.of(anchor);
+__device__ Level<T> level_of_block(const Heads<T>& heads) {
+  Level<T> level = heads.levels[0];
+  for (int i = 1; i < kMaxLevels; ++i)  // not bounds: a constant
+    if (blockIdx.x >= heads.levels[i].first_block) level = heads.levels[i];
+  return level;
+}
+
+template <class T>
+__device__ bool is_object(const Level<T>& level, int64_t row, float threshold) {
   if (level.arm_conf == nullptr) return true;
-  const float2 logits = load_pair(level.arm_conf, image * level.count + anchor - level.first);
+  const float2 logits = load_pair(level.arm_conf, row);
   return objectness(logits.x, logits.y) >= threshold;
 }
 
 template <class T>
-__device__ Corners decode_anchor(const Heads<T>& heads, Center box, int64_t image, int64_t anchor, Variances variances) {
-  const Level<T>& level = heads.of(anchor);
-  const int64_t row = image * level.count + anchor - level.first;
-  if (level.arm_loc != nullptr) box = decode(box, load_center(level.arm_loc, row), variances);
-  return to_corners(decode(box, load_center(level.odm_loc, row), variances));
+__device__ Corners decode_anchor(const Level<T>& level, Center anchor, int64_t row, Variances variances) {
+  if (level.arm_loc != nullptr) anchor = decode(anchor, load_center(level.arm_loc, row), variances);
+  return to_corners(decode(anchor, load_center(level.odm_loc, row), variances));
 }
 
-// Softmax of some survivors: logits come coalesced, exponentials are taken by all threads, sums go in class order (one
-// thread each, so that they are the CPU's bit for bit), scores leave class by class.
+// Anchors of one block that are scored together: as many as have room for their exponentials.
+struct Tile {
+  const int* anchors;  // within the block
+  int count;
+  float* terms;   // exponentials, a row per anchor
+  float* totals;  // their sums
+  int row_size;   // odd, so that reading down a column meets every memory bank
+
+  __device__ float score(int i, int c) const { return terms[i * row_size + c] / totals[i]; }
+};
+
+// Softmax up to the division. A warp per anchor reads its logits; a thread per anchor sums in class order, as the CPU does,
+// so that the scores are the same bit for bit. `logits` is the row of the block's first anchor.
 template <class T>
-__device__ void score_tile(const Heads<T>& heads, const Sizes& sizes, int64_t image, const uint32_t* anchors, int count,
-                           float* scores, float* tile, float* totals) {
-  const int lane = threadIdx.x % kWarpSize, classes = sizes.classes;
-  for (int s = threadIdx.x / kWarpSize; s < count; s += kWarps) {
-    const Level<T>& level = heads.of(anchors[s]);
-    const T* const logits = level.odm_conf + (image * level.count + anchors[s] - level.first) * classes;
-    float* const row = tile + s * classes;
-    float highest = load(logits);
-    for (int c = lane; c < classes; c += kWarpSize) {
-      row[c] = load(logits + c);
-      highest = row[c] > highest ? row[c] : highest;
+__device__ void take_exponentials(const Tile& tile, const T* logits, int num_classes) {
+  for (int i = warp_index(); i < tile.count; i += kWarps) {
+    const T* const row = logits + int64_t{tile.anchors[i]} * num_classes;
+    float* const terms = tile.terms + i * tile.row_size;
+    float highest = load(row);
+    for (int c = lane_index(); c < num_classes; c += kWarpSize) {
+      terms[c] = load(row + c);
+      highest = terms[c] > highest ? terms[c] : highest;
     }
     for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
       const float other = __shfl_xor_sync(kFullWarp, highest, lanes);
       highest = other > highest ? other : highest;
     }
-    for (int c = lane; c < classes; c += kWarpSize) row[c] = portable_exp(row[c] - highest);
+    for (int c = lane_index(); c < num_classes; c += kWarpSize) terms[c] = portable_exp(terms[c] - highest);
   }
   __syncthreads();
-  if (threadIdx.x < count) {
+  const int i = threadIdx.x;
+  if (i < tile.count) {
     float total = 0.0f;
-    for (int c = 0; c < classes; ++c) total += tile[threadIdx.x * classes + c];
-    totals[threadIdx.x] = total;
+    for (int c = 0; c < num_classes; ++c) total += tile.terms[i * tile.row_size + c];
+    tile.totals[i] = total;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count * sizes.foreground; i += kThreads) {
-    const int c = i / count, s = i % count;
-    scores[c * sizes.anchors + s] = tile[s * classes + c + 1] / totals[s];
-  }
-  __syncthreads();  // before the next tile
 }
 
-// One block: 256 anchors of an image. Filters them, decodes what is left, compacts it, scores it.
+// Appends the candidates of a tile to the lists of their classes. A warp takes a class and reserves its places at once.
+__device__ inline void append_candidates(const Tile& tile, int64_t image, int64_t first_anchor, const Sizes& sizes,
+                                         float threshold, const Workspace& work) {
+  const int lane = lane_index();
+  for (int c = 1 + warp_index(); c < sizes.num_classes; c += kWarps) {
+    const auto passes = [&](int i) { return i < tile.count && tile.score(i, c) > threshold; };
+    int found = 0;
+    for (int i = 0; i < tile.count; i += kWarpSize) found += __popc(__ballot_sync(kFullWarp, passes(i + lane)));
+    if (found == 0) continue;
+    const int64_t list = image * sizes.foreground() + c - 1;
+    int place = lane == 0 ? atomicAdd(&work.candidate_counts[list], found) : 0;
+    place = __shfl_sync(kFullWarp, place, 0);
+    for (int i = lane; i - lane < tile.count; i += kWarpSize) {
+      const unsigned ballot = __ballot_sync(kFullWarp, passes(i));
+      if (ballot >> lane & 1) {
+        const auto flat = static_cast<uint32_t>((first_anchor + tile.anchors[i]) * sizes.num_classes + c);
+        work.candidates[list * sizes.num_anchors + place + __popc(ballot & lanes_below(lane))] =
+            descending_key(tile.score(i, c), flat);
+      }
+      place += __popc(ballot);
+    }
+  }
+}
+
+// One block: 256 anchors of one level of one image. Filters them, decodes, compacts and scores what is left.
 template <class T>
-__global__ void score_anchors_kernel(Heads<T> heads, const float* anchors, Sizes sizes, float objectness_threshold,
-                                     Variances variances, Workspace work) {
-  REFINEDET_SHARED(float, tile, kTileScores);
+__global__ void __launch_bounds__(kThreads)
+    score_anchors_kernel(Heads<T> heads, const float* anchors, Sizes sizes, DetectOptions options, Workspace work) {
+  REFINEDET_SHARED(float, terms, kTileTerms);
   REFINEDET_SHARED(float, totals, kThreads);
-  REFINEDET_SHARED(uint32_t, survivors, kThreads);
+  REFINEDET_SHARED(int, survivors, kThreads);
   REFINEDET_SHARED(int, warp_counts, kWarps);
-  REFINEDET_SHARED(uint32_t, first_slot, 1);
-  const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  Corners box{};
-  bool survives = anchor < sizes.anchors && is_object(heads, image, anchor, objectness_threshold);
+  const Level<T> level = level_of_block(heads);
+  const int64_t image = blockIdx.y, first = int64_t{blockIdx.x - level.first_block} * kThreads;
+  const int64_t first_row = image * level.num_anchors + first, first_anchor = level.first_anchor + first;
+  const int thread = threadIdx.x;
+  bool survives = first + thread < level.num_anchors && is_object(level, first_row + thread, options.objectness_threshold);
   if (survives) {
-    box = decode_anchor(heads, load_center(anchors, anchor), image, anchor, variances);
+    const Center anchor = load_center(anchors, first_anchor + thread);
+    const Corners box = decode_anchor(level, anchor, first_row + thread, options.variances);
     survives = finite(box);
+    if (survives) store_corners(work.boxes, image * sizes.num_anchors + first_anchor + thread, box);
   }
   const Rank rank = rank_in_block(survives, warp_counts);
-  if (threadIdx.x == 0) *first_slot = atomicAdd(&work.counts[image], static_cast<uint32_t>(rank.total));
+  if (survives) survivors[rank.position] = thread;
   __syncthreads();
-  const int64_t image_row = image * sizes.anchors;
-  if (survives) {
-    survivors[rank.position] = static_cast<uint32_t>(anchor);
-    work.boxes[image_row + anchor] = box;
-    work.survivors[image_row + *first_slot + rank.position] = static_cast<uint32_t>(anchor);
-  }
-  __syncthreads();
-  const int fit = kTileScores / sizes.classes, step = fit < kThreads ? fit : kThreads;
-  float* const scores = work.scores + image * sizes.foreground * sizes.anchors + *first_slot;
-  for (int s = 0; s < rank.total; s += step) {
-    const int count = rank.total - s < step ? rank.total - s : step;
-    score_tile(heads, sizes, image, survivors + s, count, scores + s, tile, totals);
+  const int row_size = sizes.num_classes | 1, fit = kTileTerms / row_size;
+  for (int s = 0; s < rank.total; s += fit) {
+    const Tile tile{survivors + s, min(rank.total - s, fit), terms, totals, row_size};
+    take_exponentials(tile, level.odm_conf + first_row * sizes.num_classes, sizes.num_classes);
+    append_candidates(tile, image, first_anchor, sizes, options.score_threshold, work);
+    __syncthreads();
   }
 }
 
-// Candidates of one class of one image.
-struct ClassKey {
-  const float* scores;
-  const uint32_t* survivors;
-  float threshold;
-  uint32_t classes, label;
+struct KeyList {
+  const uint64_t* keys;
 
-  __device__ uint64_t operator()(int64_t i) const {
-    const float score = scores[i];
-    return score > threshold ? descending_key(score, survivors[i] * classes + label) : kNoKey;
-  }
+  __device__ uint64_t operator()(int64_t i) const { return keys[i]; }
 };
 
-// Masks of one tile of candidates: who is suppressed by a box kept before, and row by row whom a box of the tile would
-// suppress in it. `dead` and `rows` come in zeroed.
-__device__ void compare_tile(const Corners* tile, int count, const Corners* kept, int kept_count, float threshold,
-                             unsigned long long* dead, unsigned long long* rows) {
-  const int i = threadIdx.x % kTile;
-  if (i >= count) return;
-  const Corners box = tile[i];
-  const float box_area = area(box);
-  bool suppressed = false;
-  for (int k = threadIdx.x / kTile; k < kept_count && !suppressed; k += kThreads / kTile)
-    suppressed = overlaps(intersection(kept[k], box), area(kept[k]), box_area, threshold);
-  if (suppressed) atomicOr(dead, 1ull << i);
-  for (int k = threadIdx.x / kTile; k < i; k += kThreads / kTile)
-    if (overlaps(intersection(tile[k], box), area(tile[k]), box_area, threshold)) atomicOr(&rows[k], 1ull << i);
-}
+// A block's shared memory for suppression.
+struct Suppression {
+  Corners tile[kTile];
+  uint64_t rows[kTile];         // of the tile: whom a candidate suppresses
+  uint64_t suppressed[kWarps];  // by the boxes kept before, as far as this warp has looked
+};
 
-// One block: a class of an image. Best candidates, sorted, then greedy suppression tile by tile; stops when `limit` boxes
-// are kept, for worse ones cannot be among the image's best.
-__global__ void suppress_class_kernel(Sizes sizes, float score_threshold, float iou_threshold, Workspace work) {
-  REFINEDET_DYNAMIC_SHARED(uint64_t, keys);
-  Corners* const kept = reinterpret_cast<Corners*>(keys + power_of_two_at_least(sizes.candidates));
-  REFINEDET_SHARED(int, scratch, kDigits + 2);
-  REFINEDET_SHARED(Corners, tile, kTile);
-  REFINEDET_SHARED(unsigned long long, masks, kTile + 1);  // a row per candidate, then the dead
-  const int64_t image = blockIdx.y, row = image * sizes.foreground + blockIdx.x;
-  const ClassKey key{work.scores + row * sizes.anchors, work.survivors + image * sizes.anchors, score_threshold,
-                     static_cast<uint32_t>(sizes.classes), blockIdx.x + 1};
-  const int found = gather_best(key, work.counts[image], sizes.candidates, keys, scratch);
+// Suppresses among the `count` keys, best first, tile by tile. Kept keys move to the front of `keys`; their boxes go to `kept`,
+// which has room for `limit`. Returns their number. `boxes` are the image's.
+__device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, int limit, const float* boxes,
+                                    const Sizes& sizes, float threshold, Suppression* shared) {
+  const int thread = threadIdx.x, lane = lane_index();
+  uint64_t key = 0;
+  Corners box{};
+  const auto fetch = [&](int first) {  // this thread's candidate of a tile
+    if (thread >= kTile || first + thread >= count) return;
+    key = keys[first + thread];
+    box = load_corners(boxes, key_index(key) / static_cast<uint32_t>(sizes.num_classes));
+  };
+  fetch(0);
   int kept_count = 0;
-  for (int first = 0; first < found && kept_count < sizes.limit; first += kTile) {
-    const int count = found - first < kTile ? found - first : kTile;
-    if (threadIdx.x < count)
-      tile[threadIdx.x] = work.boxes[image * sizes.anchors + key_index(keys[first + threadIdx.x]) / sizes.classes];
-    if (threadIdx.x <= kTile) masks[threadIdx.x] = 0;
+  for (int first = 0; first < count && kept_count < limit; first += kTile) {
+    const int in_tile = min(count - first, kTile);
+    if (thread < kTile) shared->tile[thread] = box;
     __syncthreads();
-    compare_tile(tile, count, kept, kept_count, iou_threshold, &masks[kTile], masks);
-    __syncthreads();
-    unsigned long long dead = masks[kTile], alive = 0;
-    for (int i = 0; i < count; ++i) {  // every thread for itself: cheaper than telling the others
-      if (dead >> i & 1) continue;
-      alive |= 1ull << i;
-      dead |= masks[i];
+    const uint64_t tile_key = key;
+    const Corners tile_box = box, low = shared->tile[lane], high = shared->tile[lane + kWarpSize];
+    fetch(first + kTile);  // arrives while the tile is compared
+    const auto kept_box = [=](int k) { return kept[k]; };
+    const uint64_t hit = suppressed_by(kept_box, warp_index(), kept_count, kWarps, low, high, threshold);
+    if (lane == 0) shared->suppressed[warp_index()] = hit;
+    for (int i = warp_index(); i < in_tile; i += kWarps) {
+      const Corners row = shared->tile[i];
+      const uint64_t word = ballot_tile(suppresses(row, low, threshold), suppresses(row, high, threshold));
+      if (lane == 0) shared->rows[i] = word;
     }
-    const int i = threadIdx.x;
-    if (i < count && (alive >> i & 1)) {
-      const int position = kept_count + __popcll(alive & ((1ull << i) - 1));
-      if (position < sizes.limit) {
-        kept[position] = tile[i];
-        work.class_keys[row * sizes.limit + position] = keys[first + i];
+    __syncthreads();
+    uint64_t alive = in_tile < kTile ? bits_below(in_tile) : ~uint64_t{0};
+    for (int w = 0; w < kWarps; ++w) alive &= ~shared->suppressed[w];
+    alive = pick_greedily(shared->rows, alive);
+    if (thread < kTile && (alive >> thread & 1)) {
+      const int place = kept_count + __popcll(alive & bits_below(thread));
+      if (place < limit) {
+        kept[place] = tile_box;
+        keys[place] = tile_key;
       }
     }
-    kept_count += __popcll(alive);
-    __syncthreads();  // before the next tile
+    kept_count = min(kept_count + __popcll(alive), limit);
   }
-  if (threadIdx.x == 0) work.class_counts[row] = kept_count < sizes.limit ? kept_count : sizes.limit;
+  return kept_count;
 }
 
-// What the classes of an image have kept.
-struct KeptKey {
-  const uint64_t* keys;
-  const uint32_t* counts;
-  int limit;
-
-  __device__ uint64_t operator()(int64_t i) const {
-    return static_cast<uint32_t>(i % limit) < counts[i / limit] ? keys[i] : kNoKey;
-  }
-};
+// One block: a class of an image. Its best candidates, in order, suppress each other.
+__global__ void __launch_bounds__(kThreads) suppress_class_kernel(Sizes sizes, float iou_threshold, Workspace work) {
+  REFINEDET_DYNAMIC_SHARED(uint64_t, keys);
+  REFINEDET_SHARED(Selection, selection, 1);
+  REFINEDET_SHARED(Suppression, suppression, 1);
+  REFINEDET_SHARED(int, first_place, 1);
+  const int64_t image = blockIdx.y, list = image * sizes.foreground() + blockIdx.x;
+  const KeyList candidates{work.candidates + list * sizes.num_anchors};
+  const int found = gather_best(candidates, work.candidate_counts[list], sizes.top_k, keys, selection);
+  Corners* const kept = reinterpret_cast<Corners*>(keys + power_of_two_at_least(sizes.top_k));
+  const int kept_count = suppress_keys(keys, found, kept, sizes.kept_of_class, work.boxes + 4 * image * sizes.num_anchors,
+                                       sizes, iou_threshold, suppression);
+  if (threadIdx.x == 0) *first_place = atomicAdd(&work.kept_counts[image], kept_count);
+  __syncthreads();
+  uint64_t* const out = work.kept + image * sizes.foreground() * sizes.kept_of_class + *first_place;
+  for (int i = threadIdx.x; i < kept_count; i += kThreads) out[i] = keys[i];
+}
 
 // One block: an image. The best rows of all classes, and padding.
-__global__ void merge_classes_kernel(Sizes sizes, Workspace work, DetectOutputs out) {
+__global__ void __launch_bounds__(kThreads) merge_classes_kernel(Sizes sizes, Workspace work, DetectOutputs out) {
   REFINEDET_DYNAMIC_SHARED(uint64_t, keys);
-  REFINEDET_SHARED(int, scratch, kDigits + 2);
-  const int64_t image = blockIdx.x, first_row = image * sizes.foreground;
-  const KeptKey key{work.class_keys + first_row * sizes.limit, work.class_counts + first_row, sizes.limit};
-  const int found = gather_best(key, int64_t{sizes.foreground} * sizes.limit, sizes.rows, keys, scratch);
-  for (int i = threadIdx.x; i < sizes.rows; i += kThreads) {
-    const int64_t row = image * sizes.rows + i;
+  REFINEDET_SHARED(Selection, selection, 1);
+  const int64_t image = blockIdx.x;
+  const KeyList kept{work.kept + image * sizes.foreground() * sizes.kept_of_class};
+  const int found = gather_best(kept, work.kept_counts[image], sizes.num_rows, keys, selection);
+  for (int i = threadIdx.x; i < sizes.num_rows; i += kThreads) {
+    const int64_t row = image * sizes.num_rows + i;
     const bool used = i < found;
-    const uint32_t flat = used ? key_index(keys[i]) : 0;
-    const uint32_t anchor = flat / sizes.classes;
-    reinterpret_cast<Corners*>(out.boxes)[row] = used ? work.boxes[image * sizes.anchors + anchor] : Corners{};
+    const uint32_t flat = used ? key_index(keys[i]) : 0, classes = static_cast<uint32_t>(sizes.num_classes);
+    const int64_t anchor = flat / classes;
+    store_corners(out.boxes, row, used ? load_corners(work.boxes, image * sizes.num_anchors + anchor) : Corners{});
     out.scores[row] = used ? key_score(keys[i]) : 0.0f;
-    out.labels[row] = used ? flat % sizes.classes : 0;
-    out.indices[row] = used ? static_cast<int64_t>(anchor) : -1;
+    out.labels[row] = used ? flat % classes : 0;
+    out.indices[row] = used ? anchor : -1;
   }
   if (threadIdx.x == 0) out.counts[image] = found;
 }
+
+template __global__ void score_anchors_kernel(Heads<float>, const float*, Sizes, DetectOptions, Workspace);
+template __global__ void score_anchors_kernel(Heads<Half>, const float*, Sizes, DetectOptions, Workspace);
+template __global__ void score_anchors_kernel(Heads<BFloat16>, const float*, Sizes, DetectOptions, Workspace);
 
 }  // namespace
 
@@ -240,95 +267,89 @@ __global__ void merge_classes_kernel(Sizes sizes, Workspace work, DetectOutputs 
 
 namespace {
 
-constexpr int64_t kAlignment = 256;  // of each part of the workspace
-
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-Sizes sizes_of(const DetectShape& shape) {
-  const int64_t candidates = std::min(shape.top_k, shape.num_anchors);
-  return {shape.num_anchors,
-          static_cast<int>(shape.num_classes),
-          static_cast<int>(shape.num_classes - 1),
-          static_cast<int>(candidates),
-          static_cast<int>(std::min(candidates, shape.keep_top_k)),
-          static_cast<int>(shape.keep_top_k)};
+Sizes sizes_of(const DetectShape& shape, const DetectOptions& options) {
+  const int64_t top_k = std::min(options.top_k, shape.num_anchors);
+  return {shape.num_anchors, static_cast<int>(shape.num_classes), static_cast<int>(top_k),
+          static_cast<int>(std::min(top_k, options.keep_top_k)), static_cast<int>(options.keep_top_k)};
 }
 
-// Lays the parts out one after another from `memory` on; returns the bytes they take.
-int64_t lay_out(const DetectShape& shape, char* memory, Workspace* work) {
-  const Sizes sizes = sizes_of(shape);
-  const int64_t images = shape.batch, rows = images * sizes.foreground;
-  int64_t used = 0;
-  const auto part = [&](auto*& pointer, int64_t count) {
-    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used);
-    used += aligned(count * static_cast<int64_t>(sizeof(*pointer)));
-  };
-  part(work->counts, images);
-  part(work->survivors, images * sizes.anchors);
-  part(work->boxes, images * sizes.anchors);
-  part(work->scores, rows * sizes.anchors);
-  part(work->class_counts, rows);
-  part(work->class_keys, rows * sizes.limit);
-  return used;
+// Lays the workspace out from `memory` on; returns the bytes it takes.
+int64_t lay_out(const DetectShape& shape, const Sizes& sizes, char* memory, Workspace* work) {
+  Layout layout(memory);
+  const int64_t images = shape.batch, lists = images * sizes.foreground();
+  int* const counters = layout.part<int>(lists + images);
+  work->candidate_counts = counters;
+  work->kept_counts = counters == nullptr ? nullptr : counters + lists;
+  work->boxes = layout.part<float>(images * sizes.num_anchors * 4);
+  work->kept = layout.part<uint64_t>(lists * sizes.kept_of_class);
+  work->candidates = layout.part<uint64_t>(lists * sizes.num_anchors);
+  return layout.bytes();
 }
+
+int64_t blocks_for(int64_t num_anchors) { return (num_anchors + kThreads - 1) / kThreads; }
 
 template <class T>
-void run(const DetectHeads& in, const DetectShape& shape, const DetectOptions& options, const DetectOutputs& out,
-         void* workspace, Stream stream) {
-  const Sizes sizes = sizes_of(shape);
-  Workspace work;
-  lay_out(shape, static_cast<char*>(workspace), &work);
-  Heads<T> heads{};
-  heads.count = in.num_levels;
-  for (int i = 0; i < in.num_levels; ++i) {
-    const DetectLevel& level = in.levels[i];
-    const auto typed = [](const void* pointer) { return static_cast<const T*>(pointer); };
-    const int64_t first = i == 0 ? 0 : heads.levels[i - 1].first + heads.levels[i - 1].count;
-    heads.levels[i] = {typed(level.arm_loc), typed(level.arm_conf), typed(level.odm_loc), typed(level.odm_conf), first,
-                       level.num_anchors};
+Heads<T> to_heads(const DetectHeads& in, unsigned* num_blocks) {
+  Heads<T> heads;
+  int64_t anchors = 0, blocks = 0;
+  for (int i = 0; i < kMaxLevels; ++i) {
+    const DetectLevel level = i < in.num_levels ? in.levels[i] : DetectLevel{};
+    heads.levels[i] = {static_cast<const T*>(level.arm_loc),
+                       static_cast<const T*>(level.arm_conf),
+                       static_cast<const T*>(level.odm_loc),
+                       static_cast<const T*>(level.odm_conf),
+                       anchors,
+                       level.num_anchors,
+                       static_cast<unsigned>(blocks)};
+    anchors += level.num_anchors;
+    blocks += blocks_for(level.num_anchors);
   }
-  const auto images = static_cast<unsigned>(shape.batch);
-  memset_async(work.counts, 0, shape.batch * sizeof(uint32_t), stream);
-  if (sizes.foreground > 0) {
-    const auto blocks = static_cast<unsigned>((sizes.anchors + kThreads - 1) / kThreads);
-    if (blocks > 0)
-      launch("score_anchors_kernel", score_anchors_kernel<T>, dim3(blocks, images), dim3(kThreads), 0, stream, heads,
-             in.anchors, sizes, options.objectness_threshold, options.variances, work);
-    const size_t shared = power_of_two_at_least(sizes.candidates) * sizeof(uint64_t) + sizes.limit * sizeof(Corners);
-    launch("suppress_class_kernel", suppress_class_kernel, dim3(sizes.foreground, images), dim3(kThreads), shared, stream,
-           sizes, options.score_threshold, options.iou_threshold, work);
-  }
-  launch("merge_classes_kernel", merge_classes_kernel, dim3(images), dim3(kThreads),
-         power_of_two_at_least(sizes.rows) * sizeof(uint64_t), stream, sizes, work, out);
+  *num_blocks = static_cast<unsigned>(blocks);
+  return heads;
 }
 
 }  // namespace
 
-int64_t detect_workspace_bytes(const DetectShape& shape) {
+int64_t detect_workspace_bytes(const DetectShape& shape, const DetectOptions& options) {
   Workspace work;
-  return lay_out(shape, nullptr, &work);
+  return lay_out(shape, sizes_of(shape, options), nullptr, &work);
 }
 
-std::string detect_refusal(const DetectShape& shape) {
+std::string detect_refusal(const DetectShape& shape, const DetectOptions& options) {
   const auto refuse = [](const char* name, int64_t value, int64_t limit) {
     return std::string(name) + " is " + std::to_string(value) + ", on CUDA at most " + std::to_string(limit);
   };
-  const int64_t candidates = std::min(shape.top_k, shape.num_anchors);
-  if (shape.batch > kMaxBatch) return refuse("the batch", shape.batch, kMaxBatch);
+  const int64_t top_k = std::min(options.top_k, shape.num_anchors);
+  if (shape.batch > kMaxBatch) return refuse("the batch size", shape.batch, kMaxBatch);
   if (shape.num_classes > kMaxClasses) return refuse("the number of classes", shape.num_classes, kMaxClasses);
-  if (candidates > kMaxTopK) return refuse("top_k", candidates, kMaxTopK);
-  if (shape.keep_top_k > kMaxKeepTopK) return refuse("keep_top_k", shape.keep_top_k, kMaxKeepTopK);
+  if (top_k > kMaxTopK) return refuse("top_k", options.top_k, kMaxTopK);
+  if (options.keep_top_k > kMaxKeepTopK) return refuse("keep_top_k", options.keep_top_k, kMaxKeepTopK);
   return "";
 }
 
 void detect(const DetectHeads& in, const DetectShape& shape, const DetectOptions& options, const DetectOutputs& out,
             void* workspace, Stream stream) {
   if (shape.batch == 0) return;
-  switch (in.type) {
-    case InputType::kFloat32: return run<float>(in, shape, options, out, workspace, stream);
-    case InputType::kFloat16: return run<Half>(in, shape, options, out, workspace, stream);
-    case InputType::kBFloat16: return run<BFloat16>(in, shape, options, out, workspace, stream);
+  const Sizes sizes = sizes_of(shape, options);
+  Workspace work;
+  lay_out(shape, sizes, static_cast<char*>(workspace), &work);
+  const auto images = static_cast<unsigned>(shape.batch), classes = static_cast<unsigned>(sizes.foreground());
+  const dim3 block(kThreads);
+  memset_async(work.candidate_counts, 0, (int64_t{images} * classes + images) * sizeof(int), stream);
+  if (classes > 0 && shape.num_anchors > 0) {
+    dispatch(in.type, [&](auto element) {
+      using T = decltype(element);
+      unsigned num_blocks;
+      const Heads<T> heads = to_heads<T>(in, &num_blocks);
+      launch("score_anchors_kernel", score_anchors_kernel<T>, dim3(num_blocks, images), block, 0, stream, heads, in.anchors,
+             sizes, options, work);
+    });
+    const size_t shared = power_of_two_at_least(sizes.top_k) * sizeof(uint64_t) + sizes.kept_of_class * sizeof(Corners);
+    launch("suppress_class_kernel", suppress_class_kernel, dim3(classes, images), block, shared, stream, sizes,
+           options.iou_threshold, work);
   }
+  launch("merge_classes_kernel", merge_classes_kernel, dim3(images), block,
+         power_of_two_at_least(sizes.num_rows) * sizeof(uint64_t), stream, sizes, work, out);
 }
 
 #endif
