@@ -26,8 +26,6 @@
 // float16, bfloat16 and float64 inputs are converted to float32; all arithmetic is float32 as in box_math.h.
 #pragma once
 
-#include <cstdint>
-
 #include "box_math.h"
 
 namespace refinedet {

@@ -7,7 +7,6 @@ namespace refinedet::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxGridY = 65535;
 
 // One thread: one anchor, of every gridDim.y-th image. An anchor that all images share is read once.
 template <class T>
@@ -38,6 +37,7 @@ INSTANTIATE(BFloat16);
 #if !defined(__CUDACC_RTC__)
 
 void refine(const RefineInputs& in, Variances variances, float* refined, Stream stream) {
+  constexpr int64_t kMaxGridY = 65535;
   if (in.batch == 0 || in.num_anchors == 0) return;
   const dim3 grid(static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads),
                   static_cast<unsigned>(std::min(in.batch, kMaxGridY)));
