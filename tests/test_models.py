@@ -102,7 +102,7 @@ def test_order_of_the_outputs(light: RefineDet) -> None:
 
 def test_without_tcb_the_network_is_single_step() -> None:
     model = build("squeezenet", 64, 4, preset=replace(OFFICIAL, tcb=False))
-    raw = model(torch.randn(1, 3, 64, 64))
+    raw = model.eval()(torch.randn(1, 3, 64, 64))
     assert raw.arm_loc is None
     assert raw.arm_conf is None
     assert raw.odm_conf.shape == (1, len(model.anchors), 4)
@@ -144,7 +144,7 @@ def test_caffe_xavier(path: str, fan_in: int) -> None:
     bound = math.sqrt(3 / fan_in)
     weight = module.weight.detach()
     assert weight.abs().max() <= bound
-    assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
     assert not module.bias.any()
 
 
@@ -153,7 +153,7 @@ def test_convolutions_before_a_normalisation_start_gaussian() -> None:
     for path in ("backbone.res6.branch2b", "tcb.up.0", "arm.blocks.2.branch1", "backbone.conv1"):
         block = model.get_submodule(path)
         assert block.conv.bias is None
-        assert block.conv.weight.std() == pytest.approx(0.01, rel=0.1)
+        assert block.conv.weight.std().item() == pytest.approx(0.01, rel=0.1)
         assert (block.norm.weight == 1).all()
         assert not block.norm.bias.any()
 
@@ -556,14 +556,14 @@ def test_caffe_has_no_squeezenet(light: RefineDet) -> None:
 def test_compiles_without_a_graph_break(light: RefineDet, training: bool) -> None:
     images = torch.randn(2, 3, 64, 128)
     light.train(training)
-    compiled = torch.compile(light, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(light, fullgraph=True, backend="eager")
     for ours, theirs in zip(compiled(images), light(images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_caffe_batch_norm_compiles() -> None:
     layer = CaffeBatchNorm2d(3)
-    torch.compile(layer, fullgraph=True, backend="aot_eager")(torch.randn(2, 3, 4, 4))
+    torch.compile(layer, fullgraph=True, backend="eager")(torch.randn(2, 3, 4, 4))
     assert layer.factor == 1
 
 

@@ -86,13 +86,13 @@ def _feature_network(timm: ModuleType, name: str) -> nn.Module:
     if not timm.is_model(name):
         raise InputError(f"timm has no model {name!r}; list its names with timm.list_models()")
     whole = timm.create_model(name)
-    if whole.pretrained_cfg.get("fixed_input_size"):
-        raise InputError(f"timm model {name!r} works at one input size only; choose a convolutional network")
     reductions = [stage["reduction"] for stage in whole.feature_info]
     if any(stride not in reductions for stride in REDUCTIONS):
         raise InputError(
             f"timm model {name!r} gives strides {sorted(set(reductions))}; choose one that gives 8, 16 and 32"
         )
+    if whole.pretrained_cfg.get("fixed_input_size"):
+        raise InputError(f"timm model {name!r} works at one input size only; choose a convolutional network")
     last = [max(i for i, stride in enumerate(reductions) if stride == wanted) for wanted in REDUCTIONS]
     # "getter" keeps timm's parameter names, and with them its weight files.
     return timm.create_model(name, features_only=True, feature_cls="getter", out_indices=last)
