@@ -17,7 +17,10 @@ from refinedet.errors import ExtensionError
 PACKAGE = Path(refinedet.__file__).parent
 COMPILED = PACKAGE / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 
+# Without the finder of an editable installation, which would supply the module that the copy lacks.
 IMPORT_AND_USE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
 import torch
 import refinedet
 from refinedet import ops
