@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -25,6 +26,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __shared__ static_assert(false, "use REFINEDET_SHARED");
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -34,18 +36,23 @@ struct dim3 {
 struct alignas(8) int2 { int x, y; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) ushort4 { unsigned short x, y, z, w; };
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) ushort4 { unsigned short x, y, z, w; };
+inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace cuda_on_cpu {
 
 using Site = std::source_location;
+
+// The byte with which shared memory, outputs and workspace are filled first: as a float -2.7e7, as an index far outside.
+constexpr unsigned char kPoison = 0xcb;
 
 // Seed of the schedules to come.
 void set_seed(uint64_t seed);
@@ -60,13 +67,13 @@ struct Position {
   dim3 thread, block, block_size, grid_size;
 };
 
-const Position& position();  // of the running thread
+extern const Position* running_position;
 
 // Shared memory of the running block, poisoned when first asked for. `site` tells static arrays apart.
 void* static_shared(const void* site, size_t bytes);
 void* dynamic_shared();
 
-enum class Vote { kNone, kCount, kAnd, kOr };
+enum class Vote { kCount, kAnd, kOr };
 
 int block_barrier(Vote vote, bool predicate, Site site);
 
@@ -78,9 +85,18 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int arg
 // Lets another thread go first, now and then: atomics interleave with everything.
 void maybe_yield();
 
+// The types that CUDA's shuffles and atomics take.
+template <class T, class... Choices>
+concept OneOf = (std::same_as<T, Choices> || ...);
 template <class T>
+concept Shuffled = OneOf<T, int, unsigned, long, unsigned long, long long, unsigned long long, float, double>;
+template <class T>
+concept Word = OneOf<T, int, unsigned, unsigned long long>;
+template <class T>
+concept WordOrFloat = Word<T> || std::same_as<T, float>;
+
+template <Shuffled T>
 T shuffle(Collective kind, unsigned mask, T value, int argument, Site site) {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   bits = warp_collective(kind, mask, bits, argument, site);
@@ -101,10 +117,10 @@ T atomic_update(T* address, const Update& update) {
 
 }  // namespace cuda_on_cpu
 
-#define threadIdx (::cuda_on_cpu::position().thread)
-#define blockIdx (::cuda_on_cpu::position().block)
-#define blockDim (::cuda_on_cpu::position().block_size)
-#define gridDim (::cuda_on_cpu::position().grid_size)
+#define threadIdx (::cuda_on_cpu::running_position->thread)
+#define blockIdx (::cuda_on_cpu::running_position->block)
+#define blockDim (::cuda_on_cpu::running_position->block_size)
+#define gridDim (::cuda_on_cpu::running_position->grid_size)
 
 #define REFINEDET_SHARED(type, name, count) \
   static const char name##_site = 0;        \
@@ -114,7 +130,7 @@ T atomic_update(T* address, const Update& update) {
 using cuda_on_cpu::Collective;
 using cuda_on_cpu::Site;
 
-inline void __syncthreads(Site site = Site::current()) { cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::kNone, false, site); }
+inline void __syncthreads(Site site = Site::current()) { cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::kCount, false, site); }
 inline int __syncthreads_count(int p, Site site = Site::current()) {
   return cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::kCount, p != 0, site);
 }
@@ -131,7 +147,7 @@ inline unsigned __ballot_sync(unsigned mask, int p, Site site = Site::current())
   return static_cast<unsigned>(cuda_on_cpu::warp_collective(Collective::kBallot, mask, p != 0, 0, site));
 }
 inline int __any_sync(unsigned mask, int p, Site site = Site::current()) { return __ballot_sync(mask, p, site) != 0; }
-inline int __all_sync(unsigned mask, int p, Site site = Site::current()) { return __ballot_sync(mask, p, site) == mask; }
+inline int __all_sync(unsigned mask, int p, Site site = Site::current()) { return __ballot_sync(mask, !p, site) == 0; }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, Site site = Site::current()) {
   return cuda_on_cpu::shuffle(Collective::kIndex, mask, value, lane, site);
@@ -149,27 +165,27 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, Site site = Site::current()
   return cuda_on_cpu::shuffle(Collective::kXor, mask, value, lanes, site);
 }
 
-template <class T>
+template <cuda_on_cpu::WordOrFloat T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return static_cast<T>(old + value); });
 }
-template <class T>
+template <cuda_on_cpu::Word T>
 T atomicMax(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return std::max(old, value); });
 }
-template <class T>
+template <cuda_on_cpu::Word T>
 T atomicMin(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return std::min(old, value); });
 }
-template <class T>
+template <cuda_on_cpu::Word T>
 T atomicOr(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return static_cast<T>(old | value); });
 }
-template <class T>
+template <cuda_on_cpu::WordOrFloat T>
 T atomicExch(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T) { return value; });
 }
-template <class T>
+template <cuda_on_cpu::Word T>
 T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return old == expected ? value : old; });
 }

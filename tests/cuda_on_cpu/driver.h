@@ -25,9 +25,6 @@
 
 namespace cuda_on_cpu {
 
-// The byte with which outputs, workspace and shared memory are filled first: as a float -2.7e7, as an index far outside.
-constexpr unsigned char kPoison = 0xcb;
-
 // Names of element types as numpy writes them.
 template <class T>
 constexpr const char* kTypeNames = nullptr;
@@ -65,7 +62,7 @@ class Request {
   // Elements of an input; of any type with T = void.
   template <class T>
   const T* input(const std::string& name) {
-    return static_cast<const T*>(find(inputs_, name, kTypeNames<T>).buffer.data());
+    return static_cast<const T*>(find(inputs_, name, kTypeNames<T>));
   }
 
   // As input(), null when the request lacks it.
@@ -77,7 +74,7 @@ class Request {
   // Poisoned elements for the launcher to write.
   template <class T>
   T* output(const std::string& name) {
-    return static_cast<T*>(static_cast<void*>(find(outputs_, name, kTypeNames<T>).buffer.data()));
+    return static_cast<T*>(find(outputs_, name, kTypeNames<T>));
   }
 
   int64_t integer(const std::string& name);
@@ -96,7 +93,7 @@ class Request {
   };
   using Arrays = std::map<std::string, Array>;
 
-  Array& find(Arrays& arrays, const std::string& name, const char* types);
+  void* find(const Arrays& arrays, const std::string& name, const char* types);
   void check_all_used() const;
 
   std::string launcher_;

@@ -1,36 +1,108 @@
-// Fibers and their schedule; see cuda_on_cpu.h. This file is compiled without ThreadSanitizer (but linked with it), for the
-// state it keeps of all threads is the machine's, not the program's under test.
-#include "cuda_on_cpu.h"
-
+// Fibers and their schedule; see cuda_on_cpu.h. This file is compiled without a sanitizer (but linked with its run time):
+// the state it keeps is the machine's, not the program's under test.
 #include <sys/mman.h>
-#include <ucontext.h>
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <memory>
+#include <span>
+#include <utility>
 #include <vector>
+
+#include "cuda_on_cpu.h"
 
 #if defined(CUDA_ON_CPU_ADDRESS_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(CUDA_ON_CPU_THREAD_SANITIZER)
+#elif defined(CUDA_ON_CPU_THREAD_SANITIZER)
 #include <sanitizer/tsan_interface.h>
+extern "C" void __tsan_ignore_thread_begin();
+extern "C" void __tsan_ignore_thread_end();
+#endif
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
 #endif
 
 namespace cuda_on_cpu {
+
+const Position* running_position = nullptr;
+
 namespace {
 
-constexpr int kWarp = 32;
-constexpr size_t kStackBytes = 128 << 10;  // sanitizers pad every variable
-constexpr unsigned char kPoison = 0xcb;    // as a float -2.7e7, as an index far outside
-constexpr unsigned kMaxThreads = 1024;     // of a block, as on every GPU
-constexpr unsigned kMaxGridY = 65535;
-constexpr size_t kMaxStaticAndDynamicShared = 48 << 10;  // what a kernel gets without asking for more, on every GPU
+constexpr unsigned kWarp = 32;
+constexpr size_t kStackBytes = 128 << 10;        // sanitizers pad every variable
+constexpr unsigned kMaxThreads = 1024;           // of a block, as on every GPU
+constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
+constexpr size_t kMaxSharedBytes = 48 << 10;     // what a kernel gets without asking for more, on every GPU
+
+// --- Switching stacks -------------------------------------------------------------------------------------------------
+
+#if defined(__x86_64__)
+
+// Like swapcontext(), without its two system calls per switch.
+struct Context {
+  void* stack_pointer = nullptr;
+};
+
+extern "C" void cuda_on_cpu_switch(void** from, void* to);
+asm(R"(
+  .text
+  .type cuda_on_cpu_switch, @function
+cuda_on_cpu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size cuda_on_cpu_switch, .-cuda_on_cpu_switch
+)");
+
+void switch_context(Context& from, Context& to) { cuda_on_cpu_switch(&from.stack_pointer, to.stack_pointer); }
+
+Context make_context(char* stack, void (*entry)()) {
+  constexpr size_t kSavedRegisters = 6;
+  void** top = reinterpret_cast<void**>(stack + kStackBytes);
+  *--top = nullptr;  // the caller of entry: where a debugger stops
+  *--top = reinterpret_cast<void*>(entry);
+  for (size_t i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
+  return {top};
+}
+
+#else
+
+using Context = ucontext_t;
+
+void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+
+Context make_context(char* stack, void (*entry)()) {
+  Context context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+  return context;
+}
+
+#endif
+
+// --- State ------------------------------------------------------------------------------------------------------------
 
 enum class State { kRunnable, kAtBarrier, kInCollective, kDone };
 
-struct Pending {  // the collective that a lane waits in
+// The collective that a lane waits in.
+struct Pending {
   Collective kind;
   unsigned mask;
   uint64_t value;
@@ -39,10 +111,10 @@ struct Pending {  // the collective that a lane waits in
 };
 
 struct Thread {
-  ucontext_t context;
-  void* stack = nullptr;
-  unsigned number = 0;  // in the block
+  unsigned number;  // in the block
   Position position;
+  char* stack;
+  Context context;
   State state = State::kRunnable;
   bool vote = false;
   Pending pending{};
@@ -50,15 +122,19 @@ struct Thread {
   void* sanitizer = nullptr;  // ThreadSanitizer's fiber, or AddressSanitizer's fake stack
 };
 
+struct SharedArray {
+  const void* site;
+  std::unique_ptr<char[]> memory;
+};
+
 struct Block {
   std::vector<Thread> threads;
-  std::vector<char> warp_tags;  // an address per warp for the order that __syncwarp makes
-  unsigned alive = 0, waiting = 0;
-  Vote vote = Vote::kNone;
+  std::vector<Thread*> all;       // of them
+  size_t running = 0, waiting = 0;  // threads that have not left; threads at the barrier
+  Vote vote{};
   Site barrier{};
-  std::map<const void*, std::pair<std::unique_ptr<char[]>, size_t>> shared;
+  std::vector<SharedArray> shared;
   size_t shared_bytes = 0;
-  std::unique_ptr<char[]> dynamic;
 };
 
 struct Machine {
@@ -66,14 +142,13 @@ struct Machine {
   int64_t launches = 0;
   const char* kernel = "";
   const std::function<void()>* body = nullptr;
+  char* stacks = nullptr;
   Block* block = nullptr;
   Thread* running = nullptr;
-  ucontext_t context;
+  Context context;            // of the scheduler itself
   void* sanitizer = nullptr;  // of the scheduler itself
   const void* stack_bottom = nullptr;
-  size_t stack_size = 0;
-  char order = 0;  // address of the order between kernels
-  std::vector<void*> used_stacks, free_stacks;
+  size_t stack_bytes = 0;
 };
 
 Machine machine;
@@ -94,58 +169,139 @@ uint64_t next_random() {  // xorshift64*
   return x * 0x2545f4914f6cdd1dull;
 }
 
-// --- Switching --------------------------------------------------------------------------------------------------------
+template <class T>
+void shuffle(std::vector<T>& items) {
+  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[next_random() % i]);
+}
+
+// --- Sanitizers -------------------------------------------------------------------------------------------------------
+//
+// enter() and leave() switch between the scheduler and a thread. synchronize() orders what its threads did before what they
+// will do. begin_grid(), begin_thread() (by the thread itself), end_block() and end_grid() keep the sanitizer's books.
 
 #if defined(CUDA_ON_CPU_ADDRESS_SANITIZER)
 
 void enter(Thread& thread) {
   __sanitizer_start_switch_fiber(&machine.sanitizer, thread.stack, kStackBytes);
-  swapcontext(&machine.context, &thread.context);
+  switch_context(machine.context, thread.context);
   __sanitizer_finish_switch_fiber(machine.sanitizer, nullptr, nullptr);
 }
 void leave(Thread& thread) {
-  void** keep = thread.state == State::kDone ? nullptr : &thread.sanitizer;
-  __sanitizer_start_switch_fiber(keep, machine.stack_bottom, machine.stack_size);
-  swapcontext(&thread.context, &machine.context);
-  __sanitizer_finish_switch_fiber(thread.sanitizer, &machine.stack_bottom, &machine.stack_size);
+  void** const fake_stack = thread.state == State::kDone ? nullptr : &thread.sanitizer;
+  __sanitizer_start_switch_fiber(fake_stack, machine.stack_bottom, machine.stack_bytes);
+  switch_context(thread.context, machine.context);
+  __sanitizer_finish_switch_fiber(thread.sanitizer, nullptr, nullptr);
 }
-void begin_thread(Thread&) { __sanitizer_finish_switch_fiber(nullptr, &machine.stack_bottom, &machine.stack_size); }
-void make_sanitizer(Thread&) {}
-void drop_sanitizer(Thread&) {}
-void order_before(void*) {}
-void order_after(void*) {}
-
-#elif defined(CUDA_ON_CPU_THREAD_SANITIZER)
-
-void enter(Thread& thread) {
-  __tsan_switch_to_fiber(thread.sanitizer, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&machine.context, &thread.context);
-}
-void leave(Thread& thread) {
-  __tsan_switch_to_fiber(machine.sanitizer, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&thread.context, &machine.context);
-}
-void begin_thread(Thread&) {}
-void make_sanitizer(Thread& thread) {
-  machine.sanitizer = __tsan_get_current_fiber();
-  thread.sanitizer = __tsan_create_fiber(0);
-  const std::string name = std::string(machine.kernel) + " block " + std::to_string(thread.position.block.x) + "," +
-                           std::to_string(thread.position.block.y) + " thread " + std::to_string(thread.number);
-  __tsan_set_fiber_name(thread.sanitizer, name.c_str());
-}
-void drop_sanitizer(Thread& thread) { __tsan_destroy_fiber(thread.sanitizer); }
-void order_before(void* tag) { __tsan_release(tag); }
-void order_after(void* tag) { __tsan_acquire(tag); }
+void begin_thread() { __sanitizer_finish_switch_fiber(nullptr, &machine.stack_bottom, &machine.stack_bytes); }
 
 #else
 
-void enter(Thread& thread) { swapcontext(&machine.context, &thread.context); }
-void leave(Thread& thread) { swapcontext(&thread.context, &machine.context); }
-void begin_thread(Thread&) {}
-void make_sanitizer(Thread&) {}
-void drop_sanitizer(Thread&) {}
-void order_before(void*) {}
-void order_after(void*) {}
+void begin_thread() {}
+
+#endif
+
+#if defined(CUDA_ON_CPU_THREAD_SANITIZER)
+
+constexpr size_t kMaxFibers = 4096;  // half of what ThreadSanitizer has
+
+std::vector<void*> fibers;          // of the grid: a fiber's number may be given again once it is destroyed
+char* end_of_grid = nullptr;        // address that stands for it
+
+void become(void* fiber) { __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync); }
+
+void enter(Thread& thread) {
+  become(thread.sanitizer);
+  switch_context(machine.context, thread.context);
+}
+void leave(Thread& thread) {
+  become(machine.sanitizer);
+  switch_context(thread.context, machine.context);
+}
+
+// Does the machine's own work, whose memory accesses (allocations) are no thread's.
+template <class Work>
+auto as_scheduler(const Work& work) {
+  void* const self = __tsan_get_current_fiber();
+  become(machine.sanitizer);
+  auto result = work();
+  become(self);
+  return result;
+}
+
+void synchronize(std::span<Thread* const> threads) {
+  void* const self = __tsan_get_current_fiber();
+  char* const tag = as_scheduler([] { return new char; });  // a new address has no history
+  for (const Thread* thread : threads) {
+    become(thread->sanitizer);
+    __tsan_release(tag);
+  }
+  for (const Thread* thread : threads) {
+    become(thread->sanitizer);
+    __tsan_acquire(tag);
+  }
+  become(machine.sanitizer);
+  delete tag;
+  become(self);
+}
+
+void begin_grid() {
+  machine.sanitizer = __tsan_get_current_fiber();
+  __tsan_ignore_thread_begin();
+  end_of_grid = new char;
+}
+
+// A new fiber comes after everything its maker has done. The maker learns of other blocks only at the end of the grid, so
+// blocks are not ordered. Made in shuffled order, so that fibers of different blocks that happen to share a number belong
+// to different threads.
+void begin_block(std::vector<Thread*> threads) {
+  shuffle(threads);
+  for (Thread* thread : threads) {
+    thread->sanitizer = __tsan_create_fiber(0);
+    const dim3& block = thread->position.block;
+    char name[64];
+    std::snprintf(name, sizeof name, "block %u,%u,%u thread %u", block.x, block.y, block.z, thread->number);
+    __tsan_set_fiber_name(thread->sanitizer, name);
+    fibers.push_back(thread->sanitizer);
+  }
+}
+
+void destroy_fibers() {
+  for (void* fiber : fibers) __tsan_destroy_fiber(fiber);
+  fibers.clear();
+}
+
+void end_block(const std::vector<Thread*>& threads) {
+  for (const Thread* thread : threads) {
+    become(thread->sanitizer);
+    __tsan_release(end_of_grid);
+  }
+  become(machine.sanitizer);
+  if (fibers.size() + kMaxThreads > kMaxFibers) destroy_fibers();
+}
+
+void end_grid() {
+  __tsan_acquire(end_of_grid);
+  destroy_fibers();
+  delete end_of_grid;
+  __tsan_ignore_thread_end();
+}
+
+#else
+
+#if !defined(CUDA_ON_CPU_ADDRESS_SANITIZER)
+void enter(Thread& thread) { switch_context(machine.context, thread.context); }
+void leave(Thread& thread) { switch_context(thread.context, machine.context); }
+#endif
+
+template <class Work>
+auto as_scheduler(const Work& work) {
+  return work();
+}
+void synchronize(std::span<Thread* const>) {}
+void begin_grid() {}
+void begin_block(const std::vector<Thread*>&) {}
+void end_block(const std::vector<Thread*>&) {}
+void end_grid() {}
 
 #endif
 
@@ -153,157 +309,184 @@ void yield() { leave(*machine.running); }
 
 // --- Barriers ---------------------------------------------------------------------------------------------------------
 
-void release_barrier_if_complete(Block& block) {
-  if (block.waiting == 0 || block.waiting < block.alive) return;
-  unsigned votes = 0;
-  for (const Thread& thread : block.threads) votes += thread.state == State::kAtBarrier && thread.vote;
+bool same_site(const Site& a, const Site& b) {
+  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+uint64_t tally(const Block& block) {
+  uint64_t votes = 0;
+  for (const Thread& thread : block.threads) votes += thread.vote;
+  switch (block.vote) {
+    case Vote::kAnd: return votes == block.threads.size();
+    case Vote::kOr: return votes > 0;
+    default: return votes;
+  }
+}
+
+void complete_barrier(Block& block) {
+  const uint64_t result = tally(block);
   for (Thread& thread : block.threads) {
-    if (thread.state != State::kAtBarrier) continue;
-    thread.result = block.vote == Vote::kAnd ? votes == block.waiting : block.vote == Vote::kOr ? votes > 0 : votes;
+    thread.result = result;
     thread.state = State::kRunnable;
   }
+  synchronize(block.all);
   block.waiting = 0;
 }
 
 // --- Warp collectives -------------------------------------------------------------------------------------------------
 
-int source_lane(const Pending& pending, int lane) {
+// The lane whose value a lane gets; itself where CUDA says "unchanged".
+unsigned source_lane(const Pending& pending, unsigned lane) {
+  const auto argument = static_cast<unsigned>(pending.argument);
   switch (pending.kind) {
-    case Collective::kIndex: return pending.argument % kWarp;
-    case Collective::kUp: return lane - pending.argument < 0 ? lane : lane - pending.argument;
-    case Collective::kDown: return lane + pending.argument >= kWarp ? lane : lane + pending.argument;
-    case Collective::kXor: return lane ^ pending.argument;
+    case Collective::kIndex: return argument % kWarp;
+    case Collective::kUp: return argument > lane ? lane : lane - argument;
+    case Collective::kDown: return argument >= kWarp - lane ? lane : lane + argument;
+    case Collective::kXor: return lane ^ argument;
     default: return lane;
   }
 }
 
-bool same_place(const Site& a, const Site& b) { return a.line() == b.line() && a.column() == b.column(); }
+// The lanes that the mask of a waiting thread names. Lanes that the block never had are not among them: in a last warp
+// that is not full, a full mask is fine.
+std::span<Thread* const> named_lanes(Block& block, const Thread& thread, std::array<Thread*, kWarp>& room) {
+  const unsigned first = thread.number / kWarp * kWarp;
+  size_t count = 0;
+  for (unsigned lane = 0; lane < kWarp && first + lane < block.threads.size(); ++lane)
+    if (thread.pending.mask >> lane & 1) room[count++] = &block.threads[first + lane];
+  return {room.data(), count};
+}
 
-// Completes the collective of the running thread if all lanes of its mask wait in it.
-void complete_collective(Block& block, const Thread& arrived) {
-  const Pending& mine = arrived.pending;
-  Thread* const warp = &block.threads[arrived.number / kWarp * kWarp];
-  const unsigned first = arrived.number / kWarp * kWarp;
-  const unsigned lanes = std::min<unsigned>(kWarp, static_cast<unsigned>(block.threads.size()) - first);
-  uint64_t ballot = 0;
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    if (!(mine.mask >> lane & 1)) continue;
-    // A full mask in a last warp that is not full: hardware ignores lanes that were never there.
-    if (lane >= lanes) continue;
-    const Thread& other = warp[lane];
-    if (other.state == State::kDone) fail("line %u: lane %u of the mask has left the kernel", mine.site.line(), lane);
-    if (other.state != State::kInCollective) return;
-    if (other.pending.mask != mine.mask || other.pending.kind != mine.kind || !same_place(other.pending.site, mine.site))
-      fail("lines %u and %u: lanes of one mask wait in different collectives", mine.site.line(), other.pending.site.line());
-    ballot |= (other.pending.value != 0 ? uint64_t{1} : uint64_t{0}) << lane;
+bool all_arrived(std::span<Thread* const> lanes, const Pending& pending) {
+  for (const Thread* lane : lanes) {
+    if (lane->state == State::kDone)
+      fail("line %u: lane %u of the mask has left the kernel", pending.site.line(), lane->number % kWarp);
+    if (lane->state != State::kInCollective) return false;
+    if (lane->pending.mask != pending.mask || !same_site(lane->pending.site, pending.site))
+      fail("lines %u and %u: lanes of one mask wait in different collectives", pending.site.line(), lane->pending.site.line());
   }
-  for (unsigned lane = 0; lane < lanes; ++lane) {
-    if (!(mine.mask >> lane & 1)) continue;
-    Thread& thread = warp[lane];
-    const int source = source_lane(thread.pending, static_cast<int>(lane));
-    if (mine.kind != Collective::kSync && mine.kind != Collective::kBallot &&
-        (!(mine.mask >> source & 1) || static_cast<unsigned>(source) >= lanes))
-      fail("line %u: lane %u reads lane %d, which is not in the mask", mine.site.line(), lane, source);
-    thread.result = mine.kind == Collective::kBallot ? ballot : warp[source].pending.value;
-    thread.state = State::kRunnable;
+  return true;
+}
+
+uint64_t ballot(std::span<Thread* const> lanes) {
+  uint64_t bits = 0;
+  for (const Thread* lane : lanes) bits |= static_cast<uint64_t>(lane->pending.value != 0) << lane->number % kWarp;
+  return bits;
+}
+
+uint64_t shuffled_value(const Block& block, const Thread& thread) {
+  const unsigned lane = thread.number % kWarp, source = source_lane(thread.pending, lane);
+  const size_t from = thread.number - lane + source;
+  if (source >= kWarp || from >= block.threads.size() || !(thread.pending.mask >> source & 1))
+    fail("line %u: lane %u reads lane %u, which is not in the mask", thread.pending.site.line(), lane, source);
+  return block.threads[from].pending.value;
+}
+
+void complete_collective(const Block& block, std::span<Thread* const> lanes) {
+  const Collective kind = lanes.front()->pending.kind;
+  const uint64_t votes = kind == Collective::kBallot ? ballot(lanes) : 0;
+  for (Thread* lane : lanes) {
+    if (kind == Collective::kBallot) lane->result = votes;
+    if (kind != Collective::kBallot && kind != Collective::kSync) lane->result = shuffled_value(block, *lane);
+    lane->state = State::kRunnable;
   }
+  if (kind == Collective::kSync) synchronize(lanes);
 }
 
 // --- Blocks -----------------------------------------------------------------------------------------------------------
 
-void thread_main() {
-  begin_thread(*machine.running);
-  order_after(&machine.order);
+[[noreturn]] void thread_main() {
+  begin_thread();
   (*machine.body)();
   Thread& self = *machine.running;
-  Block& block = *machine.block;
   self.state = State::kDone;
-  --block.alive;
-  release_barrier_if_complete(block);
-  order_before(&machine.order);
+  --machine.block->running;
   leave(self);
+  std::abort();  // nobody enters a thread that is done
 }
 
-void* take_stack() {
-  void* stack = nullptr;
-  if (machine.free_stacks.empty()) {
-    stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) fail("no memory for the stack of a thread");
-  } else {
-    stack = machine.free_stacks.back();
-    machine.free_stacks.pop_back();
-  }
-  machine.used_stacks.push_back(stack);
-  return stack;
-}
-
-void give_back_stacks() {
-#if defined(CUDA_ON_CPU_THREAD_SANITIZER)
-  // Reuse would look like a race between the old and the new owner of the memory.
-  for (void* stack : machine.used_stacks) munmap(stack, kStackBytes);
-#else
-  machine.free_stacks.insert(machine.free_stacks.end(), machine.used_stacks.begin(), machine.used_stacks.end());
+// One stack per thread of a block. Blocks take turns on them, which ThreadSanitizer would report as a race between their
+// threads, unless it sees memory that was newly given by the system.
+void prepare_stacks() {
+#if !defined(CUDA_ON_CPU_THREAD_SANITIZER)
+  if (machine.stacks != nullptr) return;
 #endif
-  machine.used_stacks.clear();
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (machine.stacks == nullptr ? 0 : MAP_FIXED);
+  void* const memory = mmap(machine.stacks, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (memory == MAP_FAILED) fail("no memory for %u stacks", kMaxThreads);
+  machine.stacks = static_cast<char*>(memory);
 }
 
-void start_thread(Thread& thread) {
-  thread.stack = take_stack();
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack;
-  thread.context.uc_stack.ss_size = kStackBytes;
-  thread.context.uc_link = nullptr;
-  makecontext(&thread.context, thread_main, 0);
-  make_sanitizer(thread);
-}
-
-void report_deadlock(const Block& block) {
-  for (const Thread& thread : block.threads) {
-    if (thread.state == State::kInCollective)
-      fail("line %u: thread %u waits for lanes of mask %08x that never come", thread.pending.site.line(), thread.number,
-           thread.pending.mask);
+void make_threads(Block& block, dim3 index, dim3 grid, dim3 size) {
+  prepare_stacks();
+  block.running = size.x * size.y * size.z;
+  for (unsigned i = 0; i < block.running; ++i) {
+    const dim3 place{i % size.x, i / size.x % size.y, i / size.x / size.y};
+    char* const stack = machine.stacks + i * kStackBytes;
+    block.threads.push_back({i, {place, index, size, grid}, stack, make_context(stack, thread_main)});
   }
-  fail("line %u: a barrier that not all threads reach", block.barrier.line());
+  for (Thread& thread : block.threads) block.all.push_back(&thread);
+  begin_block(block.all);
 }
+
+const char* describe(State state) {
+  return state == State::kDone ? "has left the kernel" : state == State::kAtBarrier ? "waits at a barrier" : "waits elsewhere";
+}
+
+[[noreturn]] void report_deadlock(Block& block) {
+  std::array<Thread*, kWarp> room;
+  for (const Thread& thread : block.threads) {
+    if (thread.state != State::kInCollective) continue;
+    for (const Thread* lane : named_lanes(block, thread, room))
+      if (lane->state != State::kInCollective || lane->pending.mask != thread.pending.mask)
+        fail("line %u: thread %u waits for lane %u, which %s", thread.pending.site.line(), thread.number,
+             lane->number % kWarp, describe(lane->state));
+  }
+  for (const Thread& thread : block.threads)
+    if (thread.state == State::kDone)
+      fail("line %u: threads wait at a barrier, but thread %u has left the kernel", block.barrier.line(), thread.number);
+  fail("line %u: not all threads reach the barrier", block.barrier.line());
+}
+
+void* new_shared(Block& block, const void* site, size_t bytes) {
+  block.shared_bytes += bytes;
+  if (block.shared_bytes > kMaxSharedBytes) fail("%zu bytes of shared memory", block.shared_bytes);
+  block.shared.push_back({site, std::make_unique_for_overwrite<char[]>(bytes)});
+  char* const memory = block.shared.back().memory.get();
+  std::memset(memory, kPoison, bytes);
+  return memory;
+}
+
+constexpr char kDynamicSite = 0;  // its address stands for the dynamic array
 
 void run_block(dim3 index, dim3 grid, dim3 size, size_t shared_bytes) {
   Block block;
-  block.alive = size.x * size.y * size.z;
-  block.threads.resize(block.alive);
-  block.warp_tags.resize((block.alive + kWarp - 1) / kWarp);
-  block.dynamic = std::make_unique<char[]>(shared_bytes);
-  block.shared_bytes = shared_bytes;
-  std::memset(block.dynamic.get(), kPoison, shared_bytes);
   machine.block = &block;
+  new_shared(block, &kDynamicSite, shared_bytes);
+  make_threads(block, index, grid, size);
   std::vector<Thread*> runnable;
-  for (unsigned i = 0; i < block.threads.size(); ++i) {
-    Thread& thread = block.threads[i];
-    thread.number = i;
-    thread.position = {{i % size.x, i / size.x % size.y, i / size.x / size.y}, index, size, grid};
-    start_thread(thread);
-  }
-  while (block.alive > 0) {
+  while (block.running > 0) {
     runnable.clear();
-    for (Thread& thread : block.threads)
-      if (thread.state == State::kRunnable) runnable.push_back(&thread);
+    for (Thread* thread : block.all)
+      if (thread->state == State::kRunnable) runnable.push_back(thread);
     if (runnable.empty()) report_deadlock(block);
-    // One round in shuffled order; a thread that becomes runnable meanwhile waits for the next.
-    for (size_t i = runnable.size(); i > 0; --i) {
-      std::swap(runnable[i - 1], runnable[next_random() % i]);
-      machine.running = runnable[i - 1];
-      enter(*machine.running);
+    shuffle(runnable);
+    for (Thread* thread : runnable) {  // who becomes runnable meanwhile waits for the next round
+      machine.running = thread;
+      running_position = &thread->position;
+      enter(*thread);
     }
   }
-  for (Thread& thread : block.threads) drop_sanitizer(thread);
+  end_block(block.all);
+  machine.running = nullptr;
   machine.block = nullptr;
 }
 
-void check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+void check_launch(dim3 grid, dim3 block) {
   const auto threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads) fail("a block of %u x %u x %u threads", block.x, block.y, block.z);
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > kMaxGridY || grid.z > kMaxGridY)
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ)
     fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
-  if (shared_bytes > kMaxStaticAndDynamicShared) fail("%zu bytes of dynamic shared memory", shared_bytes);
 }
 
 }  // namespace
@@ -316,57 +499,39 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
   machine.kernel = name;
   machine.body = &body;
   ++machine.launches;
-  check_launch(grid, block, shared_bytes);
-  order_before(&machine.order);
-  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  std::vector<uint64_t> order(blocks);
-  for (uint64_t i = 0; i < blocks; ++i) order[i] = i;
-  for (uint64_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
+  check_launch(grid, block);
+  begin_grid();
+  std::vector<uint64_t> order(static_cast<uint64_t>(grid.x) * grid.y * grid.z);
+  for (uint64_t i = 0; i < order.size(); ++i) order[i] = i;
+  shuffle(order);
   for (const uint64_t i : order) {
-    const dim3 index{static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
-                     static_cast<unsigned>(i / grid.x / grid.y)};
-    run_block(index, grid, block, shared_bytes);
-#if !defined(CUDA_ON_CPU_THREAD_SANITIZER)
-    give_back_stacks();
-#endif
+    const uint64_t row = i / grid.x;
+    run_block({static_cast<unsigned>(i % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)},
+              grid, block, shared_bytes);
   }
-  give_back_stacks();
-  order_after(&machine.order);
+  end_grid();
 }
-
-const Position& position() { return machine.running->position; }
 
 void* static_shared(const void* site, size_t bytes) {
   Block& block = *machine.block;
-  auto& [memory, size] = block.shared[site];
-  if (memory == nullptr) {
-    memory = std::make_unique<char[]>(bytes);
-    size = bytes;
-    std::memset(memory.get(), kPoison, bytes);
-    block.shared_bytes += bytes;
-    if (block.shared_bytes > kMaxStaticAndDynamicShared) fail("%zu bytes of shared memory", block.shared_bytes);
-  }
-  return memory.get();
+  for (const SharedArray& array : block.shared)
+    if (array.site == site) return array.memory.get();
+  return as_scheduler([&] { return new_shared(block, site, bytes); });
 }
 
-void* dynamic_shared() { return machine.block->dynamic.get(); }
+void* dynamic_shared() { return machine.block->shared.front().memory.get(); }
 
 int block_barrier(Vote vote, bool predicate, Site site) {
   Block& block = *machine.block;
   Thread& self = *machine.running;
-  if (block.waiting == 0) {
-    block.vote = vote;
-    block.barrier = site;
-  } else if (!same_place(block.barrier, site)) {
+  if (block.waiting > 0 && !same_site(block.barrier, site))
     fail("lines %u and %u: threads of one block wait at different barriers", block.barrier.line(), site.line());
-  }
+  block.vote = vote;
+  block.barrier = site;
   self.vote = predicate;
   self.state = State::kAtBarrier;
-  ++block.waiting;
-  order_before(&block);
-  release_barrier_if_complete(block);
+  if (++block.waiting == block.threads.size()) complete_barrier(block);
   yield();
-  order_after(&block);
   return static_cast<int>(self.result);
 }
 
@@ -376,16 +541,16 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int arg
   if (!(mask >> self.number % kWarp & 1)) fail("line %u: lane %u is not in its own mask", site.line(), self.number % kWarp);
   self.pending = {kind, mask, value, argument, site};
   self.state = State::kInCollective;
-  char* const tag = &block.warp_tags[self.number / kWarp];
-  if (kind == Collective::kSync) order_before(tag);
-  complete_collective(block, self);
+  std::array<Thread*, kWarp> room;
+  const auto lanes = named_lanes(block, self, room);
+  if (all_arrived(lanes, self.pending)) complete_collective(block, lanes);
   yield();
-  if (kind == Collective::kSync) order_after(tag);
   return self.result;
 }
 
 void maybe_yield() {
-  if (machine.running != nullptr && machine.block != nullptr && next_random() % 4 == 0) yield();
+  constexpr uint64_t kOneIn = 4;
+  if (machine.running != nullptr && next_random() % kOneIn == 0) yield();
 }
 
 }  // namespace cuda_on_cpu
