@@ -1,5 +1,5 @@
-// Arithmetic of boxes and scores shared by CPU kernels, CUDA kernels and tests: one source, so that all of them agree bit
-// for bit. Only IEEE operations (+ - * / and comparisons), no library function; compile without contraction of
+// Arithmetic of boxes and scores shared by CPU kernels, CUDA kernels and tests: one source, so that all of them agree
+// bit for bit. Only IEEE operations (+ - * / and comparisons), no library function; compile without contraction of
 // multiply-add (-ffp-contract=off, nvcc -fmad=false). The plain-PyTorch twin is refinedet/ops/portable.py.
 #pragma once
 
@@ -62,8 +62,8 @@ REFINEDET_HD bool finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f
 // 2^n for n in [-126, 127], given as unsigned so that the garbage of a NaN stays defined.
 REFINEDET_HD float power_of_two(uint32_t n) { return bits_float((n + 127u) << 23); }
 
-// e^x, the same on every device and compiler. Error below 1 ulp (0.99 measured over every float), gradual underflow, 0 below -104,
-// +inf above 88.73, NaN for NaN. Branch-free, so that loops over it vectorise.
+// e^x, the same on every device and compiler. Error below 1 ulp (0.99 measured over every float), gradual underflow,
+// 0 below -104, +inf above 88.73, NaN for NaN. Branch-free, so that loops over it vectorise.
 REFINEDET_HD float portable_exp(float x) {
   // Beyond these bounds the result is 0 or inf anyway; within them n stays in [-150, 128].
   x = x > 89.0f ? 89.0f : x;
@@ -88,7 +88,9 @@ REFINEDET_HD float portable_exp(float x) {
 }
 
 // Probability of class 1 of a two-class softmax (ARM: 0 = background, 1 = object), with one exponential.
-REFINEDET_HD float objectness(float background, float object) { return 1.0f / (1.0f + portable_exp(background - object)); }
+REFINEDET_HD float objectness(float background, float object) {
+  return 1.0f / (1.0f + portable_exp(background - object));
+}
 
 // Sorting these keys ascending gives score descending, then index ascending. The score must not be NaN.
 REFINEDET_HD uint64_t descending_key(float score, uint32_t index) {

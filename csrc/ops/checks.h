@@ -46,7 +46,8 @@ std::string shape_text(const Sizes& sizes) {
   return text.str() + (sizes.size() == 0 ? "[]" : "]");
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
+inline void check_shape(const char* op, const char* name, const Tensor& tensor,
+                        std::initializer_list<int64_t> expected) {
   const auto sizes = tensor.sizes();
   bool same = sizes.size() == expected.size();
   for (size_t i = 0; same && i < expected.size(); ++i) {

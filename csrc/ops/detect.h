@@ -6,14 +6,15 @@
 //   odm_conf  [B,N,C]    logits, class 0 = background
 //   anchors   [N,4]      cx, cy, w, h in units of the image side
 //
-//   boxes     [B,K,4] float32   corners x1, y1, x2, y2, not clipped   | K = keep_top_k rows per image, whatever is found;
-//   scores    [B,K]   float32   probability of the class              | rows from counts[b] on are padding:
+//   boxes     [B,K,4] float32   corners x1, y1, x2, y2, not clipped   | K = keep_top_k rows per image, whatever
+//   scores    [B,K]   float32   probability of the class              | is found; rows from counts[b] on are padding:
 //   labels    [B,K]   int64     1 .. C-1                              | box 0, score 0, label 0, index -1
 //   indices   [B,K]   int64     anchor of the detection               |
 //   counts    [B]     int64
 //
 // 1. An anchor with P(object) < objectness_threshold is dropped.
-// 2. Softmax over the C logits, summed in class order. A candidate is a (anchor, class >= 1) with score > score_threshold.
+// 2. Softmax over the C logits, summed in class order. A candidate is an anchor in a class >= 1 with
+//    score > score_threshold.
 // 3. box = corners of decode(decode(anchor, arm_loc), odm_loc).
 // 4. Per class: the best top_k candidates, greedily suppressed: intersection > iou_threshold * union with a kept box.
 // 5. Per image: the best keep_top_k of all classes.
@@ -21,8 +22,8 @@
 // top_k and keep_top_k, who suppresses whom, and the order of the rows.
 //
 // A NaN objectness, a NaN score (any NaN or +inf logit makes the anchor's scores NaN) and a box with a coordinate that
-// is not finite are dropped before step 4. A box without area overlaps nothing and is kept. iou_threshold is not negative
-// and not NaN; top_k and keep_top_k are at least 1; N * C < 2^32. B = 0, N = 0 and C = 1 give no detections.
+// is not finite are dropped before step 4. A box without area overlaps nothing and is kept. iou_threshold is not
+// negative and not NaN; top_k and keep_top_k are at least 1; N * C < 2^32. B = 0, N = 0 and C = 1 give no detections.
 // float16, bfloat16 and float64 inputs are converted to float32; all arithmetic is float32 as in box_math.h.
 #pragma once
 

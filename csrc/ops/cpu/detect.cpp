@@ -10,9 +10,9 @@
 namespace refinedet::cpu {
 namespace {
 
-constexpr int kLanes = 16;              // anchors that go through a vector function together
-constexpr int64_t kBlock = 512;         // anchors per task: small enough to balance threads, large enough to pay for one
-constexpr int64_t kMinChunk = 256;      // candidates sorted at a time
+constexpr int kLanes = 16;          // anchors that go through a vector function together
+constexpr int64_t kBlock = 512;     // anchors per task: few enough to balance threads, enough to pay for one
+constexpr int64_t kMinChunk = 256;  // candidates sorted at a time
 
 // One row per class or coordinate, one column per anchor.
 using TileRow = float[kLanes];
@@ -44,7 +44,7 @@ std::vector<uint32_t> all_anchors(int64_t begin, int64_t end) {
   return survivors;
 }
 
-// Turns the logits of 16 anchors into scores; bit l of passed[c] tells whether anchor l is above the threshold in class c.
+// Turns the logits of 16 anchors into scores; bit l of passed[c] tells whether anchor l passes the threshold in class c.
 REFINEDET_VECTOR_CLONES
 void score_tile(TileRow* tile, int64_t num_classes, float threshold, uint32_t* passed) {
   TileRow highest, total;
@@ -53,7 +53,9 @@ void score_tile(TileRow* tile, int64_t num_classes, float threshold, uint32_t* p
     total[lane] = 0.0f;
   }
   for (int64_t c = 1; c < num_classes; ++c) {
-    for (int lane = 0; lane < kLanes; ++lane) highest[lane] = tile[c][lane] > highest[lane] ? tile[c][lane] : highest[lane];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      highest[lane] = tile[c][lane] > highest[lane] ? tile[c][lane] : highest[lane];
+    }
   }
   for (int64_t c = 0; c < num_classes; ++c) {
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -72,8 +74,8 @@ void score_tile(TileRow* tile, int64_t num_classes, float threshold, uint32_t* p
 }
 
 // Appends the candidates among `anchors` as descending_key(score, anchor * C + class).
-void append_candidates(const float* odm_conf, int64_t num_classes, float threshold, const std::vector<uint32_t>& anchors,
-                       std::vector<uint64_t>& candidates) {
+void append_candidates(const float* odm_conf, int64_t num_classes, float threshold,
+                       const std::vector<uint32_t>& anchors, std::vector<uint64_t>& candidates) {
   std::vector<float> storage(num_classes * kLanes);
   auto* tile = reinterpret_cast<TileRow*>(storage.data());
   std::vector<uint32_t> passed(num_classes);
@@ -95,8 +97,8 @@ void append_candidates(const float* odm_conf, int64_t num_classes, float thresho
   }
 }
 
-std::vector<uint64_t> block_candidates(const DetectInputs& in, const DetectOptions& options, int64_t image, int64_t begin,
-                                       int64_t end) {
+std::vector<uint64_t> block_candidates(const DetectInputs& in, const DetectOptions& options, int64_t image,
+                                       int64_t begin, int64_t end) {
   const float* arm_conf = in.arm_conf == nullptr ? nullptr : in.arm_conf + image * in.num_anchors * 2;
   const std::vector<uint32_t> anchors = arm_conf == nullptr
                                             ? all_anchors(begin, end)
@@ -119,8 +121,9 @@ void decode_boxes(const DetectInputs& in, Variances variances, int64_t image, co
   }
 }
 
-// Walks the candidates of an image in their order and keeps what no better box of its class suppresses. The order is also
-// that of the output, so the walk ends with the last row to fill: only the candidates it meets are sorted and decoded.
+// Walks the candidates of an image in their order and keeps what no better box of its class suppresses. The order is
+// also that of the output, so the walk ends with the last row to fill: only the candidates it meets are sorted and
+// decoded.
 class ImageSuppression {
  public:
   ImageSuppression(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out, int64_t image)
@@ -179,7 +182,7 @@ class ImageSuppression {
   const DetectOutputs& out_;
   const int64_t image_;
   int64_t count_ = 0;
-  std::vector<int64_t> seen_;      // candidates met per class, suppressed ones included
+  std::vector<int64_t> seen_;    // candidates met per class, suppressed ones included
   std::vector<KeptBoxes> kept_;  // per class
 };
 
