@@ -36,6 +36,7 @@ class Case:
     deploy: str
     train: str
     features: tuple[str, str, str, str]
+    batch_norms: int
     base_lr: float
     norm_tolerance: float
     value_tolerance: float
@@ -48,6 +49,7 @@ CASES = [
         "VGG16_VOC2007_320x320_b1",
         "train_VGG16_VOC2007_320x320_b2",
         ("conv4_3_norm", "conv5_3_norm", "fc7", "conv6_2"),
+        batch_norms=0,
         base_lr=2e-5,
         norm_tolerance=1e-3,
         value_tolerance=1e-3,
@@ -58,6 +60,7 @@ CASES = [
         "ResNet101_COCO_320x320_b1",
         "train_ResNet101_COCO_320x320_b2",
         ("res3b3", "res4b22", "res5c", "res6"),
+        batch_norms=155,
         base_lr=2e-4,
         norm_tolerance=1e-2,
         value_tolerance=7e-2,
@@ -291,9 +294,10 @@ def test_first_step(case: Case, training: Training) -> None:
         assert_like_summary(training.deltas[0][blob], summary, case, str(blob), rounding=training.start[blob])
 
 
-def test_weights_of_batch_statistics(training: Training) -> None:
+def test_weights_of_batch_statistics(case: Case, training: Training) -> None:
     """Caffe's factor: 0.75 at the start, then 0.999 times itself plus 1 at each step."""
-    rows = [row for row, (layer, index) in enumerate(training.blobs) if index == 2]
+    rows = [row for row, (_, index) in enumerate(training.blobs) if index == 2]
+    assert len(rows) == case.batch_norms
     for step, deltas in enumerate(training.deltas):
         for row in rows:
             summary = training.golden["step_param_delta_summary"][step, row]

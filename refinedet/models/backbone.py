@@ -23,12 +23,14 @@ class Backbone(nn.Module, ABC):
 
     ``channels``: widths of the four maps. ``norm``: what follows the convolutions that RefineDet adds (None: nothing,
     they have biases). ``head_bottleneck``: whether the official variant has a bottleneck before each head.
+    ``memory_format``: that of the whole network's weights; oneDNN's channels-last convolutions are the faster ones.
     """
 
     channels: tuple[int, int, int, int]
     preprocessing: Preprocessing = Preprocessing()
     norm: NormLayer | None = None
     head_bottleneck: bool = False
+    memory_format: torch.memory_format = torch.channels_last
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from refinedet.anchors import check_size, generate_anchors
@@ -92,7 +91,7 @@ class RefineDet(nn.Module):
             odm_channels = backbone.channels
         self.odm = Heads(odm_channels, config.num_classes, block_norm)
         self.register_buffer("anchors", generate_anchors(config.size), persistent=False)
-        self.to(memory_format=torch.channels_last)  # oneDNN's kernels for it train up to twice as fast
+        self.to(memory_format=backbone.memory_format)
 
     def forward(self, images: Tensor) -> RawOutput:
         """Logits and offsets of preprocessed images [B,3,H,W] (``config.preprocessing``), float32 or under autocast.
