@@ -184,6 +184,13 @@ class Trap:
         return open, (str(self.path), "w")
 
 
+def test_folder_of_the_same_name_does_not_hide_a_shipped_checkpoint(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", saved.parent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / saved.stem).mkdir()
+    assert checkpoint.resolve(saved.stem) == saved
+
+
 @pytest.mark.parametrize("writer", ["torch", "legacy torch", "pickle", "old pickle"])
 def test_pickle_is_never_opened(writer, tmp_path):
     sprung = tmp_path / "sprung"

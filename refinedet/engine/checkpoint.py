@@ -126,15 +126,16 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name)
     if path.is_file():
         return path
+    is_name = not path.suffix and path.parent == Path(".")
+    shipped = SHIPPED / f"{path.name}.safetensors"
+    if is_name and shipped.is_file():
+        return shipped
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give a checkpoint file, such as {path / 'model.safetensors'}")
     known = ", ".join(shipped_names()) or "none in this installation"
-    if path.suffix or path.parent != Path("."):
-        raise CheckpointError(f"checkpoint {path} does not exist; give a .safetensors file or a shipped name ({known})")
-    shipped = SHIPPED / f"{path.name}.safetensors"
-    if not shipped.is_file():
+    if is_name:
         raise CheckpointError(f"no file and no shipped checkpoint is called {path.name!r}; shipped: {known}")
-    return shipped
+    raise CheckpointError(f"checkpoint {path} does not exist; give a .safetensors file or a shipped name ({known})")
 
 
 def save_training_state(path: str | os.PathLike[str], model: RefineDet, state: TrainingState) -> None:
