@@ -17,8 +17,6 @@
 // float16 and bfloat16 are computed in float32. Nothing of size N x M is allocated: memory is O(B N + M).
 #pragma once
 
-#include <cstdint>
-
 #include "box_math.h"
 
 namespace refinedet::cpu {

@@ -14,7 +14,7 @@
 // float16 and bfloat16 are computed in float32.
 #pragma once
 
-#include <cstdint>
+#include "box_math.h"
 
 namespace refinedet::cpu {
 

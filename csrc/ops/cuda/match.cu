@@ -1,0 +1,262 @@
+// match on the GPU in two kernels (contract: ops/match.h; drawing and costs: docs/kernels/match.md).
+#include "ops/cuda/match.h"
+
+#include "ops/cuda/block.h"
+#include "ops/cuda/load.h"
+
+#if !defined(__CUDACC_RTC__)
+#include <cmath>
+#endif
+
+namespace refinedet::cuda {
+namespace {
+
+constexpr int kThreads = 256;       // of match_anchors_kernel: an anchor each
+constexpr int kTile = kThreads;     // ground truths in shared memory at once: loaded by a thread each
+constexpr int kImageThreads = 512;  // of assign_truths_kernel: enough to hide the latency of its search
+constexpr int64_t kMaxBatch = 65535;  // second dimension of a grid
+constexpr int64_t kMaxRows = 0x7fffffff;
+
+struct Box {
+  Corners corners;
+  float area;
+};
+
+// Two ways to write a pair that overlaps, whose larger is the better one; 0 stands for no pair. `Offer`: anchors of one
+// ground truth, lower ones first. `Claim`: ground truths of one anchor, earlier ones first; larger than any index.
+using Offer = unsigned long long;
+using Claim = long long;
+
+__device__ inline Offer to_offer(float iou, int64_t anchor) {
+  return iou > 0.0f ? static_cast<Offer>(float_bits(iou)) << 32 | ~static_cast<uint32_t>(anchor) : 0;
+}
+
+__device__ inline int64_t anchor_of(Offer offer) { return ~static_cast<uint32_t>(offer); }
+
+__device__ inline Claim to_claim(Offer offer, int truth) {
+  return static_cast<Claim>((offer >> 32) << 32 | ~static_cast<uint32_t>(truth));
+}
+
+__device__ inline int truth_of(Claim claim) { return static_cast<int>(~static_cast<uint32_t>(claim)); }
+
+// A box that overlaps nothing.
+__device__ inline Box nowhere() {
+  const float infinity = bits_float(0x7f800000u);
+  return {{infinity, infinity, -infinity, -infinity}, 0.0f};
+}
+
+__device__ inline Box to_box(Center anchor) {
+  if (!finite(anchor.cx) || !finite(anchor.cy) || !finite(anchor.w) || !finite(anchor.h)) return nowhere();
+  const Corners corners = to_corners(anchor);
+  return {corners, area(corners)};
+}
+
+__device__ inline Box load_truth(const MatchInput& in, int64_t row) {
+  const Corners corners = load_corners(in.gt_boxes, row);
+  return finite(corners) ? Box{corners, area(corners)} : nowhere();
+}
+
+__device__ inline Center load_anchor(const MatchInput& in, int64_t image, int64_t anchor) {
+  return load_center(in.anchors, (in.shared_anchors ? 0 : image * in.num_anchors) + anchor);
+}
+
+__device__ inline float box_iou(const Box& a, const Box& b) {
+  return iou(intersection(a.corners, b.corners), a.area, b.area);
+}
+
+__device__ inline bool touch(const Corners& a, const Corners& b) {
+  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;
+}
+
+// The ground truths of an image: rows of gt_boxes.
+struct Truths {
+  int64_t first;
+  int count;
+};
+
+__device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
+
+__device__ inline Truths truths_of(const MatchInput& in, int64_t image, int64_t num_truths) {
+  const int64_t first = clamped(in.gt_offsets[image], 0, num_truths);
+  return {first, static_cast<int>(clamped(in.gt_offsets[image + 1], first, num_truths) - first)};
+}
+
+// Writes what an anchor learns; `truth` is its ground truth within the image, or -1.
+__device__ inline void write_row(const MatchInput& in, const MatchOutput& out, int64_t row, Center anchor, int64_t first_truth,
+                                 int truth) {
+  out.indices[row] = truth;
+  if (truth < 0) {
+    out.labels[row] = 0;
+    store_row(out.targets, row, 0.0f, 0.0f, 0.0f, 0.0f);
+    return;
+  }
+  const Corners box = load_corners(in.gt_boxes, first_truth + truth);
+  const Variances& v = in.variances;
+  out.labels[row] = in.gt_labels[first_truth + truth];
+  store_row(out.targets, row, ((box.x1 + box.x2) * 0.5f - anchor.cx) / anchor.w / v.x,
+            ((box.y1 + box.y2) * 0.5f - anchor.cy) / anchor.h / v.y, logf((box.x2 - box.x1) / anchor.w) / v.w,
+            logf((box.y2 - box.y1) / anchor.h) / v.h);
+}
+
+__device__ inline float smallest_of_warp(float x) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+    const float other = __shfl_xor_sync(kFullWarp, x, lanes);
+    x = other < x ? other : x;
+  }
+  return x;
+}
+
+// The region that holds the anchors of a warp. They are some cells of a feature map, so it is small.
+__device__ inline Corners bounds_of_warp(const Corners& box) {
+  return {smallest_of_warp(box.x1), smallest_of_warp(box.y1), -smallest_of_warp(-box.x2), -smallest_of_warp(-box.y2)};
+}
+
+// A warp's best anchor for a ground truth.
+__device__ inline Offer best_of_warp(float iou, int64_t anchor) {
+  const unsigned bits = float_bits(iou);  // of numbers >= 0: ordered like them
+  unsigned largest = bits;
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(kFullWarp, largest, lanes));
+  const int lane = __ffs(static_cast<int>(__ballot_sync(kFullWarp, bits == largest))) - 1;  // the lowest anchor
+  return to_offer(bits_float(largest), anchor - lane_index() + lane);
+}
+
+// One block: 256 anchors of an image and all its ground truths. Per-prediction matches, complete; and the best anchor of
+// each ground truth, into `best`, which starts as 0. A warp looks only at ground truths that touch its region.
+__global__ void __launch_bounds__(kThreads)
+    match_anchors_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Offer* best) {
+  REFINEDET_SHARED(Box, tile, kTile);
+  REFINEDET_SHARED(Offer, best_of_tile, kTile);
+  const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const bool inside = anchor < in.num_anchors;
+  const Truths truths = truths_of(in, image, num_truths);
+  const Center center = inside ? load_anchor(in, image, anchor) : Center{};
+  const Box box = inside ? to_box(center) : nowhere();
+  const Corners bounds = bounds_of_warp(box.corners);
+  float best_iou = 0.0f;
+  int best_truth = -1;
+  for (int first = 0; first < truths.count; first += kTile) {
+    const int own = first + static_cast<int>(threadIdx.x);
+    tile[threadIdx.x] = own < truths.count ? load_truth(in, truths.first + own) : nowhere();
+    best_of_tile[threadIdx.x] = 0;
+    __syncthreads();
+    const int tile_end = min(kTile, truths.count - first);
+    for (int group = 0; group < tile_end; group += kWarpSize) {
+      unsigned touching = __ballot_sync(kFullWarp, touch(bounds, tile[group + lane_index()].corners));
+      for (; touching != 0; touching &= touching - 1) {
+        const int i = group + __ffs(static_cast<int>(touching)) - 1;
+        const float value = box_iou(box, tile[i]);
+        if (value > best_iou) {
+          best_iou = value;
+          best_truth = first + i;
+        }
+        const Offer offer = best_of_warp(value, anchor);
+        if (lane_index() == 0 && offer != 0) atomicMax(&best_of_tile[i], offer);
+      }
+    }
+    __syncthreads();
+    if (best_of_tile[threadIdx.x] != 0) atomicMax(&best[truths.first + own], best_of_tile[threadIdx.x]);
+  }
+  if (!inside) return;
+  const int64_t row = image * in.num_anchors + anchor;
+  out.ious[row] = best_iou;
+  write_row(in, out, row, center, truths.first, best_iou >= in.iou_threshold ? best_truth : -1);
+}
+
+// Largest of the block's values. `warp_maxima`: one number per warp.
+__device__ inline Offer largest_of_block(Offer value, Offer* warp_maxima) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) value = max(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  if (lane_index() == 0) warp_maxima[warp_index()] = value;
+  __syncthreads();
+  for (int w = 0; w < warps_of_block(); ++w) value = max(value, warp_maxima[w]);
+  return value;
+}
+
+// Of the ground truths whose wish is another's, what this thread knows of the one with the largest IoU.
+__device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* claims) {
+  Claim best = 0;
+  for (int g = threadIdx.x; g < count; g += blockDim.x) {
+    if (wishes[g] == 0) continue;
+    const Claim claim = to_claim(wishes[g], g);
+    if (claims[anchor_of(wishes[g])] != claim) best = max(best, claim);
+  }
+  return best;
+}
+
+// This thread's best anchor that is free or whose ground truth has to yield to this one.
+__device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, const Box& box, int truth, const Claim* claims) {
+  Offer best = 0;
+#pragma unroll 4
+  for (int64_t a = threadIdx.x; a < in.num_anchors; a += blockDim.x) {
+    const Offer offer = to_offer(box_iou(to_box(load_anchor(in, image, a)), box), a);
+    if (offer > best && claims[a] < to_claim(offer, truth)) best = offer;
+  }
+  return best;
+}
+
+// One block: an image. Greedy bipartite matching, as deferred acceptance: each ground truth wishes its best anchor, which
+// takes the best of those who do; a loser wishes its best anchor that would take it, whose ground truth may lose it for
+// that. All rank pairs by IoU, so what comes out is the greedy matching. `wishes` holds every ground truth's best anchor.
+// An anchor's claim is in `indices` until the end, over the index of its per-prediction match, which it outranks.
+__global__ void __launch_bounds__(kImageThreads)
+    assign_truths_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Offer* all_wishes) {
+  REFINEDET_SHARED(Offer, losers, kImageThreads / kWarpSize);
+  REFINEDET_SHARED(Offer, offers, kImageThreads / kWarpSize);
+  const int64_t image = blockIdx.x;
+  const Truths truths = truths_of(in, image, num_truths);
+  Offer* const wishes = all_wishes + truths.first;
+  Claim* const claims = reinterpret_cast<Claim*>(out.indices + image * in.num_anchors);
+  for (int g = threadIdx.x; g < truths.count; g += kImageThreads)
+    if (wishes[g] != 0) atomicMax(&claims[anchor_of(wishes[g])], to_claim(wishes[g], g));
+  __syncthreads();
+  while (true) {
+    // The best loser first: it is seldom displaced again, so there are few more searches than losers.
+    const Offer loser = largest_of_block(best_loser(wishes, truths.count, claims), losers);
+    if (loser == 0) break;
+    const int g = truth_of(static_cast<Claim>(loser));
+    const Box box = load_truth(in, truths.first + g);
+    const Offer wish = largest_of_block(best_obtainable(in, image, box, g, claims), offers);
+    if (threadIdx.x == 0) {
+      wishes[g] = wish;
+      if (wish != 0) claims[anchor_of(wish)] = to_claim(wish, g);
+    }
+    __syncthreads();
+  }
+  for (int g = threadIdx.x; g < truths.count; g += kImageThreads) {
+    if (wishes[g] == 0) continue;
+    const int64_t anchor = anchor_of(wishes[g]);
+    write_row(in, out, image * in.num_anchors + anchor, load_anchor(in, image, anchor), truths.first, g);
+  }
+}
+
+}  // namespace
+
+#if !defined(__CUDACC_RTC__)
+
+int64_t match_workspace_bytes(int64_t num_truths) { return num_truths * static_cast<int64_t>(sizeof(Offer)); }
+
+std::string match_refusal(const MatchInput& in, int64_t num_truths) {
+  const auto refuse = [](const char* name, int64_t value, int64_t limit) {
+    return std::string(name) + " is " + std::to_string(value) + ", on CUDA at most " + std::to_string(limit);
+  };
+  if (in.batch > kMaxBatch) return refuse("the batch size", in.batch, kMaxBatch);
+  if (in.num_anchors > kMaxRows) return refuse("the number of anchors", in.num_anchors, kMaxRows);
+  if (num_truths > kMaxRows) return refuse("the number of ground truths", num_truths, kMaxRows);
+  return "";
+}
+
+void match(const MatchInput& in, int64_t num_truths, const MatchOutput& out, void* workspace, Stream stream) {
+  if (in.batch == 0 || in.num_anchors == 0) return;
+  Offer* const best = static_cast<Offer*>(workspace);
+  const auto images = static_cast<unsigned>(in.batch);
+  const auto blocks = static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads);
+  if (num_truths > 0) memset_async(best, 0, match_workspace_bytes(num_truths), stream);
+  launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, num_truths, out,
+         best);
+  if (num_truths > 0)
+    launch("assign_truths_kernel", assign_truths_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, num_truths, out,
+           best);
+}
+
+#endif
+
+}  // namespace refinedet::cuda
