@@ -1,4 +1,4 @@
-"""Anchors of RefineDet (spec section 6, paper section 3.1): one scale per level, three shapes per cell, never clipped."""
+"""Anchors of RefineDet (spec section 6, paper section 3.1): one scale a level, three shapes a cell, never clipped."""
 
 import torch
 from torch import Tensor

@@ -21,7 +21,7 @@ def to_centers(boxes: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
-    """Offsets [...,4] that :func:`decode` turns from ``anchors`` (cx,cy,w,h) into ``boxes`` (corners); spec section 6."""
+    """Offsets [...,4] with which :func:`decode` turns ``anchors`` (cx,cy,w,h) into ``boxes`` (corners); spec 6."""
     target = to_centers(boxes)
     scale = anchors.new_tensor(variances)
     shift = (target[..., :2] - anchors[..., :2]) / anchors[..., 2:]

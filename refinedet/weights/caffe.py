@@ -86,7 +86,7 @@ def _batch_norm(path: str, norm: str, scale: str) -> dict[str, BlobName]:
 
 
 def _norm_layers(layer: str) -> tuple[str, str]:
-    """BatchNorm and Scale after a convolution: bn2a_branch1 after res2a_branch1, bn_conv1 after conv1, P3_bn of P3."""
+    """BatchNorm and Scale after a convolution: bn2a_branch1 after res2a_branch1, bn_conv1 after conv1, P3_bn for P3."""
     if layer.startswith("res"):
         return f"bn{layer[3:]}", f"scale{layer[3:]}"
     if layer == "conv1":
