@@ -135,7 +135,7 @@ REFINEDET_HD bool overlaps(float inter, float area_a, float area_b, float thresh
   return inter > threshold * (area_a + area_b - inter);
 }
 
-// IoU for matching: at or below 1e-6 a pair does not overlap (spec section 7.2), nor does it where areas overflow (NaN).
+// IoU for matching: at or below 1e-6 a pair does not overlap (spec section 7.2), nor where areas overflow (NaN).
 REFINEDET_HD float iou(float inter, float area_a, float area_b) {
   const float value = inter / (area_a + area_b - inter);
   return value > 1e-6f ? value : 0.0f;

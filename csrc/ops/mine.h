@@ -9,8 +9,8 @@
 //   mask        [B,N] bool        true = selected negative
 //
 // Eligible: label 0, iou < negative_iou, objectness >= objectness_threshold (both compared in float32) and the loss is
-// not NaN. Of an image with P positives the floor(negative_ratio * P) eligible anchors of largest loss are selected, all
-// if there are fewer. Ties: lowest anchor. Logits are ranked by p0, ascending: the same order without a logarithm.
+// not NaN. Of an image with P positives the floor(negative_ratio * P) eligible anchors of largest loss are selected,
+// or all if there are fewer. Ties: lowest anchor. Logits are ranked by p0, ascending: the same order without logarithm.
 // float16 and bfloat16 are computed in float32.
 #pragma once
 
@@ -29,6 +29,8 @@ struct MineInput {
   double negative_ratio;
 };
 
+#if !defined(__CUDACC_RTC__)
 void mine(const MineInput& in, bool* mask);
+#endif
 
 }  // namespace refinedet::cpu

@@ -185,7 +185,10 @@ void match_bipartite(const Image& image, const std::vector<Candidate>& best_anch
 class Matcher {
  public:
   Matcher(const MatchInput& in, const MatchOutput& out)
-      : in_(in), out_(out), truths_(load_truths(in.gt_boxes, in.gt_offsets[in.batch])), best_anchor_(truths_.size(), kNone) {}
+      : in_(in),
+        out_(out),
+        truths_(load_truths(in.gt_boxes, in.gt_offsets[in.batch])),
+        best_anchor_(truths_.size(), kNone) {}
 
   void run() {
     const int64_t chunks = (in_.num_anchors + kChunk - 1) / kChunk;
@@ -199,9 +202,9 @@ class Matcher {
 
  private:
   Image image(int64_t b) const {
-    const int64_t first = in_.gt_offsets[b];
-    return {reinterpret_cast<const Center*>(in_.anchors + (in_.shared_anchors ? 0 : 4 * b * in_.num_anchors)), in_.num_anchors, truths_.data() + first,
-            in_.gt_offsets[b + 1] - first};
+    const float* anchors = in_.anchors + (in_.shared_anchors ? 0 : 4 * b * in_.num_anchors);
+    const int64_t first = in_.gt_offsets[b], last = in_.gt_offsets[b + 1];
+    return {reinterpret_cast<const Center*>(anchors), in_.num_anchors, truths_.data() + first, last - first};
   }
 
   // Per-prediction matching of some anchors; also brings best_anchor_ up to date.
