@@ -1,0 +1,23 @@
+#include "driver.h"
+#include "ops/cuda/refine.h"
+
+using refinedet::cuda::InputType;
+
+namespace {
+
+void refine(cuda_on_cpu::Request& request) {
+  const std::vector<int64_t>& shape = request.shape("offsets");
+  const auto variance = [&](const char* name) { return static_cast<float>(request.real(name)); };
+  const refinedet::cuda::RefineInputs inputs{static_cast<InputType>(request.integer("type")),
+                                             request.input<float>("anchors"),
+                                             request.shape("anchors").size() == 2,
+                                             request.input<void>("offsets"),
+                                             shape[0],
+                                             shape[1]};
+  refinedet::cuda::refine(inputs, {variance("variance_x"), variance("variance_y"), variance("variance_w"), variance("variance_h")},
+                          request.output<float>("refined"), nullptr);
+}
+
+}  // namespace
+
+const cuda_on_cpu::Launchers cuda_on_cpu::launchers = {{"refine", refine}};

@@ -1,0 +1,108 @@
+"""detect on the harness: the launcher with the face of ``ops.detect``, and the quick cases that mutate.py uses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from cuda_on_cpu.harness import Harness
+from cuda_on_cpu.torch_arrays import DTYPES, to_array
+from detect_cases import random_anchors, random_tensor
+from torch import Tensor
+
+from refinedet import ops
+from refinedet.ops import Detected
+
+HEADS = ("arm_loc", "arm_conf", "odm_loc", "odm_conf")
+Inputs = tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]  # HEADS, then anchors
+
+
+def detect(
+    harness: Harness,
+    inputs: Inputs,
+    *,
+    levels: Sequence[int] | None = None,
+    misaligned: bool = False,
+    seed: int = 0,
+    objectness_threshold: float = 0.01,
+    score_threshold: float = 0.01,
+    iou_threshold: float = 0.45,
+    top_k: int = 1000,
+    keep_top_k: int = 500,
+    variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+) -> Detected:
+    """The CUDA ``detect``; ``levels``: numbers of anchors of the head maps, one map of all anchors by default."""
+    heads, anchors = inputs[:4], inputs[4]
+    batch, count, _ = heads[2].shape
+    levels = [count] if levels is None else levels
+    arrays = {"anchors": anchors.float().numpy()}
+    for name, tensor in zip(HEADS, heads, strict=True):
+        if tensor is not None:
+            for i, part in enumerate(tensor.split(list(levels), dim=1)):
+                arrays[f"{name}{i}"] = to_array(part.contiguous())
+    scalars = {
+        "type": DTYPES.index(heads[2].dtype),
+        "num_levels": len(levels),
+        "objectness_threshold": float(objectness_threshold),
+        "score_threshold": float(score_threshold),
+        "iou_threshold": float(iou_threshold),
+        "top_k": top_k,
+        "keep_top_k": keep_top_k,
+        **{f"variance_{axis}": float(value) for axis, value in zip("xywh", variances, strict=True)},
+    }
+    outputs = {
+        "boxes": (np.float32, (batch, keep_top_k, 4)),
+        "scores": (np.float32, (batch, keep_top_k)),
+        "labels": (np.int64, (batch, keep_top_k)),
+        "indices": (np.int64, (batch, keep_top_k)),
+        "counts": (np.int64, (batch,)),
+    }
+    result = harness.run(
+        "detect", arrays, scalars, outputs, seed=seed, misaligned=tuple(arrays) if misaligned else ()
+    )
+    assert result.launches <= 3
+    return Detected(*(torch.from_numpy(result.outputs[name].copy()) for name in outputs))
+
+
+def check_case(harness: Harness, inputs: Inputs, *, levels: Sequence[int] | None = None, **arguments: Any) -> Detected:
+    """Runs the kernels and the CPU operator; the results must be the same bit for bit."""
+    found = detect(harness, inputs, levels=levels, **arguments)
+    options = {name: value for name, value in arguments.items() if name not in ("misaligned", "seed")}
+    expected = ops.detect(*inputs, **options)
+    for name, ours, theirs in zip(Detected._fields, found, expected, strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+    return found
+
+
+def random_inputs(
+    seed: int,
+    batch: int,
+    count: int,
+    classes: int,
+    *,
+    arm_loc: bool = True,
+    arm_conf: bool = True,
+    dtype: torch.dtype = torch.float32,
+    steps: bool = False,
+    trouble: float = 0.0,
+) -> Inputs:
+    """Random numbers like those of tests/test_detect.py."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(width: int, scale: float) -> Tensor:
+        return random_tensor(rng, (batch, count, width), scale=scale, steps=steps, trouble=trouble).to(dtype)
+
+    return (
+        tensor(4, 1) if arm_loc else None,
+        tensor(2, 3) if arm_conf else None,
+        tensor(4, 1),
+        tensor(classes, 3),
+        random_anchors(rng, count).to(dtype),
+    )
+
+
+def check(harness: Harness) -> None:
+    """Quick cases in which every barrier and every bounds check matters."""
+    # Two levels that end within a block; a class with more candidates than top_k, another with few.
+    check_case(harness, random_inputs(0, 2, 300, 3), levels=[290, 10], top_k=20, keep_top_k=9, seed=1)
