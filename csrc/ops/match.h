@@ -39,6 +39,8 @@ struct MatchOutput {
   float* ious;
 };
 
+#if !defined(__CUDACC_RTC__)
 void match(const MatchInput& in, const MatchOutput& out);
+#endif
 
 }  // namespace refinedet::cpu

@@ -13,9 +13,8 @@ namespace {
 
 constexpr int kThreads = 256;       // of match_anchors_kernel: an anchor each
 constexpr int kTile = kThreads;     // ground truths in shared memory at once: loaded by a thread each
-constexpr int kImageThreads = 512;  // of assign_truths_kernel: enough to hide the latency of its search
-constexpr int64_t kMaxBatch = 65535;  // second dimension of a grid
-constexpr int64_t kMaxRows = 0x7fffffff;
+constexpr int kImageThreads = 256;  // of assign_truths_kernel
+constexpr int kAtOnce = 8;          // anchors a thread of it loads together: hides the latency of a search
 
 struct Box {
   Corners corners;
@@ -46,9 +45,9 @@ __device__ inline Box nowhere() {
 }
 
 __device__ inline Box to_box(Center anchor) {
-  if (!finite(anchor.cx) || !finite(anchor.cy) || !finite(anchor.w) || !finite(anchor.h)) return nowhere();
+  const bool usable = finite(anchor.cx) & finite(anchor.cy) & finite(anchor.w) & finite(anchor.h);
   const Corners corners = to_corners(anchor);
-  return {corners, area(corners)};
+  return usable ? Box{corners, area(corners)} : nowhere();
 }
 
 __device__ inline Box load_truth(const MatchInput& in, int64_t row) {
@@ -174,7 +173,7 @@ __device__ inline Offer largest_of_block(Offer value, Offer* warp_maxima) {
 // Of the ground truths whose wish is another's, what this thread knows of the one with the largest IoU.
 __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* claims) {
   Claim best = 0;
-  for (int g = threadIdx.x; g < count; g += blockDim.x) {
+  for (int g = threadIdx.x; g < count; g += kImageThreads) {
     if (wishes[g] == 0) continue;
     const Claim claim = to_claim(wishes[g], g);
     if (claims[anchor_of(wishes[g])] != claim) best = max(best, claim);
@@ -185,10 +184,16 @@ __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* 
 // This thread's best anchor that is free or whose ground truth has to yield to this one.
 __device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, const Box& box, int truth, const Claim* claims) {
   Offer best = 0;
-#pragma unroll 4
-  for (int64_t a = threadIdx.x; a < in.num_anchors; a += blockDim.x) {
-    const Offer offer = to_offer(box_iou(to_box(load_anchor(in, image, a)), box), a);
-    if (offer > best && claims[a] < to_claim(offer, truth)) best = offer;
+  for (int64_t first = threadIdx.x; first < in.num_anchors; first += kAtOnce * kImageThreads) {
+    Center anchors[kAtOnce];
+    const auto index = [&](int i) { return min(first + i * kImageThreads, in.num_anchors - 1); };  // the last, several times
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) anchors[i] = load_anchor(in, image, index(i));  // not bounds: a constant
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {  // not bounds: a constant
+      const Offer offer = to_offer(box_iou(to_box(anchors[i]), box), index(i));
+      if (offer > best && claims[index(i)] < to_claim(offer, truth)) best = offer;
+    }
   }
   return best;
 }
@@ -231,6 +236,13 @@ __global__ void __launch_bounds__(kImageThreads)
 }  // namespace
 
 #if !defined(__CUDACC_RTC__)
+
+namespace {
+
+constexpr int64_t kMaxBatch = 65535;      // second dimension of a grid
+constexpr int64_t kMaxRows = 0x7fffffff;  // indices of ground truths are int, of anchors a word in an Offer
+
+}  // namespace
 
 int64_t match_workspace_bytes(int64_t num_truths) { return num_truths * static_cast<int64_t>(sizeof(Offer)); }
 

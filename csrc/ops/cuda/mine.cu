@@ -10,12 +10,8 @@ namespace {
 
 constexpr int kThreads = 256;         // of the ranking kernels: an anchor each
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kImageThreads = 512;    // of select_negatives_kernel: enough to hide the latency of its passes
+constexpr int kImageThreads = 1024;   // of select_negatives_kernel, which waits for memory: as many as there can be
 constexpr int kTileTerms = 4096;      // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
-constexpr int kClassesPerLane = 4;    // several loads in flight per thread, few idle ones
-constexpr int64_t kMaxClasses = kTileTerms - 1;  // odd: rows of a tile have an odd size
-constexpr int64_t kMaxBatch = 65535;             // second dimension of a grid
-constexpr int64_t kMaxAnchors = 0x7fffffff;
 constexpr float kSmallestNormal = 1.17549435e-38f;  // FLT_MIN
 
 // How hard an anchor is: the high word of descending_key(loss, anchor), so the hardest has the smallest.
@@ -168,6 +164,11 @@ template __global__ void rank_logits_kernel<BFloat16>(MineInput, int, Workspace)
 #if !defined(__CUDACC_RTC__)
 
 namespace {
+
+constexpr int kClassesPerLane = 4;               // several loads in flight per thread, few idle threads
+constexpr int64_t kMaxClasses = kTileTerms - 1;  // a row of a tile, of odd size
+constexpr int64_t kMaxBatch = 65535;             // second dimension of a grid
+constexpr int64_t kMaxAnchors = 0x7fffffff;      // an index is a word of a sort key, a count an int
 
 // Lays the workspace out from `memory` on; returns the bytes it takes.
 int64_t lay_out(const MineInput& in, char* memory, Workspace* work) {
