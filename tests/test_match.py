@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -17,74 +18,85 @@ from refinedet.errors import InputError
 from refinedet.ops import Match, reference
 
 NAN, INF = float("nan"), float("inf")
+MatchOp = Callable[..., Match]
+
+
+@pytest.fixture(scope="module")
+def match() -> MatchOp:
+    """What is tested. tests/test_cuda_match.py has another one, for the same tests."""
+    return ops.match
 
 
 def match_one(
-    anchors: list[list[float]], boxes: list[list[float]], labels: list[int] | None = None, **options: float
+    match: MatchOp,
+    anchors: list[list[float]],
+    boxes: list[list[float]],
+    labels: list[int] | None = None,
+    **options: float,
 ) -> Match:
-    """ops.match of one image; anchors and boxes as corners."""
+    """Matches of one image; anchors and boxes as corners."""
     gt = torch.tensor(boxes).reshape(-1, 4)
     gt_labels = torch.tensor(labels or [1] * len(gt), dtype=torch.int64)
     centers = to_centers(torch.tensor(anchors).reshape(-1, 4))
-    return ops.match(centers, gt, gt_labels, torch.tensor([0, len(gt)]), **options)
+    return match(centers, gt, gt_labels, torch.tensor([0, len(gt)]), **options)
 
 
-def test_anchor_at_the_threshold_is_matched() -> None:
+def test_anchor_at_the_threshold_is_matched(match: MatchOp) -> None:
     half, below = [0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.4375, 1.0]
-    found = match_one([[0.0, 0.0, 1.0, 1.0], half, below], [[0.0, 0.0, 1.0, 1.0]], labels=[7])
+    found = match_one(match, [[0.0, 0.0, 1.0, 1.0], half, below], [[0.0, 0.0, 1.0, 1.0]], labels=[7])
     assert found.indices.tolist() == [[0, 0, -1]]
     assert found.labels.tolist() == [[7, 7, 0]]
     assert found.ious.tolist() == [[1.0, 0.5, 0.4375]]
     assert (found.targets[0, 2] == 0).all()
 
 
-def test_best_anchor_is_matched_below_the_threshold() -> None:
-    found = match_one([[0.0, 0.0, 0.125, 1.0], [0.0, 0.0, 0.25, 1.0]], [[0.0, 0.0, 1.0, 1.0]])
+def test_best_anchor_is_matched_below_the_threshold(match: MatchOp) -> None:
+    found = match_one(match, [[0.0, 0.0, 0.125, 1.0], [0.0, 0.0, 0.25, 1.0]], [[0.0, 0.0, 1.0, 1.0]])
     assert found.indices.tolist() == [[-1, 0]]
 
 
-def test_two_boxes_that_share_a_best_anchor_get_two_anchors() -> None:
+def test_two_boxes_that_share_a_best_anchor_get_two_anchors(match: MatchOp) -> None:
     anchors = [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.25, 1.0]]
-    found = match_one(anchors, [[0.0, 0.0, 0.75, 1.0], [0.0, 0.0, 0.875, 1.0]], labels=[3, 4])
+    found = match_one(match, anchors, [[0.0, 0.0, 0.75, 1.0], [0.0, 0.0, 0.875, 1.0]], labels=[3, 4])
     assert found.indices.tolist() == [[1, 0]]
     assert found.labels.tolist() == [[4, 3]]
     assert found.ious[0, 1] == pytest.approx(1 / 3)
 
 
-def test_box_that_overlaps_nothing_stays_unmatched() -> None:
-    found = match_one([[0.0, 0.0, 0.5, 0.5]], [[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.25]])
+def test_box_that_overlaps_nothing_stays_unmatched(match: MatchOp) -> None:
+    found = match_one(match, [[0.0, 0.0, 0.5, 0.5]], [[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.25]])
     assert found.indices.tolist() == [[1]]
 
 
-def test_iou_of_a_millionth_is_no_overlap() -> None:
+def test_iou_of_a_millionth_is_no_overlap(match: MatchOp) -> None:
     anchor = [[0.0, 0.0, 1.0, 1.0]]
-    assert match_one(anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]]).indices.tolist() == [[-1]]
-    assert match_one(anchor, [[0.0, 0.0, 2.0**-9, 2.0**-10]]).indices.tolist() == [[0]]
-    assert match_one(anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]], iou_threshold=0.0).ious.tolist() == [[0.0]]
+    assert match_one(match, anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]]).indices.tolist() == [[-1]]
+    assert match_one(match, anchor, [[0.0, 0.0, 2.0**-9, 2.0**-10]]).indices.tolist() == [[0]]
+    assert match_one(match, anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]], iou_threshold=0.0).ious.tolist() == [[0.0]]
 
 
-def test_ties_go_to_the_lowest_anchor_then_to_the_earliest_box() -> None:
+def test_ties_go_to_the_lowest_anchor_then_to_the_earliest_box(match: MatchOp) -> None:
     box = [0.0, 0.0, 1.0, 0.25]
-    assert match_one([box, box], [box, box], iou_threshold=1.0).indices.tolist() == [[0, 1]]
-    assert match_one([box, box, box], [box, box]).indices.tolist() == [[0, 1, 0]]
+    assert match_one(match, [box, box], [box, box], iou_threshold=1.0).indices.tolist() == [[0, 1]]
+    assert match_one(match, [box, box, box], [box, box]).indices.tolist() == [[0, 1, 0]]
     # bipartite: both anchors overlap both boxes alike
     left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
     middle = [0.25, 0.0, 0.75, 1.0]
-    assert match_one([middle, middle], [left, right]).indices.tolist() == [[0, 1]]
+    assert match_one(match, [middle, middle], [left, right]).indices.tolist() == [[0, 1]]
 
 
-def test_images_do_not_mix() -> None:
+def test_images_do_not_mix(match: MatchOp) -> None:
     anchors = to_centers(torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]))
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
-    found = ops.match(anchors, boxes, torch.tensor([1, 2, 3]), torch.tensor([0, 1, 1, 3]))
+    found = match(anchors, boxes, torch.tensor([1, 2, 3]), torch.tensor([0, 1, 1, 3]))
     assert found.indices.tolist() == [[-1, 0], [-1, -1], [0, 1]]
     assert found.labels.tolist() == [[0, 1], [0, 0], [2, 3]]
     assert (found.ious[1] == 0).all()
 
 
 @pytest.mark.parametrize(("batch", "anchors"), [(0, 3), (0, 0), (2, 0), (2, 3)])
-def test_nothing_to_match(batch: int, anchors: int) -> None:
-    found = ops.match(torch.ones(anchors, 4), torch.empty(0, 4), torch.empty(0).long(), torch.zeros(batch + 1).long())
+def test_nothing_to_match(match: MatchOp, batch: int, anchors: int) -> None:
+    found = match(torch.ones(anchors, 4), torch.empty(0, 4), torch.empty(0).long(), torch.zeros(batch + 1).long())
     assert found.labels.shape == found.ious.shape == (batch, anchors)
     assert found.targets.shape == (batch, anchors, 4)
     assert (found.labels == 0).all()
@@ -95,18 +107,18 @@ def test_nothing_to_match(batch: int, anchors: int) -> None:
     "box",
     [[NAN, 0.0, 1.0, 1.0], [0.0, 0.0, INF, 1.0], [-INF, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.5, 1.0, 0.5]],
 )
-def test_unusable_boxes_and_anchors_overlap_nothing(box: list[float]) -> None:
+def test_unusable_boxes_and_anchors_overlap_nothing(match: MatchOp, box: list[float]) -> None:
     whole = [0.0, 0.0, 1.0, 1.0]
-    assert match_one([whole], [box]).indices.tolist() == [[-1]]
-    assert match_one([whole], [box, whole]).indices.tolist() == [[1]]
-    found = match_one([box, whole], [whole])
+    assert match_one(match, [whole], [box]).indices.tolist() == [[-1]]
+    assert match_one(match, [whole], [box, whole]).indices.tolist() == [[1]]
+    found = match_one(match, [box, whole], [whole])
     assert found.indices.tolist() == [[-1, 0]]
     assert found.ious.tolist() == [[0.0, 1.0]]
 
 
-def test_targets_decode_to_the_matched_boxes() -> None:
+def test_targets_decode_to_the_matched_boxes(match: MatchOp) -> None:
     case = GOLDEN_LOSSES["many_gts-difficult"]
-    found = ops.match(case.anchors, *case.targets)
+    found = match(case.anchors, *case.targets)
     decoded = to_corners(ops.refine(case.anchors, found.targets))
     rows = found.indices + case.targets.offsets[:-1, None]
     matched = found.indices >= 0
@@ -115,9 +127,9 @@ def test_targets_decode_to_the_matched_boxes() -> None:
 
 @pytest.mark.parametrize("module", ["arm", "odm"])
 @pytest.mark.parametrize("case", GOLDEN_LOSSES.values(), ids=GOLDEN_LOSSES.keys())
-def test_official_matches(case: GoldenLoss, module: str) -> None:
+def test_official_matches(match: MatchOp, case: GoldenLoss, module: str) -> None:
     anchors = case.anchors if module == "arm" else ops.refine(case.anchors, case.raw.arm_loc)
-    assert torch.equal(ops.match(anchors, *case.targets).indices, getattr(case, module)["match"].long())
+    assert torch.equal(match(anchors, *case.targets).indices, getattr(case, module)["match"].long())
 
 
 def brute_force(anchors: Tensor, boxes: Tensor, threshold: Fraction) -> list[int]:
@@ -148,14 +160,14 @@ def brute_force(anchors: Tensor, boxes: Tensor, threshold: Fraction) -> list[int
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_brute_force(seed: int) -> None:
+def test_brute_force(match: MatchOp, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     low = torch.randint(0, 8, (40, 2), generator=generator)
     corners = torch.cat([low, low + torch.randint(1, 6, (40, 2), generator=generator)], dim=1).float()
     boxes = corners[: seed % 13]
     anchors = corners[13 : 13 + seed % 27]
     offsets = torch.tensor([0, len(boxes)])
-    found = ops.match(to_centers(anchors), boxes, torch.ones(len(boxes)).long(), offsets, iou_threshold=0.375)
+    found = match(to_centers(anchors), boxes, torch.ones(len(boxes)).long(), offsets, iou_threshold=0.375)
     assert found.indices[0].tolist() == brute_force(anchors, boxes, Fraction(3, 8))
 
 
@@ -190,8 +202,8 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
 
 @settings(max_examples=500, deadline=None)
 @given(problems())
-def test_equals_the_reference(problem: tuple[Tensor, Tensor, Tensor, Tensor, float]) -> None:
-    found, expected = ops.match(*problem), reference.match(*problem)
+def test_equals_the_reference(match: MatchOp, problem: tuple[Tensor, Tensor, Tensor, Tensor, float]) -> None:
+    found, expected = match(*problem), reference.match(*problem)
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.ious, expected.ious)
@@ -206,8 +218,8 @@ def crowd() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return anchors, boxes, torch.arange(1, 301), torch.tensor([0, 200, 210, 300])
 
 
-def test_crowd_equals_the_reference() -> None:
-    found, expected = ops.match(*crowd()), reference.match(*crowd())
+def test_crowd_equals_the_reference(match: MatchOp) -> None:
+    found, expected = match(*crowd()), reference.match(*crowd())
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.ious, expected.ious)
 
@@ -225,21 +237,21 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
-def test_order_of_distinct_boxes_does_not_matter() -> None:
+def test_order_of_distinct_boxes_does_not_matter(match: MatchOp) -> None:
     generator = torch.Generator().manual_seed(1)
     anchors = torch.rand(700, 4, generator=generator)
     boxes = to_corners(torch.rand(25, 4, generator=generator))
     labels, offsets = torch.arange(1, 26), torch.tensor([0, 25])
-    expected = ops.match(anchors, boxes, labels, offsets)
+    expected = match(anchors, boxes, labels, offsets)
     order = torch.randperm(25, generator=generator)
-    assert torch.equal(ops.match(anchors, boxes[order], labels[order], offsets).labels, expected.labels)
+    assert torch.equal(match(anchors, boxes[order], labels[order], offsets).labels, expected.labels)
     order = torch.randperm(700, generator=generator)
-    assert torch.equal(ops.match(anchors[order], boxes, labels, offsets).labels, expected.labels[:, order])
+    assert torch.equal(match(anchors[order], boxes, labels, offsets).labels, expected.labels[:, order])
 
 
-def test_unit_of_length_does_not_matter() -> None:
+def test_unit_of_length_does_not_matter(match: MatchOp) -> None:
     anchors, boxes, labels, offsets = crowd()
-    found, scaled = ops.match(anchors, boxes, labels, offsets), ops.match(anchors * 512, boxes * 512, labels, offsets)
+    found, scaled = match(anchors, boxes, labels, offsets), match(anchors * 512, boxes * 512, labels, offsets)
     assert all(torch.equal(a, b) for a, b in zip(found, scaled, strict=True))
 
 

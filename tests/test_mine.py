@@ -1,6 +1,7 @@
 """ops.mine: literal cases, the official negatives, the plain-PyTorch reference, torch's own checks."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,79 +15,86 @@ from refinedet.errors import InputError
 from refinedet.ops import reference
 
 NAN, INF = float("nan"), float("inf")
+MineOp = Callable[..., Tensor]
 
 
-def mine_one(losses: list[float], labels: list[int], **options: float) -> list[int]:
-    """Indices of the negatives that ops.mine selects in one image, all of them at IoU 0."""
-    mask = ops.mine(torch.tensor([losses]), torch.tensor([labels]), torch.zeros(1, len(losses)), **options)
+@pytest.fixture(scope="module")
+def mine() -> MineOp:
+    """What is tested. tests/test_cuda_mine.py has another one, for the same tests."""
+    return ops.mine
+
+
+def mine_one(mine: MineOp, losses: list[float], labels: list[int], **options: float) -> list[int]:
+    """Indices of the negatives that are selected in one image, all of them at IoU 0."""
+    mask = mine(torch.tensor([losses]), torch.tensor([labels]), torch.zeros(1, len(losses)), **options)
     return mask[0].nonzero().squeeze(1).tolist()
 
 
-def test_the_hardest_three_per_positive() -> None:
-    assert mine_one([1.0, 5.0, 2.0, 9.0, 4.0, 3.0], [0, 0, 0, 7, 0, 0]) == [1, 4, 5]
+def test_the_hardest_three_per_positive(mine: MineOp) -> None:
+    assert mine_one(mine, [1.0, 5.0, 2.0, 9.0, 4.0, 3.0], [0, 0, 0, 7, 0, 0]) == [1, 4, 5]
 
 
-def test_ties_go_to_the_lowest_anchor() -> None:
-    assert mine_one([1.0, 2.0, 1.0, 1.0, 2.0, 1.0], [0, 0, 0, 1, 0, 0]) == [0, 1, 4]
+def test_ties_go_to_the_lowest_anchor(mine: MineOp) -> None:
+    assert mine_one(mine, [1.0, 2.0, 1.0, 1.0, 2.0, 1.0], [0, 0, 0, 1, 0, 0]) == [0, 1, 4]
 
 
-def test_fewer_eligible_than_wanted() -> None:
-    assert mine_one([1.0, 2.0, 3.0], [0, 1, 0]) == [0, 2]
+def test_fewer_eligible_than_wanted(mine: MineOp) -> None:
+    assert mine_one(mine, [1.0, 2.0, 3.0], [0, 1, 0]) == [0, 2]
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.5, 1), (1.4, 2), (1.5, 3), (3.0, 5), (INF, 5)])
-def test_number_of_negatives_is_rounded_down(ratio: float, count: int) -> None:
-    assert len(mine_one([1.0] * 7, [1, 1, 0, 0, 0, 0, 0], negative_ratio=ratio)) == count
+def test_number_of_negatives_is_rounded_down(mine: MineOp, ratio: float, count: int) -> None:
+    assert len(mine_one(mine, [1.0] * 7, [1, 1, 0, 0, 0, 0, 0], negative_ratio=ratio)) == count
 
 
-def test_no_positive_no_negative() -> None:
-    assert mine_one([1.0, 2.0], [0, 0]) == []
+def test_no_positive_no_negative(mine: MineOp) -> None:
+    assert mine_one(mine, [1.0, 2.0], [0, 0]) == []
 
 
-def test_ignored_anchors_are_neither_selected_nor_counted() -> None:
-    assert mine_one([9.0, 1.0, 1.0, 1.0, 1.0, 9.0], [-1, 1, 0, 0, 0, 0], negative_ratio=2.0) == [2, 5]
-    assert mine_one([9.0, 1.0], [-1, 0]) == []
+def test_ignored_anchors_are_neither_selected_nor_counted(mine: MineOp) -> None:
+    assert mine_one(mine, [9.0, 1.0, 1.0, 1.0, 1.0, 9.0], [-1, 1, 0, 0, 0, 0], negative_ratio=2.0) == [2, 5]
+    assert mine_one(mine, [9.0, 1.0], [-1, 0]) == []
 
 
-def test_iou_is_exclusive_and_objectness_inclusive() -> None:
+def test_iou_is_exclusive_and_objectness_inclusive(mine: MineOp) -> None:
     losses, labels = torch.ones(1, 5), torch.tensor([[1, 0, 0, 0, 0]])
     ious = torch.tensor([[0.9, 0.5, 0.49999997, 0.0, NAN]])
-    assert ops.mine(losses, labels, ious).tolist() == [[False, False, True, True, False]]
+    assert mine(losses, labels, ious).tolist() == [[False, False, True, True, False]]
     # 0.01 is compared as float32, which is a little below the double
     objectness = torch.tensor([[0.0, 0.01, 0.0099999997, 0.009999998, NAN]])
-    assert ops.mine(losses, labels, torch.zeros(1, 5), objectness).tolist() == [[False, True, True, False, False]]
+    assert mine(losses, labels, torch.zeros(1, 5), objectness).tolist() == [[False, True, True, False, False]]
 
 
-def test_nan_loss_is_never_selected() -> None:
-    assert mine_one([0.0, NAN, 1.0, -INF, INF], [1, 0, 0, 0, 0]) == [2, 3, 4]
+def test_nan_loss_is_never_selected(mine: MineOp) -> None:
+    assert mine_one(mine, [0.0, NAN, 1.0, -INF, INF], [1, 0, 0, 0, 0]) == [2, 3, 4]
     logits = torch.tensor([[[0.0, 0.0], [NAN, 0.0], [0.0, NAN], [INF, 0.0], [-INF, -INF], [9.0, -INF]]])
     labels = torch.tensor([[1, 0, 0, 0, 0, 0]])
-    assert ops.mine(logits, labels, torch.zeros(1, 6)).tolist() == [[False] * 5 + [True]]
+    assert mine(logits, labels, torch.zeros(1, 6)).tolist() == [[False] * 5 + [True]]
 
 
-def test_loss_of_logits_is_capped() -> None:
+def test_loss_of_logits_is_capped(mine: MineOp) -> None:
     """-ln(max(p0, FLT_MIN)) is the same for logits 88 and 200: the tie goes to the lower anchor."""
     logits = torch.tensor([[[0.0, 0.0], [0.0, 88.0], [0.0, 200.0], [0.0, 80.0]]])
     labels = torch.tensor([[1, 0, 0, 0]])
-    assert ops.mine(logits, labels, torch.zeros(1, 4), negative_ratio=1.0).tolist() == [[False, True, False, False]]
+    assert mine(logits, labels, torch.zeros(1, 4), negative_ratio=1.0).tolist() == [[False, True, False, False]]
 
 
-def test_images_do_not_mix() -> None:
+def test_images_do_not_mix(mine: MineOp) -> None:
     labels = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
     losses = torch.tensor([[9.0, 1.0, 2.0, 3.0]]).expand(3, 4)
-    mask = ops.mine(losses, labels, torch.zeros(3, 4), negative_ratio=1.0)
+    mask = mine(losses, labels, torch.zeros(3, 4), negative_ratio=1.0)
     assert mask.tolist() == [[False, False, False, True], [False] * 4, [False, False, True, True]]
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0)])
-def test_nothing_to_mine(shape: tuple[int, int]) -> None:
-    assert ops.mine(torch.ones(shape), torch.ones(shape).long(), torch.ones(shape)).shape == shape
-    assert ops.mine(torch.ones(*shape, 5), torch.ones(shape).long(), torch.ones(shape)).shape == shape
+def test_nothing_to_mine(mine: MineOp, shape: tuple[int, int]) -> None:
+    assert mine(torch.ones(shape), torch.ones(shape).long(), torch.ones(shape)).shape == shape
+    assert mine(torch.ones(*shape, 5), torch.ones(shape).long(), torch.ones(shape)).shape == shape
 
 
 @pytest.mark.parametrize("module", ["arm", "odm"])
 @pytest.mark.parametrize("case", GOLDEN_LOSSES.values(), ids=GOLDEN_LOSSES.keys())
-def test_official_negatives(case: GoldenLoss, module: str) -> None:
+def test_official_negatives(mine: MineOp, case: GoldenLoss, module: str) -> None:
     raw, anchors, objectness = case.raw, case.anchors, None
     logits = raw.arm_conf
     if module == "odm":
@@ -94,9 +102,9 @@ def test_official_negatives(case: GoldenLoss, module: str) -> None:
         objectness = raw.arm_conf.softmax(dim=-1)[..., 1]
     found = ops.match(anchors, *case.targets)
     expected = getattr(case, module)["neg"].bool()
-    assert torch.equal(ops.mine(logits, found.labels, found.ious, objectness), expected)
+    assert torch.equal(mine(logits, found.labels, found.ious, objectness), expected)
     losses = -logits.log_softmax(dim=-1)[..., 0]
-    assert torch.equal(ops.mine(losses, found.labels, found.ious, objectness), expected)
+    assert torch.equal(mine(losses, found.labels, found.ious, objectness), expected)
 
 
 @st.composite
@@ -128,13 +136,15 @@ def problems(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | No
 
 @settings(max_examples=500, deadline=None)
 @given(problems())
-def test_equals_the_reference(problem: tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], dict[str, float]]) -> None:
+def test_equals_the_reference(
+    mine: MineOp, problem: tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], dict[str, float]]
+) -> None:
     arguments, options = problem
-    assert torch.equal(ops.mine(*arguments, **options), reference.mine(*arguments, **options))
+    assert torch.equal(mine(*arguments, **options), reference.mine(*arguments, **options))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_brute_force(seed: int) -> None:
+def test_brute_force(mine: MineOp, seed: int) -> None:
     """Section 7.3 of the specification word by word, on losses that are far enough apart for any arithmetic."""
     generator = torch.Generator().manual_seed(seed)
     count = 3 * seed
@@ -147,7 +157,7 @@ def test_brute_force(seed: int) -> None:
     inputs = labels[None], ious[None], objectness[None]
     options = {"negative_ratio": 1.5, "objectness_threshold": 0.25}
     for values in (losses, torch.stack([-losses, (-torch.expm1(-losses)).log()], dim=1)):
-        assert ops.mine(values[None], *inputs, **options)[0].nonzero().squeeze(1).tolist() == expected
+        assert mine(values[None], *inputs, **options)[0].nonzero().squeeze(1).tolist() == expected
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -176,10 +186,10 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert torch.equal(ops.mine(channels_first, *strided), ops.mine(logits, *others))
 
 
-def test_mining_the_losses_is_mining_the_logits() -> None:
+def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
     logits, *others = batch()
     losses = -logits.double().log_softmax(dim=-1)[..., 0]
-    assert torch.equal(ops.mine(losses, *others), ops.mine(logits, *others))
+    assert torch.equal(mine(losses, *others), mine(logits, *others))
 
 
 @pytest.mark.parametrize(
