@@ -94,6 +94,8 @@ template <class T>
 concept Word = OneOf<T, int, unsigned, unsigned long long>;
 template <class T>
 concept WordOrFloat = Word<T> || std::same_as<T, float>;
+template <class T>
+concept WordOrLong = Word<T> || std::same_as<T, long long>;
 
 template <Shuffled T>
 T shuffle(Collective kind, unsigned mask, T value, int argument, Site site) {
@@ -169,11 +171,11 @@ template <cuda_on_cpu::WordOrFloat T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return static_cast<T>(old + value); });
 }
-template <cuda_on_cpu::Word T>
+template <cuda_on_cpu::WordOrLong T>
 T atomicMax(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return std::max(old, value); });
 }
-template <cuda_on_cpu::Word T>
+template <cuda_on_cpu::WordOrLong T>
 T atomicMin(T* address, std::type_identity_t<T> value) {
   return cuda_on_cpu::atomic_update(address, [=](T old) { return std::min(old, value); });
 }

@@ -3,6 +3,7 @@
 // the format. A bug in a kernel ends the process, with the reason on standard error.
 #include "driver.h"
 
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -24,10 +25,15 @@ struct RequestError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Ends the process by a signal when it passes.
+// Ends the process by a signal when it has used that much processor time.
 struct TimeLimit {
-  explicit TimeLimit(unsigned seconds) { alarm(seconds); }
-  ~TimeLimit() { alarm(0); }
+  explicit TimeLimit(unsigned seconds) { set(seconds); }
+  ~TimeLimit() { set(0); }
+
+  static void set(unsigned seconds) {
+    const itimerval timer{{0, 0}, {static_cast<time_t>(seconds), 0}};
+    setitimer(ITIMER_PROF, &timer, nullptr);
+  }
 };
 
 [[noreturn]] void stop(const char* message) {

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import shlex
 import signal
 import struct
@@ -44,7 +45,7 @@ class Variant:
     optimise: str
     instrument: tuple[str, ...] = ()
     macro: str | None = None
-    options: tuple[str, str] | None = None  # environment of the sanitizer's run time
+    environment: tuple[tuple[str, str], ...] = ()  # options of the sanitizer's run time
 
 
 VARIANTS = {
@@ -53,13 +54,13 @@ VARIANTS = {
         "-O1",
         ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         "CUDA_ON_CPU_ADDRESS_SANITIZER",
-        ("ASAN_OPTIONS", "detect_leaks=0"),
+        (("ASAN_OPTIONS", "detect_leaks=0"),),
     ),
     "thread": Variant(
         "-O1",
         ("-fsanitize=thread",),
         "CUDA_ON_CPU_THREAD_SANITIZER",
-        ("TSAN_OPTIONS", "halt_on_error=1:atexit_sleep_ms=0"),
+        (("TSAN_OPTIONS", "halt_on_error=1:atexit_sleep_ms=0"),),
     ),
 }
 
@@ -88,39 +89,38 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "c++"))
 
 
-def kernel_file(op: str) -> Path:
+def kernel_file(op: str, overlay: Path | None = None) -> Path:
     """Source of the kernels of `op`; the harness's own samples lie beside this file."""
-    product = CSRC / "ops" / "cuda" / f"{op}.cu"
-    return product if product.exists() else HERE / f"{op}.cu"
+    places = [folder / "ops" / "cuda" / f"{op}.cu" for folder in (overlay, CSRC) if folder]
+    return next((place for place in places if place.exists()), HERE / f"{op}.cu")
 
 
-def flags(variant: str, *, instrumented: bool = True, overlay: Path | None = None) -> list[str]:
-    """Compiler flags; files below `overlay` come before those of the same path below csrc/."""
+def flags(variant: str, overlay: Path | None, *, instrumented: bool = True) -> list[str]:
     chosen = VARIANTS[variant]
     includes = [f"-I{folder}" for folder in (overlay, CSRC, HERE) if folder]
     macros = [f"-D{chosen.macro}"] if chosen.macro else []
     return [*FLAGS, chosen.optimise, *macros, *(chosen.instrument if instrumented else ()), *includes]
 
 
-def ninja_file(variant: str) -> str:
+def ninja_file(variant: str, overlay: Path | None) -> str:
     """Builds `<op>` for every adapter there is; scheduler and driver are compiled once."""
     from ninja.ninja_syntax import Writer, escape
 
     text = io.StringIO()
     ninja = Writer(text)
     ninja.variable("cxx", escape(shlex.join(compiler())))
-    ninja.variable("flags", escape(shlex.join(flags(variant))))
+    ninja.variable("flags", escape(shlex.join(flags(variant, overlay))))
     ninja.variable("link_flags", escape(shlex.join(VARIANTS[variant].instrument)))
     command = "$cxx -MD -MF $out.d $flags -x c++ -c $in -o $out"
     ninja.rule("compile", command, depfile="$out.d", deps="gcc", description="compile $in")
     ninja.rule("link", "$cxx $link_flags $in -o $out", description="link $out")
-    plain_flags = {"flags": escape(shlex.join(flags(variant, instrumented=False)))}
+    plain_flags = {"flags": escape(shlex.join(flags(variant, overlay, instrumented=False)))}
     ninja.build("scheduler.o", "compile", str(HERE / "scheduler.cpp"), variables=plain_flags)
     ninja.build("driver.o", "compile", str(HERE / "driver.cpp"))
     for adapter in sorted(HERE.glob("adapt_*.cpp")):
         op = adapter.stem.removeprefix("adapt_")
         ninja.build(f"adapt_{op}.o", "compile", str(adapter))
-        ninja.build(f"{op}.o", "compile", str(kernel_file(op)))
+        ninja.build(f"{op}.o", "compile", str(kernel_file(op, overlay)))
         ninja.build(op, "link", [f"{op}.o", f"adapt_{op}.o", "driver.o", "scheduler.o"])
     return text.getvalue()
 
@@ -134,11 +134,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def build(op: str, variant: str) -> Path:
-    """The driver of `op`, compiled again where a file it depends on has changed."""
-    folder = BUILD / variant
+def build(op: str, variant: str, *, overlay: Path | None = None) -> Path:
+    """The driver of `op`, compiled again where a file it depends on has changed.
+
+    Files below `overlay` come before those of the same path below csrc/, and what is built of them lies there as well.
+    """
+    folder = (overlay or BUILD) / variant
     with locked(folder):
-        text = ninja_file(variant)
+        text = ninja_file(variant, overlay)
         file = folder / "build.ninja"
         if not file.exists() or file.read_text() != text:
             file.write_text(text)
@@ -152,6 +155,13 @@ def build(op: str, variant: str) -> Path:
 # --- Talking -----------------------------------------------------------------------------------------------------------
 
 OK, LAUNCHER_ERROR, REQUEST_ERROR = range(3)  # Status in driver.cpp
+
+# Stack frames around a kernel, and the legend of AddressSanitizer: the same in every report.
+SURROUNDINGS = re.compile(
+    r"^ +#\d+ .*(?:\bstd::|refinedet::cuda::launch<|/(?:scheduler|driver|adapt_\w+)\.cpp:|_start_main).*\n"
+    r"|^Shadow byte legend[\s\S]*",
+    re.MULTILINE,
+)
 
 
 def encode_string(text: str) -> bytes:
@@ -174,13 +184,24 @@ def read_exactly(stream: io.BufferedReader, count: int) -> bytes:
 class Harness:
     """Runs the launchers of one operator, compiled as `variant`: "plain", "address" or "thread". Usable in `with`.
 
-    Builds the driver unless `driver` is one. The process starts at the first request and again after a crash.
+    The process starts at the first request and again after a crash, with `environment` beside that of this process.
+    `timeout`, in seconds of processor time, is for requests that do not say.
     """
 
-    def __init__(self, op: str, variant: str = "plain", *, driver: Path | None = None) -> None:
+    def __init__(
+        self,
+        op: str,
+        variant: str = "plain",
+        *,
+        overlay: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        timeout: int = 60,
+    ) -> None:
         self.op = op
         self.variant = variant
-        self._driver = driver or build(op, variant)
+        self.timeout = timeout
+        self._environment = {**os.environ, **(environment or {}), **dict(VARIANTS[variant].environment)}
+        self._driver = build(op, variant, overlay=overlay)
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()
 
@@ -203,12 +224,12 @@ class Harness:
         *,
         seed: int = 0,
         misaligned: Collection[str] = (),
-        timeout: int = 60,
+        timeout: int | None = None,
     ) -> Result:
         """Calls `launcher` of the adapter on copies of `arrays`; see README.md.
 
         `outputs` gives element type and shape of each output. Arrays named in `misaligned` start one element after an
-        aligned address. `timeout` is in seconds. Raises AssertionError when the kernel has a bug, LauncherError when
+        aligned address. `timeout` is in seconds of processor time. Raises AssertionError when the kernel has a bug, LauncherError when
         the launcher refuses, RequestError when the adapter and the request do not fit.
         """
         given = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
@@ -219,7 +240,8 @@ class Harness:
         def offset(name: str, dtype: np.dtype) -> int:
             return dtype.itemsize if name in misaligned else 0
 
-        parts = [struct.pack("=QI", seed, timeout), encode_string(launcher)]
+        seconds = self.timeout if timeout is None else timeout
+        parts = [struct.pack("=QI", seed, seconds), encode_string(launcher)]
         for fields, code in ((integers, "q"), (reals, "d")):
             parts.append(struct.pack("=I", len(fields)))
             parts += [encode_string(name) + struct.pack(f"={code}", value) for name, value in fields.items()]
@@ -231,7 +253,7 @@ class Harness:
         try:
             return self._exchange(b"".join(parts), wanted)
         except (EOFError, BrokenPipeError):
-            raise AssertionError(self._obituary(launcher, seed, timeout)) from None
+            raise AssertionError(self._obituary(launcher, seed, seconds)) from None
 
     def _exchange(self, request: bytes, wanted: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> Result:
         process = self._start_process()
@@ -256,9 +278,6 @@ class Harness:
 
     def _start_process(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            environment = dict(os.environ)
-            if options := VARIANTS[self.variant].options:
-                environment[options[0]] = options[1]
             self._errors.seek(0)
             self._errors.truncate()
             self._process = subprocess.Popen(
@@ -266,7 +285,7 @@ class Harness:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=environment,
+                env=self._environment,
             )
         return self._process
 
@@ -283,9 +302,9 @@ class Harness:
         process.stdout.close()
         return status
 
-    def _obituary(self, launcher: str, seed: int, timeout: int) -> str:
+    def _obituary(self, launcher: str, seed: int, seconds: int) -> str:
         status = self._end_process()
         self._errors.seek(0)
-        text = self._errors.read().decode(errors="replace").strip()
-        reason = f"no end after {timeout} s" if status == -signal.SIGALRM else f"exit status {status}"
+        text = SURROUNDINGS.sub("", self._errors.read().decode(errors="replace")).strip()
+        reason = f"no end in {seconds} s of processor time" if status == -signal.SIGPROF else f"exit status {status}"
         return f"{self.op}.{launcher}, {self.variant}, seed {seed}: {reason}\n{text}"

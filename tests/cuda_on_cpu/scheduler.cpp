@@ -113,8 +113,8 @@ struct Pending {
 struct Thread {
   unsigned number;  // in the block
   Position position;
-  char* stack;
-  Context context;
+  char* stack = nullptr;
+  Context context{};
   State state = State::kRunnable;
   bool vote = false;
   Pending pending{};
@@ -171,13 +171,16 @@ uint64_t next_random() {  // xorshift64*
 
 template <class T>
 void shuffle(std::vector<T>& items) {
-  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[next_random() % i]);
+  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[(next_random() >> 32) * i >> 32]);
 }
 
 // --- Sanitizers -------------------------------------------------------------------------------------------------------
 //
 // enter() and leave() switch between the scheduler and a thread. synchronize() orders what its threads did before what they
-// will do. begin_grid(), begin_thread() (by the thread itself), end_block() and end_grid() keep the sanitizer's books.
+// will do. begin_grid(), begin_block() (which gives out the stacks), begin_thread() (called by the thread itself), end_block()
+// and end_grid() keep the sanitizer's books.
+
+char* stack(size_t number);
 
 #if defined(CUDA_ON_CPU_ADDRESS_SANITIZER)
 
@@ -202,10 +205,14 @@ void begin_thread() {}
 
 #if defined(CUDA_ON_CPU_THREAD_SANITIZER)
 
-constexpr size_t kMaxFibers = 4096;  // half of what ThreadSanitizer has
+constexpr size_t kStacks = 2 * kMaxThreads;
+constexpr size_t kFibers = 512;  // more would know more, but each makes every barrier slower
 
-std::vector<void*> fibers;          // of the grid: a fiber's number may be given again once it is destroyed
-char* end_of_grid = nullptr;        // address that stands for it
+// Fiber i always runs on stack i, or else its accesses to the stack would race with those of the fiber before it.
+std::vector<void*> fibers;
+size_t used_fibers = 0;           // by the blocks of the grid so far
+char* grid_begins = nullptr;      // addresses that stand for these moments
+char* grid_ends = nullptr;
 
 void become(void* fiber) { __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync); }
 
@@ -247,42 +254,48 @@ void synchronize(std::span<Thread* const> threads) {
 void begin_grid() {
   machine.sanitizer = __tsan_get_current_fiber();
   __tsan_ignore_thread_begin();
-  end_of_grid = new char;
+  grid_begins = new char;
+  grid_ends = new char;
+  __tsan_release(grid_begins);
+  used_fibers = 0;
 }
 
-// A new fiber comes after everything its maker has done. The maker learns of other blocks only at the end of the grid, so
-// blocks are not ordered. Made in shuffled order, so that fibers of different blocks that happen to share a number belong
-// to different threads.
+void* fiber(size_t number) {
+  while (fibers.size() <= number) fibers.push_back(__tsan_create_fiber(0));
+  return fibers[number];
+}
+
+// Threads come after what was before the grid. Fibers are used in turn; one that is used again knows what it learnt at the
+// barriers of an earlier block. That block is never the one before, so neighbours in the shuffled order know nothing of each
+// other, and a race between blocks shows.
 void begin_block(std::vector<Thread*> threads) {
   shuffle(threads);
   for (Thread* thread : threads) {
-    thread->sanitizer = __tsan_create_fiber(0);
+    const size_t number = used_fibers++ % std::max(kFibers, 2 * threads.size());
+    thread->stack = stack(number);
+    thread->sanitizer = fiber(number);
     const dim3& block = thread->position.block;
     char name[64];
     std::snprintf(name, sizeof name, "block %u,%u,%u thread %u", block.x, block.y, block.z, thread->number);
     __tsan_set_fiber_name(thread->sanitizer, name);
-    fibers.push_back(thread->sanitizer);
+    become(thread->sanitizer);
+    __tsan_acquire(grid_begins);
+    become(machine.sanitizer);
   }
-}
-
-void destroy_fibers() {
-  for (void* fiber : fibers) __tsan_destroy_fiber(fiber);
-  fibers.clear();
 }
 
 void end_block(const std::vector<Thread*>& threads) {
   for (const Thread* thread : threads) {
     become(thread->sanitizer);
-    __tsan_release(end_of_grid);
+    __tsan_release(grid_ends);
   }
   become(machine.sanitizer);
-  if (fibers.size() + kMaxThreads > kMaxFibers) destroy_fibers();
 }
 
 void end_grid() {
-  __tsan_acquire(end_of_grid);
-  destroy_fibers();
-  delete end_of_grid;
+  __tsan_acquire(grid_ends);
+  delete grid_begins;
+  delete grid_ends;
   __tsan_ignore_thread_end();
 }
 
@@ -293,13 +306,17 @@ void enter(Thread& thread) { switch_context(machine.context, thread.context); }
 void leave(Thread& thread) { switch_context(thread.context, machine.context); }
 #endif
 
+constexpr size_t kStacks = kMaxThreads;
+
 template <class Work>
 auto as_scheduler(const Work& work) {
   return work();
 }
 void synchronize(std::span<Thread* const>) {}
 void begin_grid() {}
-void begin_block(const std::vector<Thread*>&) {}
+void begin_block(const std::vector<Thread*>& threads) {
+  for (Thread* thread : threads) thread->stack = stack(thread->number);
+}
 void end_block(const std::vector<Thread*>&) {}
 void end_grid() {}
 
@@ -405,28 +422,23 @@ void complete_collective(const Block& block, std::span<Thread* const> lanes) {
   std::abort();  // nobody enters a thread that is done
 }
 
-// One stack per thread of a block. Blocks take turns on them, which ThreadSanitizer would report as a race between their
-// threads, unless it sees memory that was newly given by the system.
-void prepare_stacks() {
-#if !defined(CUDA_ON_CPU_THREAD_SANITIZER)
-  if (machine.stacks != nullptr) return;
-#endif
-  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (machine.stacks == nullptr ? 0 : MAP_FIXED);
-  void* const memory = mmap(machine.stacks, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (memory == MAP_FAILED) fail("no memory for %u stacks", kMaxThreads);
-  machine.stacks = static_cast<char*>(memory);
+char* stack(size_t number) {
+  if (machine.stacks == nullptr) {
+    void* const memory =
+        mmap(nullptr, kStacks * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for %zu stacks", kStacks);
+    machine.stacks = static_cast<char*>(memory);
+  }
+  return machine.stacks + number * kStackBytes;
 }
 
 void make_threads(Block& block, dim3 index, dim3 grid, dim3 size) {
-  prepare_stacks();
   block.running = size.x * size.y * size.z;
-  for (unsigned i = 0; i < block.running; ++i) {
-    const dim3 place{i % size.x, i / size.x % size.y, i / size.x / size.y};
-    char* const stack = machine.stacks + i * kStackBytes;
-    block.threads.push_back({i, {place, index, size, grid}, stack, make_context(stack, thread_main)});
-  }
+  for (unsigned i = 0; i < block.running; ++i)
+    block.threads.push_back({i, {{i % size.x, i / size.x % size.y, i / size.x / size.y}, index, size, grid}});
   for (Thread& thread : block.threads) block.all.push_back(&thread);
   begin_block(block.all);
+  for (Thread& thread : block.threads) thread.context = make_context(thread.stack, thread_main);
 }
 
 const char* describe(State state) {
