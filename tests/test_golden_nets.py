@@ -5,6 +5,7 @@ they compare is computed once, in the fixtures.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,13 @@ LOSS_TOLERANCE = 2e-6
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture. The tolerances are those of the golden data; gradients are relative to the tensor's largest."""
+    """One architecture.
+
+    The tolerances of norms and values are those the golden data came with; values are relative to the tensor's largest
+    (exact float64 arithmetic is no nearer to the official float32 values than that). From the second step on rounding
+    errors grow: this network in float64 is off the official losses by 9e-5 and 2e-3 (VGG-16) and 5e-2 (ResNet-101),
+    which is what ``step_tolerances`` rest on.
+    """
 
     backbone: str
     num_classes: int
@@ -40,6 +47,7 @@ class Case:
     base_lr: float
     norm_tolerance: float
     value_tolerance: float
+    step_tolerances: tuple[float, ...]
 
 
 CASES = [
@@ -53,6 +61,7 @@ CASES = [
         base_lr=2e-5,
         norm_tolerance=1e-3,
         value_tolerance=1e-3,
+        step_tolerances=(LOSS_TOLERANCE, 1e-4, 5e-3),
     ),
     Case(
         "resnet101",
@@ -64,6 +73,7 @@ CASES = [
         base_lr=2e-4,
         norm_tolerance=1e-2,
         value_tolerance=7e-2,
+        step_tolerances=(LOSS_TOLERANCE, 5e-2),
     ),
 ]
 
@@ -262,8 +272,8 @@ def assert_like_summary(
 
 
 def test_losses(training: Training) -> None:
-    golden = (training.meta["arm_loss"], training.meta["odm_loss"])
-    np.testing.assert_allclose(training.losses[0], golden, rtol=LOSS_TOLERANCE)
+    official = (training.meta["arm_loss"], training.meta["odm_loss"])
+    np.testing.assert_allclose(training.losses[0], official, rtol=LOSS_TOLERANCE)
     assert training.positives == training.meta["num_matches"]
 
 
@@ -292,6 +302,22 @@ def test_first_step(case: Case, training: Training) -> None:
     for row, blob in enumerate(training.blobs):
         summary = training.golden["step_param_delta_summary"][0, row]
         assert_like_summary(training.deltas[0][blob], summary, case, str(blob), rounding=training.start[blob])
+
+
+def test_losses_of_all_steps(case: Case, training: Training) -> None:
+    official = training.golden["step_losses"]
+    assert len(training.losses) == len(official) == len(case.step_tolerances)
+    for ours, theirs, tolerance in zip(training.losses, official, case.step_tolerances, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+def test_movement_of_all_steps(case: Case, training: Training) -> None:
+    """How far all weights together have moved: momentum shows from the second step on."""
+    rows = [row for row, blob in enumerate(training.blobs) if blob in training.gradients]
+    for step, deltas in enumerate(training.deltas):
+        ours = math.sqrt(sum(deltas[training.blobs[row]].square().sum().item() for row in rows))
+        theirs = np.linalg.norm(training.golden["step_param_delta_summary"][step, rows, 0])
+        assert ours == pytest.approx(theirs, rel=max(case.step_tolerances[step], case.norm_tolerance))
 
 
 def test_weights_of_batch_statistics(case: Case, training: Training) -> None:
