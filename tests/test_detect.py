@@ -1,3 +1,7 @@
+"""The CPU operator detect. Tests with the argument ``detect`` run on the CUDA kernels too: test_cuda_detect.py."""
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,14 @@ from refinedet import ops
 from refinedet.errors import InputError
 from refinedet.ops import Detected
 
+DetectOp = Callable[..., Detected]
 SAME_CORNERS = {"rtol": 1e-5, "atol": 1e-6}  # corners near 0 are differences: absolute, in units of the image side
+
+
+@pytest.fixture(scope="module")
+def detect() -> DetectOp:
+    """What is tested."""
+    return ops.detect
 
 
 def official_rows(detected: Detected) -> tuple[np.ndarray, np.ndarray]:
@@ -30,38 +41,38 @@ def assert_same(detected: Detected, expected: Detected) -> None:
         assert torch.equal(ours, theirs), name
 
 
-def test_literal() -> None:
+def test_literal(detect: DetectOp) -> None:
     """Three anchors: the first two on the same object, the third rejected by the ARM."""
     anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.48], [0.75, 0.75, 0.5, 0.5]])
     arm_conf = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.995, 0.005]]).log()[None]
     odm_conf = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.8, 0.0], [0.0, 1.0, 0.0]]).log()[None]
     zeros = torch.zeros(1, 3, 4)
-    found = ops.detect(zeros, arm_conf, zeros, odm_conf, anchors, keep_top_k=4)
+    found = detect(zeros, arm_conf, zeros, odm_conf, anchors, keep_top_k=4)
     assert found.counts.tolist() == [2]
     assert found.indices.tolist() == [[1, 0, -1, -1]]
     assert found.labels.tolist() == [[1, 2, 0, 0]]
     torch.testing.assert_close(found.scores, torch.tensor([[0.8, 0.2, 0.0, 0.0]]))
     torch.testing.assert_close(found.boxes[0, 1], torch.tensor([0.0, 0.0, 0.5, 0.5]))
     assert (found.boxes[0, 2:] == 0).all()
-    unfiltered = ops.detect(zeros, None, zeros, odm_conf, anchors, keep_top_k=4)
+    unfiltered = detect(zeros, None, zeros, odm_conf, anchors, keep_top_k=4)
     assert unfiltered.indices.tolist() == [[2, 1, 0, -1]]
 
 
-def test_the_cascade_moves_twice() -> None:
+def test_the_cascade_moves_twice(detect: DetectOp) -> None:
     anchors = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
     shift = torch.tensor([[[1.0, 0, 0, 0]]])  # 0.1 * width
     odm_conf = torch.tensor([[[0.0, 5.0]]])
-    twice = ops.detect(shift, None, shift, odm_conf, anchors, keep_top_k=1).boxes[0, 0]
-    once = ops.detect(None, None, shift, odm_conf, anchors, keep_top_k=1).boxes[0, 0]
+    twice = detect(shift, None, shift, odm_conf, anchors, keep_top_k=1).boxes[0, 0]
+    once = detect(None, None, shift, odm_conf, anchors, keep_top_k=1).boxes[0, 0]
     torch.testing.assert_close(twice, torch.tensor([0.44, 0.4, 0.64, 0.6]))
     torch.testing.assert_close(once, torch.tensor([0.42, 0.4, 0.62, 0.6]))
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN_NAMES if name != "ties"])
-def test_official_layer(name: str) -> None:
+def test_official_layer(detect: DetectOp, name: str) -> None:
     inputs, runs = load_golden(name)
     for run in runs:
-        detected = ops.detect(*inputs, **run.options)
+        detected = detect(*inputs, **run.options)
         rows, anchors = official_rows(detected)
         assert np.array_equal(anchors, run.anchors), run.tag
         assert np.array_equal(rows[:, :2], run.rows[:, :2]), run.tag
@@ -70,7 +81,7 @@ def test_official_layer(name: str) -> None:
         assert_same(detected, ops.reference.detect(*inputs, **run.options))
 
 
-def test_official_layer_with_ties() -> None:
+def test_official_layer_with_ties(detect: DetectOp) -> None:
     """Its probabilities are multiples of 1/16 that do not sum to 1, and tie exactly.
 
     A softmax shows the same ties when the background is so strong that the sum rounds to 1: then every score is the
@@ -79,7 +90,7 @@ def test_official_layer_with_ties() -> None:
     (arm_loc, arm_conf, odm_loc, odm_conf, anchors), (run,) = load_golden("ties")
     odm_conf[..., 0] = 40 * np.log(2)
     options = run.options | {"score_threshold": run.options["score_threshold"] * 2.0**-40}
-    detected = ops.detect(arm_loc, arm_conf, odm_loc, odm_conf, anchors, **options)
+    detected = detect(arm_loc, arm_conf, odm_loc, odm_conf, anchors, **options)
     rows, indices = official_rows(detected)
     assert len(np.unique(run.rows[:, 2])) < 16 < len(run.rows)
     assert np.array_equal(indices, run.anchors)
@@ -111,6 +122,7 @@ def test_official_layer_with_ties() -> None:
     ),
 )
 def test_equals_reference(
+    detect: DetectOp,
     seed: int,
     batch: int,
     count: int,
@@ -132,7 +144,7 @@ def test_equals_reference(
     arm_loc = tensor(4, 1) if with_arm_loc else None
     arm_conf = tensor(2, 3) if with_arm_conf else None
     inputs = (arm_loc, arm_conf, tensor(4, 1), tensor(classes, 3), random_anchors(rng, count).to(dtype))
-    assert_same(ops.detect(*inputs, **options), ops.reference.detect(*inputs, **options))
+    assert_same(detect(*inputs, **options), ops.reference.detect(*inputs, **options))
 
 
 def test_more_candidates_than_one_chunk() -> None:
@@ -155,25 +167,25 @@ def clusters() -> tuple[Tensor, ...]:
     return load_golden("clusters_voc320")[0]
 
 
-def test_fewer_rows_are_the_first_rows(clusters: tuple[Tensor, ...]) -> None:
-    many, few = ops.detect(*clusters), ops.detect(*clusters, keep_top_k=37)
+def test_fewer_rows_are_the_first_rows(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    many, few = detect(*clusters), detect(*clusters, keep_top_k=37)
     for name in ("boxes", "scores", "labels", "indices"):
         assert torch.equal(getattr(few, name), getattr(many, name)[:, :37])
 
 
-def test_order_of_the_anchors_does_not_matter(clusters: tuple[Tensor, ...]) -> None:
+def test_order_of_the_anchors_does_not_matter(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
     order = torch.randperm(len(clusters[4]), generator=torch.Generator().manual_seed(0))
-    found = ops.detect(*clusters)
-    shuffled = ops.detect(*(tensor[:, order] for tensor in clusters[:4]), clusters[4][order])
+    found = detect(*clusters)
+    shuffled = detect(*(tensor[:, order] for tensor in clusters[:4]), clusters[4][order])
     scores = found.scores[found.scores > 0]
     assert len(scores.unique()) == len(scores)
     assert_same(shuffled._replace(indices=order[shuffled.indices]), found)
 
 
-def test_images_do_not_meet(clusters: tuple[Tensor, ...]) -> None:
-    together = ops.detect(*clusters)
+def test_images_do_not_meet(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    together = detect(*clusters)
     for image in range(2):
-        alone = ops.detect(*(tensor[image : image + 1] for tensor in clusters[:4]), clusters[4])
+        alone = detect(*(tensor[image : image + 1] for tensor in clusters[:4]), clusters[4])
         for ours, theirs in zip(alone, together, strict=True):
             assert torch.equal(ours[0], theirs[image])
 

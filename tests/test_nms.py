@@ -1,3 +1,6 @@
+"""The CPU operator nms. Tests with the argument ``nms`` run on the CUDA kernels too: test_cuda_nms.py."""
+
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,6 +13,20 @@ from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError
+
+NmsOp = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]  # boxes, scores, labels, iou_threshold
+
+
+@pytest.fixture(scope="module")
+def nms() -> NmsOp:
+    """What is tested."""
+
+    def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+        if labels is None:
+            return ops.nms(boxes, scores, iou_threshold)
+        return ops.batched_nms(boxes, scores, labels, iou_threshold)
+
+    return suppress
 
 
 def random_boxes(rng: np.random.Generator, count: int, *, steps: bool, trouble: float) -> Tensor:
@@ -39,30 +56,30 @@ def brute_force(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     return kept
 
 
-def test_literal() -> None:
+def test_literal(nms: NmsOp) -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.8], [3, 3, 4, 4], [0, 0, 2, 2]])
     scores = torch.tensor([0.5, 0.9, 0.1, 0.5])
-    assert ops.nms(boxes, scores, 0.5).tolist() == [1, 2]
-    assert ops.nms(boxes, scores, 0.9).tolist() == [1, 0, 2]  # box 3 equals box 0: the lower index wins
-    assert ops.nms(boxes, scores, 1.45).tolist() == [1, 0, 3, 2]
-    assert ops.batched_nms(boxes, scores, torch.tensor([7, -1, 7, 7]), 0.5).tolist() == [1, 0, 2]
+    assert nms(boxes, scores, None, 0.5).tolist() == [1, 2]
+    assert nms(boxes, scores, None, 0.9).tolist() == [1, 0, 2]  # box 3 equals box 0: the lower index wins
+    assert nms(boxes, scores, None, 1.45).tolist() == [1, 0, 3, 2]
+    assert nms(boxes, scores, torch.tensor([7, -1, 7, 7]), 0.5).tolist() == [1, 0, 2]
 
 
-def test_the_threshold_itself_does_not_suppress() -> None:
+def test_the_threshold_itself_does_not_suppress(nms: NmsOp) -> None:
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 0.5]])
-    assert ops.nms(boxes, torch.tensor([2.0, 1.0]), 0.5).tolist() == [0, 1]
-    assert ops.nms(boxes, torch.tensor([2.0, 1.0]), 0.4999).tolist() == [0]
+    assert nms(boxes, torch.tensor([2.0, 1.0]), None, 0.5).tolist() == [0, 1]
+    assert nms(boxes, torch.tensor([2.0, 1.0]), None, 0.4999).tolist() == [0]
 
 
-def test_policy_for_troubled_boxes() -> None:
+def test_policy_for_troubled_boxes(nms: NmsOp) -> None:
     nan, inf = float("nan"), float("inf")
     point, inverted = [1.0, 1, 1, 1], [2.0, 2, 0, 0]
     boxes = torch.tensor(
         [[0.0, 0, 2, 2], point, point, inverted, inverted, [0, 0, inf, 1], [0, nan, 1, 1], [5, 5, 6, 6]]
     )
     scores = torch.tensor([8.0, 7, 6, 5, 4, 3, 2, nan])
-    assert ops.nms(boxes, scores, 0.0).tolist() == [0, 1, 2, 3, 4]
-    assert ops.nms(boxes, torch.tensor([-inf, inf, 0, -0.0, 0, 0, 0, 0]), 0.0).tolist() == [1, 2, 3, 4, 7, 0]
+    assert nms(boxes, scores, None, 0.0).tolist() == [0, 1, 2, 3, 4]
+    assert nms(boxes, torch.tensor([-inf, inf, 0, -0.0, 0, 0, 0, 0]), None, 0.0).tolist() == [1, 2, 3, 4, 7, 0]
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
@@ -76,16 +93,23 @@ def test_policy_for_troubled_boxes() -> None:
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
 )
 def test_equals_reference_and_brute_force(
-    seed: int, count: int, classes: int, iou_threshold: float, steps: bool, trouble: float, dtype: torch.dtype
+    nms: NmsOp,
+    seed: int,
+    count: int,
+    classes: int,
+    iou_threshold: float,
+    steps: bool,
+    trouble: float,
+    dtype: torch.dtype,
 ) -> None:
     rng = np.random.default_rng(seed)
     boxes = random_boxes(rng, count, steps=steps, trouble=trouble).to(dtype)
     scores = random_tensor(rng, (count,), scale=1, steps=steps, trouble=trouble).to(dtype)
     labels = torch.from_numpy(rng.integers(-2, classes - 2, count))
-    kept = ops.batched_nms(boxes, scores, labels, iou_threshold)
+    kept = nms(boxes, scores, labels, iou_threshold)
     assert kept.tolist() == ops.reference.batched_nms(boxes, scores, labels, iou_threshold).tolist()
     assert kept.tolist() == brute_force(boxes.float(), scores.float(), labels, iou_threshold)
-    one_class = ops.nms(boxes, scores, iou_threshold)
+    one_class = nms(boxes, scores, None, iou_threshold)
     assert one_class.tolist() == ops.reference.nms(boxes, scores, iou_threshold).tolist()
 
 
@@ -96,27 +120,27 @@ def crowd() -> tuple[Tensor, Tensor, Tensor]:
     return boxes, torch.from_numpy(rng.random(3000).astype(np.float32)), torch.from_numpy(rng.integers(0, 20, 3000))
 
 
-def test_survivors_survive_again(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_survivors_survive_again(nms: NmsOp, crowd: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, scores, labels = crowd
-    kept = ops.batched_nms(boxes, scores, labels, 0.45)
-    again = ops.batched_nms(boxes[kept], scores[kept], labels[kept], 0.45)
+    kept = nms(boxes, scores, labels, 0.45)
+    again = nms(boxes[kept], scores[kept], labels[kept], 0.45)
     assert 20 < len(kept) < 3000
     assert torch.equal(again, torch.arange(len(kept)))
 
 
-def test_order_of_the_input_does_not_matter(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_order_of_the_input_does_not_matter(nms: NmsOp, crowd: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, scores, labels = crowd
     order = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))
-    shuffled = ops.batched_nms(boxes[order], scores[order], labels[order], 0.45)
-    assert torch.equal(order[shuffled], ops.batched_nms(boxes, scores, labels, 0.45))
+    shuffled = nms(boxes[order], scores[order], labels[order], 0.45)
+    assert torch.equal(order[shuffled], nms(boxes, scores, labels, 0.45))
 
 
-def test_size_and_place_of_the_boxes_do_not_matter(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_size_and_place_of_the_boxes_do_not_matter(nms: NmsOp, crowd: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, scores, labels = crowd
-    kept = ops.batched_nms(boxes, scores, labels, 0.45)
-    assert torch.equal(ops.batched_nms(boxes * 1024, scores, labels, 0.45), kept)
+    kept = nms(boxes, scores, labels, 0.45)
+    assert torch.equal(nms(boxes * 1024, scores, labels, 0.45), kept)
     mirrored = boxes[:, [1, 0, 3, 2]]
-    assert torch.equal(ops.batched_nms(mirrored, scores, labels, 0.45), kept)
+    assert torch.equal(nms(mirrored, scores, labels, 0.45), kept)
 
 
 def test_thread_count_does_not_matter(crowd: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,4 +1,7 @@
+"""The CPU operator refine. Tests with the argument ``refine`` run on the CUDA kernels too: test_cuda_refine.py."""
+
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +16,27 @@ from refinedet import ops
 from refinedet.boxes import decode, to_centers, to_corners
 from refinedet.errors import InputError
 
+RefineOp = Callable[..., Tensor]
 GOLDEN = Path(__file__).parent / "golden" / "prior" / "decode_test_vector.json"
 
 
-def test_literal() -> None:
+@pytest.fixture(scope="module")
+def refine() -> RefineOp:
+    """What is tested."""
+    return ops.refine
+
+
+def test_literal(refine: RefineOp) -> None:
     anchors = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
     offsets = torch.tensor([[[1.0, -1.0, 0.0, 0.0]]])
-    torch.testing.assert_close(ops.refine(anchors, offsets), torch.tensor([[[0.52, 0.46, 0.2, 0.4]]]))
+    torch.testing.assert_close(refine(anchors, offsets), torch.tensor([[[0.52, 0.46, 0.2, 0.4]]]))
 
 
-def test_both_stages_of_the_published_vector() -> None:
+def test_both_stages_of_the_published_vector(refine: RefineOp) -> None:
     vector = json.loads(GOLDEN.read_text())
     anchor, arm, odm = (torch.tensor([vector[key]]) for key in ("prior", "arm_loc", "odm_loc"))
-    refined = ops.refine(to_centers(anchor), arm[None])
-    final = ops.refine(refined, odm[None])
+    refined = refine(to_centers(anchor), arm[None])
+    final = refine(refined, odm[None])
     torch.testing.assert_close(to_corners(refined)[0], torch.tensor([vector["refined_anchor"]]), rtol=1e-6, atol=0)
     torch.testing.assert_close(to_corners(final)[0], torch.tensor([vector["final_box"]]), rtol=1e-6, atol=0)
 
@@ -42,14 +52,21 @@ def test_both_stages_of_the_published_vector() -> None:
     transposed=st.booleans(),
 )
 def test_equals_reference(
-    seed: int, batch: int, count: int, shared: bool, dtype: torch.dtype, trouble: float, transposed: bool
+    refine: RefineOp,
+    seed: int,
+    batch: int,
+    count: int,
+    shared: bool,
+    dtype: torch.dtype,
+    trouble: float,
+    transposed: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     anchors = random_anchors(rng, count) if shared else random_anchors(rng, batch * count).view(batch, count, 4)
     offsets = random_tensor(rng, (batch, count, 4), scale=3, steps=False, trouble=trouble).to(dtype)
     if transposed:  # the same numbers, not contiguous
         offsets = offsets.transpose(0, 1).contiguous().transpose(0, 1)
-    refined = ops.refine(anchors, offsets)
+    refined = refine(anchors, offsets)
     assert refined.dtype == torch.float32
     assert refined.is_contiguous()
     torch.testing.assert_close(refined, ops.reference.refine(anchors, offsets), rtol=0, atol=0, equal_nan=True)

@@ -33,15 +33,16 @@ def detect(
 ) -> Detected:
     """The CUDA ``detect``; ``levels``: numbers of anchors of the head maps, one map of all anchors by default."""
     heads, anchors = inputs[:4], inputs[4]
-    batch, count, _ = heads[2].shape
+    batch, count, _ = inputs[2].shape
+    dtype = inputs[2].dtype if inputs[2].dtype in DTYPES else torch.float32
     levels = [count] if levels is None else levels
     arrays = {"anchors": anchors.float().numpy()}
     for name, tensor in zip(HEADS, heads, strict=True):
         if tensor is not None:
             for i, part in enumerate(tensor.split(list(levels), dim=1)):
-                arrays[f"{name}{i}"] = to_array(part.contiguous())
+                arrays[f"{name}{i}"] = to_array(part.to(dtype).contiguous())
     scalars = {
-        "type": DTYPES.index(heads[2].dtype),
+        "type": DTYPES.index(dtype),
         "num_levels": len(levels),
         "objectness_threshold": float(objectness_threshold),
         "score_threshold": float(score_threshold),
@@ -57,9 +58,7 @@ def detect(
         "indices": (np.int64, (batch, keep_top_k)),
         "counts": (np.int64, (batch,)),
     }
-    result = harness.run(
-        "detect", arrays, scalars, outputs, seed=seed, misaligned=tuple(arrays) if misaligned else ()
-    )
+    result = harness.run("detect", arrays, scalars, outputs, seed=seed, misaligned=tuple(arrays) if misaligned else ())
     assert result.launches <= 3
     return Detected(*(torch.from_numpy(result.outputs[name].copy()) for name in outputs))
 

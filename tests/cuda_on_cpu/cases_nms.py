@@ -23,9 +23,11 @@ def nms(
 ) -> Tensor:
     """The CUDA ``nms`` after the sort that its registration does."""
     count = len(boxes)
+    if boxes.dtype not in DTYPES:
+        boxes = boxes.float()
     scores = scores.float()
     arrays = {
-        "boxes": to_array(boxes),
+        "boxes": to_array(boxes.contiguous()),
         "scores": scores.numpy(),
         "order": scores.argsort(descending=True, stable=True).numpy(),
     }

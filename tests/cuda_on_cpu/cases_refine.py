@@ -22,7 +22,9 @@ def refine(
     seed: int = 0,
 ) -> Tensor:
     """The CUDA ``refine``."""
-    arrays = {"anchors": anchors.float().numpy(), "offsets": to_array(offsets)}
+    if offsets.dtype not in DTYPES:
+        offsets = offsets.float()
+    arrays = {"anchors": anchors.float().numpy(), "offsets": to_array(offsets.contiguous())}
     scalars = {
         "type": DTYPES.index(offsets.dtype),
         **{f"variance_{axis}": float(value) for axis, value in zip("xywh", variances, strict=True)},

@@ -37,10 +37,10 @@ INSTANTIATE(BFloat16);
 #if !defined(__CUDACC_RTC__)
 
 void refine(const RefineInputs& in, Variances variances, float* refined, Stream stream) {
-  constexpr int64_t kMaxGridY = 65535;
+  constexpr int64_t kMaxRows = 1024;  // of blocks: more than any GPU runs at once
   if (in.batch == 0 || in.num_anchors == 0) return;
   const dim3 grid(static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads),
-                  static_cast<unsigned>(std::min(in.batch, kMaxGridY)));
+                  static_cast<unsigned>(std::min(in.batch, kMaxRows)));
   dispatch(in.type, [&](auto element) {
     using T = decltype(element);
     launch("refine_anchors_kernel", refine_anchors_kernel<T>, grid, dim3(kThreads), 0, stream, in.anchors,
