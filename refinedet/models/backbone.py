@@ -13,8 +13,8 @@ from refinedet.errors import CheckpointError
 from refinedet.models.layers import NormLayer
 from refinedet.preprocessing import Preprocessing
 
-Features = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Feature maps at strides 8, 16, 32 and 64."""
+Features = tuple[Tensor, ...]
+"""Four feature maps, at strides 8, 16, 32 and 64."""
 StateDict = dict[str, Tensor]
 
 

@@ -48,6 +48,8 @@ class CaffeBatchNorm2d(nn.BatchNorm2d):
     DECAY = 0.999
     FULL_HISTORY = 1 / (1 - DECAY)  # the factor after endless training
 
+    running_mean: Tensor
+    running_var: Tensor
     factor: Tensor
 
     def __init__(self, channels: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,8 @@ class RefineDet(nn.Module):
     """
 
     anchors: Tensor
+    arm: Heads | None
+    tcb: TransferConnection | None
 
     def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class RefineDet(nn.Module):
             raise InputError(f"images have shape {list(images.shape)}; give a batch [B,3,H,W]")
         check_size((images.shape[2], images.shape[3]))
         features = self.backbone(images)
-        if self.tcb is None:
+        if self.arm is None or self.tcb is None:
             return RawOutput(None, None, *self.odm(features))
         return RawOutput(*self.arm(features), *self.odm(self.tcb(features)))
 
@@ -171,7 +173,7 @@ def make_backbone(name: str) -> Backbone:
     from refinedet.models.squeezenet import SqueezeNet
     from refinedet.models.vgg import VGG16
 
-    kinds = {"vgg16": VGG16, "resnet101": ResNet101, "squeezenet": SqueezeNet}
+    kinds: dict[str, Callable[[], Backbone]] = {"vgg16": VGG16, "resnet101": ResNet101, "squeezenet": SqueezeNet}
     if name.startswith("timm:"):
         from refinedet.models.timm_backbone import TimmBackbone
 

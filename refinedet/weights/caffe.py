@@ -49,7 +49,7 @@ def _layers(model: RefineDet) -> Iterator[tuple[str, str]]:
         if isinstance(module, (ConvBlock, L2Norm)) or (isinstance(module, nn.Conv2d) and not path.endswith(".conv")):
             yield f"backbone.{path}", path.replace(".", "_")
     sources = SOURCES[model.config.backbone]
-    if model.tcb is not None:
+    if model.arm is not None and model.tcb is not None:
         for level in range(len(OUTPUTS)):
             yield f"tcb.lateral1.{level}", f"TL{level + 3}_1"
             yield f"tcb.lateral2.{level}", f"TL{level + 3}_2"
