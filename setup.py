@@ -1,9 +1,12 @@
-"""Builds the compiled core: every csrc/**/*.cpp goes into one shared object, the module refinedet._C.
+"""Builds the compiled core: the sources of csrc/ go into one shared object, the module refinedet._C.
 
 That object is at once a LibTorch Stable ABI operator library and a pybind11 module. Torch gives headers and the names
 of its libraries only, so it is located but never imported, and the result runs with every torch from TORCH_TARGET on.
 Ninja compiles in parallel and knows every header a file includes. CXX, CXXFLAGS and LDFLAGS are honoured:
 CXXFLAGS=-Wno-error is the way past a warning that only a newer compiler knows.
+
+REFINEDET_CUDA=1 compiles the CUDA kernels, csrc/ops/cuda, or fails; 0 leaves them out; auto compiles them where nvcc is
+found. The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
 """
 
 import fcntl
@@ -11,10 +14,13 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,6 +29,10 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+CUDA = CSRC / "ops" / "cuda"
+
+sys.path.insert(0, str(ROOT))  # an isolated build does not have it
+import cuda_build  # noqa: E402
 
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10: the oldest whose stable ABI has what the operators call
 
@@ -53,6 +63,31 @@ def package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
+@dataclass(frozen=True)
+class Cuda:
+    toolkit: cuda_build.Toolkit
+    architectures: list[str]
+
+
+def find_cuda() -> Cuda | None:
+    """What to compile the CUDA kernels with and for, as REFINEDET_CUDA says; None to leave them out."""
+    wanted = os.environ.get("REFINEDET_CUDA", "0")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"refinedet: REFINEDET_CUDA is {wanted!r}, expected auto, 1 or 0")
+    if wanted == "0":
+        return None
+    try:
+        toolkit = cuda_build.find_toolkit(os.environ, package_folder("torch").parent)
+        return Cuda(toolkit, cuda_build.choose_architectures(os.environ, toolkit))
+    except cuda_build.ArchitectureError as error:
+        raise SystemExit(f"refinedet: {error}") from None
+    except cuda_build.ToolkitError as error:
+        if wanted == "1":
+            raise SystemExit(f"refinedet: the CUDA kernels cannot be compiled: {error}") from None
+        print(f"refinedet: compiling without CUDA kernels: {error}", file=sys.stderr)
+        return None
+
+
 def environment_flags(name: str) -> list[str]:
     return shlex.split(os.environ.get(name, ""))
 
@@ -71,13 +106,14 @@ class BuildExtension(build_ext):
     """Compiles with ninja into build/<interpreter tag>, a folder that all ways of installing share."""
 
     def build_extension(self, ext: Extension) -> None:
+        cuda = find_cuda()
         folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
         folder.mkdir(parents=True, exist_ok=True)
         built = folder / "_C.so"
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would share half-written objects
-            write_if_changed(folder / "build_config.h", self.config_header())
-            write_if_changed(folder / "build.ninja", self.ninja_file(folder, built, ext.sources))
+            write_if_changed(folder / "build_config.h", self.config_header(cuda))
+            write_if_changed(folder / "build.ninja", ninja_file(folder, built, ext.sources, cuda))
             jobs = [f"-j{self.parallel}"] if self.parallel else []
             # -m finds the program beside whichever ninja package is importable, in an isolated build too
             ninja = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs])
@@ -87,40 +123,96 @@ class BuildExtension(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(built), str(target))
 
-    def ninja_file(self, folder: Path, built: Path, sources: list[str]) -> str:
-        from ninja.ninja_syntax import Writer, escape
-
-        torch = package_folder("torch")
-        system_headers = [torch / "include", package_folder("pybind11") / "include", sysconfig.get_path("include")]
-        includes = [f"-I{CSRC}", f"-I{folder}", *(f"-isystem{path}" for path in system_headers)]
-        # libtorch_cpu is found by its name among the libraries that `import torch` has loaded: no rpath.
-        link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *environment_flags("LDFLAGS")]
-        text = io.StringIO()
-        ninja = Writer(text)
-        ninja.variable("cxx", escape(os.environ.get("CXX", "c++")))
-        ninja.variable("flags", escape(shlex.join(compile_flags() + includes)))
-        ninja.variable("link_flags", escape(shlex.join(link_flags)))
-        compile_command = "$cxx -MD -MF $out.d $flags -c $in -o $out"
-        ninja.rule("compile", compile_command, depfile="$out.d", deps="gcc", description="compile $in")
-        ninja.rule("link", "$cxx -shared $in -o $out $link_flags", description="link $out")
-        objects = []
-        for source in sources:
-            objects += ninja.build(str(folder / f"{source}.o"), "compile", str(ROOT / source))
-        ninja.build(str(built), "link", objects)
-        return text.getvalue()
-
-    def config_header(self) -> str:
+    def config_header(self, cuda: Cuda | None) -> str:
         """What only setup.py knows, for build_info() in csrc/bindings.cpp."""
         values = {
             "REFINEDET_VERSION": self.distribution.get_version(),
             "REFINEDET_CXX_FLAGS": shlex.join(compile_flags()),
         }
+        if cuda is not None:
+            values |= {
+                "REFINEDET_NVCC_VERSION": cuda.toolkit.version,
+                "REFINEDET_ARCHITECTURES": " ".join(cuda.architectures),
+                "REFINEDET_NVCC_FLAGS": shlex.join(cuda_build.FLAGS),
+            }
         return "#pragma once\n" + "".join(f"#define {name} {json.dumps(value)}\n" for name, value in values.items())
 
 
-sources = sorted(str(path.relative_to(ROOT)) for path in CSRC.glob("**/*.cpp"))
+def ninja_file(folder: Path, built: Path, sources: list[str], cuda: Cuda | None) -> str:
+    from ninja.ninja_syntax import Writer, escape
+
+    torch = package_folder("torch")
+    system_headers = [torch / "include", package_folder("pybind11") / "include", sysconfig.get_path("include")]
+    flags = [*compile_flags(), f"-I{CSRC}", f"-I{folder}", *(f"-isystem{path}" for path in system_headers)]
+    # libtorch_cpu is found by its name among the libraries that `import torch` has loaded: no rpath.
+    link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *environment_flags("LDFLAGS")]
+    if cuda is not None:
+        flags += ["-DREFINEDET_WITH_CUDA", f"-isystem{cuda.toolkit.include}"]
+        # The runtime of the toolkit that compiled the kernels, for us alone: torch comes with one of its own.
+        link_flags += [str(cuda.toolkit.cudart), "-Wl,--exclude-libs,libcudart_static.a", "-lpthread", "-ldl", "-lrt"]
+    text = io.StringIO()
+    ninja = Writer(text)
+    ninja.variable("cxx", escape(os.environ.get("CXX", "c++")))
+    ninja.variable("flags", escape(shlex.join(flags)))
+    ninja.variable("link_flags", escape(shlex.join(link_flags)))
+    compile_command = "$cxx -MD -MF $out.d $flags -c $in -o $out"
+    ninja.rule("compile", compile_command, depfile="$out.d", deps="gcc", description="compile $in")
+    ninja.rule("link", "$cxx -shared $in -o $out $link_flags", description="link $out")
+    objects, generated = [], []
+    if cuda is not None:
+        objects, generated = add_cuda_kernels(ninja, folder, cuda)
+        sources = sources + relative_paths(CUDA.glob("*.cpp"))
+    for source in sources:
+        objects += ninja.build(str(folder / f"{source}.o"), "compile", str(ROOT / source), order_only=generated)
+    ninja.build(str(built), "link", objects)
+    return text.getvalue()
+
+
+def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[str], list[str]]:  # noqa: F821
+    """The object of every .cu file, and the header with the table of what their kernels need."""
+    from ninja.ninja_syntax import escape
+
+    nvcc = [cuda.toolkit.nvcc, *cuda.toolkit.flags(), f"-I{CSRC}"]
+    if "CXX" in os.environ:
+        nvcc.append(f"-ccbin={os.environ['CXX']}")
+    ninja.variable("nvcc", escape(shlex.join(nvcc)))
+    ninja.variable("gencode", escape(shlex.join(cuda_build.gencode_flags(cuda.architectures))))
+    ninja.variable("ptx_architecture", re.sub(r"\.|\+PTX", "", cuda.architectures[0]))
+    ninja.rule(
+        "compile_cuda",
+        "$nvcc $gencode -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || { cat $out.log; exit 1; }",
+        depfile="$out.d",
+        deps="gcc",
+        description="compile $in",
+    )
+    ninja.rule(
+        "ptx",
+        "$nvcc -arch=compute_$ptx_architecture -MD -MF $out.d -ptx $in -o $out",
+        depfile="$out.d",
+        deps="gcc",
+        description="block sizes of $in",
+    )
+    script = ROOT / "refinedet" / "kernel_resources.py"
+    command = shlex.join([sys.executable, "-I", str(script)])
+    ninja.rule("resources", f"{escape(command)} $out --ptxas $logs --ptx $ptx", description="table of kernel resources")
+    objects, ptx = [], []
+    for source in relative_paths(CUDA.glob("*.cu")):
+        objects += ninja.build(str(folder / f"{source}.o"), "compile_cuda", str(ROOT / source))
+        ptx += ninja.build(str(folder / f"{source}.ptx"), "ptx", str(ROOT / source))
+    table = ninja.build(
+        str(folder / "kernel_resources.h"),
+        "resources",
+        implicit=[*objects, *ptx, str(script)],
+        variables={"logs": escape(shlex.join(f"{path}.log" for path in objects)), "ptx": escape(shlex.join(ptx))},
+    )
+    return objects, table
+
+
+def relative_paths(paths: Iterable[Path]) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
 
 setup(
-    ext_modules=[Extension("refinedet._C", sources)],
+    ext_modules=[Extension("refinedet._C", relative_paths(set(CSRC.glob("**/*.cpp")) - set(CUDA.glob("*.cpp"))))],
     cmdclass={"build_ext": BuildExtension},
 )

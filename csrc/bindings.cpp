@@ -4,6 +4,10 @@
 
 #include "build_config.h"
 
+#ifdef REFINEDET_WITH_CUDA
+#include "ops/cuda/bindings.h"
+#endif
+
 namespace py = pybind11;
 
 namespace {
@@ -21,7 +25,14 @@ py::dict build_info() {
   info["flags"] = REFINEDET_CXX_FLAGS;
   info["torch_built_with"] = TORCH_VERSION;
   info["torch_target"] = target_version();
+#ifdef REFINEDET_WITH_CUDA
+  info["cuda"] = true;
+  info["nvcc"] = REFINEDET_NVCC_VERSION;
+  info["nvcc_flags"] = REFINEDET_NVCC_FLAGS;
+  info["architectures"] = REFINEDET_ARCHITECTURES;
+#else
   info["cuda"] = false;
+#endif
   return info;
 }
 
@@ -31,5 +42,8 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled core of refinedet; importing it registers the operators torch.ops.refinedet.*";
   module.def("build_info", &build_info,
              "How this object was built: version of the package, compiler and flags, torch whose headers it was built "
-             "with, oldest torch it runs with, whether it holds CUDA kernels.");
+             "with, oldest torch it runs with, whether it holds CUDA kernels; if so nvcc, its flags, architectures.");
+#ifdef REFINEDET_WITH_CUDA
+  refinedet::cuda::bind(module);
+#endif
 }

@@ -40,12 +40,12 @@ _problem: tuple[str, str] | None = None  # cause, fix
 _operators: list[str] = []
 
 
-def _fix() -> str:
+def _fix(environment: str = "") -> str:
     """The command that builds the extension again, from the source tree when this is one."""
     root = _PACKAGE.parent
     if (root / "setup.py").exists() and (root / "csrc").is_dir():
-        return f"run `python setup.py build_ext --inplace` in {root}"
-    return "run `pip install --force-reinstall --no-deps .` in the source folder of refinedet"
+        return f"run `{environment}python setup.py build_ext --inplace` in {root}"
+    return f"run `{environment}pip install --force-reinstall --no-deps .` in the source folder of refinedet"
 
 
 def _torch_is_too_old() -> bool:
@@ -119,8 +119,59 @@ def require() -> None:
 
 
 def build_info() -> dict[str, str | bool] | None:
-    """How the extension was built: version, compiler, flags, torch_built_with, torch_target, cuda; None without it."""
+    """How the extension was built; None without it.
+
+    version, compiler, flags, torch_built_with, torch_target and cuda; where that is True also nvcc, nvcc_flags and
+    architectures.
+    """
     return _module.build_info() if _module is not None else None
+
+
+def has_cuda() -> bool:
+    """Does the extension hold CUDA kernels?"""
+    return _module is not None and _module.build_info()["cuda"]
+
+
+def cuda_problem(device: torch.device) -> tuple[str, str] | None:
+    """Why the operators cannot run on a GPU and what to do; None when they can."""
+    if not has_cuda():
+        fix = f"install the CUDA toolkit, then {_fix('REFINEDET_CUDA=1 ')}"
+        return "this build of refinedet has no CUDA kernels", fix
+    info, driver = build_info(), driver_version()
+    if driver is not None and int(driver.split(".")[0]) < int(info["nvcc"].split(".")[0]):
+        return (
+            f"the CUDA kernels were compiled by CUDA {info['nvcc']}, and the NVIDIA driver supports {driver} at most",
+            f"update the driver, or compile with an older toolkit: set CUDA_HOME and {_fix()}",
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if not any(_runs_on(capability, code) for code in info["architectures"].split()):
+        number = "{}.{}".format(*capability)
+        return (
+            f"the CUDA kernels were compiled for compute capability {info['architectures']}, and {device} has {number}",
+            _fix(f"TORCH_CUDA_ARCH_LIST={number} "),
+        )
+    return None
+
+
+def _runs_on(capability: tuple[int, int], code: str) -> bool:
+    """Machine code runs on later GPUs of its generation, "9.0a" on no other GPU, PTX on all later GPUs."""
+    major, minor = (int(number) for number in re.match(r"(\d+)\.(\d)", code).groups())
+    if re.search(r"\d[af]", code):
+        return capability == (major, minor)
+    if code.endswith("+PTX"):
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor
+
+
+def kernel_resources() -> str:
+    """What the CUDA kernels need, as JSON: read it with `refinedet.kernel_resources`. Empty list without kernels."""
+    return _module.kernel_resources() if has_cuda() else "[]"
+
+
+def driver_version() -> str | None:
+    """Newest CUDA ("13.0") that the NVIDIA driver here supports; None without a driver or without CUDA kernels."""
+    version = _module.driver_version() if has_cuda() else 0
+    return f"{version // 1000}.{version % 1000 // 10}" if version else None
 
 
 def operators() -> tuple[str, ...]:

@@ -47,10 +47,10 @@ def sdist(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory) -> Path:
-    """A wheel built from the sdist alone, unoptimised to be quick."""
+    """A wheel built from the sdist alone, unoptimised and without CUDA kernels to be quick."""
     output = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation", sdist]
-    environment = os.environ | {"CXXFLAGS": "-O0"}
+    environment = os.environ | {"CXXFLAGS": "-O0", "REFINEDET_CUDA": "0"}
     subprocess.run([*command, "--wheel-dir", output], env=environment, check=True, capture_output=True)
     (archive,) = output.iterdir()
     return archive
@@ -66,9 +66,9 @@ def test_sdist_contains_every_source(sdist):
     prefix = f"refinedet-{refinedet.__version__}/"
     with tarfile.open(sdist) as archive:
         names = {member.name.removeprefix(prefix) for member in archive.getmembers() if member.isfile()}
-    expected = _files("csrc", "*.cpp", "*.h") | _files("refinedet", "*.py", "*.toml", "*.safetensors")
+    expected = _files("csrc", "*.cpp", "*.cu", "*.h") | _files("refinedet", "*.py", "*.toml", "*.safetensors")
     assert expected <= names
-    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "refinedet/py.typed"} <= names
+    assert {"setup.py", "cuda_build.py", "pyproject.toml", "LICENSE", "README.md", "refinedet/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests/", "build/")) or name.endswith(".so")]
 
 
@@ -126,13 +126,15 @@ def test_compiler_is_told_of_changed_headers(tmp_path):
     csrc.mkdir(parents=True)
     (tree / "refinedet").mkdir()
     shutil.copy(ROOT / "setup.py", tree)
+    shutil.copy(ROOT / "cuda_build.py", tree)
     (csrc / "one.h").write_text("inline int one() { return 1; }\n")
     (csrc / "with.cpp").write_text('#include "one.h"\nint uses_one() { return one(); }\n')
     (csrc / "without.cpp").write_text("int uses_none() { return 0; }\n")
 
     def compiled() -> list[str]:
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        done = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
+        environment = os.environ | {"REFINEDET_CUDA": "0"}
+        done = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True)
         return sorted(Path(line.rstrip("'")).name for line in done.stdout.splitlines() if "] compile " in line)
 
     assert compiled() == ["with.cpp", "without.cpp"]

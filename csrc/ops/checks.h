@@ -14,6 +14,15 @@
 
 #include "box_math.h"
 
+// Dispatch keys of the implementations. tests/cuda_on_cpu exchanges them: it runs the CUDA kernels on CPU tensors.
+#ifdef REFINEDET_CUDA_ON_CPU
+#define REFINEDET_CPU_KEY CUDA
+#define REFINEDET_CUDA_KEY CPU
+#else
+#define REFINEDET_CPU_KEY CPU
+#define REFINEDET_CUDA_KEY CUDA
+#endif
+
 namespace refinedet {
 
 using torch::headeronly::ScalarType;

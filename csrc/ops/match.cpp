@@ -8,24 +8,24 @@
 
 #include "ops/checks.h"
 
+#ifdef REFINEDET_WITH_CUDA
+#include "ops/cuda/arguments.h"
+#include "ops/cuda/device.h"
+#include "ops/cuda/match.h"
+#endif
+
 namespace refinedet {
 
 namespace {
 
 constexpr const char* kOp = "match";
 
-void check_offsets(const Tensor& offsets, int64_t num_boxes) {
-  const int64_t* values = offsets.const_data_ptr<int64_t>();
-  const int64_t last = offsets.numel() - 1;
-  check(values[0] == 0 && values[last] == num_boxes, kOp, "gt_offsets runs from ", values[0], " to ", values[last],
-        ", expected from 0 to the number of gt_boxes, ", num_boxes);
-  for (int64_t b = 0; b < last; ++b)
-    check(values[b] <= values[b + 1], kOp, "gt_offsets must ascend, but ", values[b], " is before ", values[b + 1]);
-}
+struct Sizes {
+  int64_t batch, num_anchors, num_boxes;
+  bool shared_anchors;
+};
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> match_cpu(const Tensor& anchors, const Tensor& gt_boxes,
-                                                     const Tensor& gt_labels, const Tensor& gt_offsets,
-                                                     double iou_threshold, const std::vector<double>& variances) {
+Sizes check_sizes(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets) {
   check_shape(kOp, "gt_offsets", gt_offsets, {kAny});
   const int64_t batch = gt_offsets.size(0) - 1;
   check(batch >= 0, kOp, "gt_offsets is empty, expected one entry more than images");
@@ -39,31 +39,81 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_cpu(const Tensor& anchors, cons
   const int64_t num_anchors = anchors.size(shared_anchors ? 0 : 1), num_boxes = gt_boxes.size(0);
   check_shape(kOp, "gt_labels", gt_labels, {num_boxes});
   check(num_boxes <= std::numeric_limits<int32_t>::max(), kOp, "gt_boxes has ", num_boxes, " rows, at most 2^31 - 1");
-  const Tensor dense_anchors = dense_float(kOp, "anchors", anchors);
-  const Tensor dense_boxes = dense_float(kOp, "gt_boxes", gt_boxes);
-  const Tensor dense_labels = dense_int64(kOp, "gt_labels", gt_labels);
-  const Tensor dense_offsets = dense_int64(kOp, "gt_offsets", gt_offsets);
-  check_offsets(dense_offsets, num_boxes);
-
-  Tensor labels = torch::stable::new_empty(dense_labels, {batch, num_anchors});
-  Tensor targets = torch::stable::new_empty(dense_anchors, {batch, num_anchors, 4});
-  Tensor indices = torch::stable::new_empty(dense_labels, {batch, num_anchors});
-  Tensor ious = torch::stable::new_empty(dense_anchors, {batch, num_anchors});
-  const cpu::MatchInput in{.anchors = dense_anchors.const_data_ptr<float>(),
-                           .shared_anchors = shared_anchors,
-                           .gt_boxes = dense_boxes.const_data_ptr<float>(),
-                           .gt_labels = dense_labels.const_data_ptr<int64_t>(),
-                           .gt_offsets = dense_offsets.const_data_ptr<int64_t>(),
-                           .batch = batch,
-                           .num_anchors = num_anchors,
-                           .iou_threshold = static_cast<float>(iou_threshold),
-                           .variances = to_variances(kOp, variances)};
-  cpu::match(in, {.labels = labels.mutable_data_ptr<int64_t>(),
-                  .targets = targets.mutable_data_ptr<float>(),
-                  .indices = indices.mutable_data_ptr<int64_t>(),
-                  .ious = ious.mutable_data_ptr<float>()});
-  return {labels, targets, indices, ious};
+  return {batch, num_anchors, num_boxes, shared_anchors};
 }
+
+void check_offsets(const Tensor& offsets, int64_t num_boxes) {
+  const int64_t* values = offsets.const_data_ptr<int64_t>();
+  const int64_t last = offsets.numel() - 1;
+  check(values[0] == 0 && values[last] == num_boxes, kOp, "gt_offsets runs from ", values[0], " to ", values[last],
+        ", expected from 0 to the number of gt_boxes, ", num_boxes);
+  for (int64_t b = 0; b < last; ++b)
+    check(values[b] <= values[b + 1], kOp, "gt_offsets must ascend, but ", values[b], " is before ", values[b + 1]);
+}
+
+// Contiguous arguments and the results, with pointers to both as the kernels want them.
+struct Request {
+  Tensor anchors, gt_boxes, gt_labels, gt_offsets;
+  Tensor labels, targets, indices, ious;
+  cpu::MatchInput in;
+  cpu::MatchOutput out;
+};
+
+Request new_request(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
+                    const Sizes& sizes, double iou_threshold, const std::vector<double>& variances) {
+  Request r{.anchors = dense_float(kOp, "anchors", anchors),
+            .gt_boxes = dense_float(kOp, "gt_boxes", gt_boxes),
+            .gt_labels = dense_int64(kOp, "gt_labels", gt_labels),
+            .gt_offsets = dense_int64(kOp, "gt_offsets", gt_offsets),
+            .labels = torch::stable::new_empty(gt_labels, {sizes.batch, sizes.num_anchors}, ScalarType::Long),
+            .targets = torch::stable::new_empty(anchors, {sizes.batch, sizes.num_anchors, 4}, ScalarType::Float),
+            .indices = torch::stable::new_empty(gt_labels, {sizes.batch, sizes.num_anchors}, ScalarType::Long),
+            .ious = torch::stable::new_empty(anchors, {sizes.batch, sizes.num_anchors}, ScalarType::Float),
+            .in = {},
+            .out = {}};
+  r.in = {.anchors = r.anchors.const_data_ptr<float>(),
+          .shared_anchors = sizes.shared_anchors,
+          .gt_boxes = r.gt_boxes.const_data_ptr<float>(),
+          .gt_labels = r.gt_labels.const_data_ptr<int64_t>(),
+          .gt_offsets = r.gt_offsets.const_data_ptr<int64_t>(),
+          .batch = sizes.batch,
+          .num_anchors = sizes.num_anchors,
+          .iou_threshold = static_cast<float>(iou_threshold),
+          .variances = to_variances(kOp, variances)};
+  r.out = {.labels = r.labels.mutable_data_ptr<int64_t>(),
+           .targets = r.targets.mutable_data_ptr<float>(),
+           .indices = r.indices.mutable_data_ptr<int64_t>(),
+           .ious = r.ious.mutable_data_ptr<float>()};
+  return r;
+}
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Results match_cpu(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
+                  double iou_threshold, const std::vector<double>& variances) {
+  const Sizes sizes = check_sizes(anchors, gt_boxes, gt_labels, gt_offsets);
+  const Request r = new_request(anchors, gt_boxes, gt_labels, gt_offsets, sizes, iou_threshold, variances);
+  check_offsets(r.gt_offsets, sizes.num_boxes);
+  cpu::match(r.in, r.out);
+  return {r.labels, r.targets, r.indices, r.ious};
+}
+
+#ifdef REFINEDET_WITH_CUDA
+Results match_cuda(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
+                   double iou_threshold, const std::vector<double>& variances) {
+  cuda::check_same_device(
+      kOp,
+      {{"anchors", &anchors}, {"gt_boxes", &gt_boxes}, {"gt_labels", &gt_labels}, {"gt_offsets", &gt_offsets}});
+  const Sizes sizes = check_sizes(anchors, gt_boxes, gt_labels, gt_offsets);
+  const cuda::Device device(anchors);
+  const Request r = new_request(anchors, gt_boxes, gt_labels, gt_offsets, sizes, iou_threshold, variances);
+  const std::string refusal = cuda::match_refusal(r.in, sizes.num_boxes);
+  check(refusal.empty(), kOp, refusal);
+  const Tensor workspace = cuda::new_workspace(anchors, cuda::match_workspace_bytes(sizes.num_boxes));
+  cuda::match(r.in, sizes.num_boxes, r.out, workspace.mutable_data_ptr(), device.stream());
+  return {r.labels, r.targets, r.indices, r.ious};
+}
+#endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def(
@@ -71,7 +121,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
       "float[] variances) -> (Tensor labels, Tensor targets, Tensor indices, Tensor ious)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("match", TORCH_BOX(&match_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CPU_KEY, m) { m.impl("match", TORCH_BOX(&match_cpu)); }
+
+#ifdef REFINEDET_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CUDA_KEY, m) { m.impl("match", TORCH_BOX(&match_cuda)); }
+#endif
 
 }  // namespace
 }  // namespace refinedet

@@ -5,11 +5,16 @@ from typing import Any
 import torch
 
 from refinedet import _extension
-from refinedet.errors import InputError
+from refinedet.errors import ExtensionError, InputError
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Run ``torch.ops.refinedet.<name>``; what csrc/ops/checks.h rejects becomes an `InputError`."""
+    """Run ``torch.ops.refinedet.<name>``.
+
+    Raises:
+        InputError: csrc/ops/checks.h rejects an argument.
+        ExtensionError: there are no operators, or none that run on the GPU where the tensors are.
+    """
     _extension.require()
     try:
         return getattr(torch.ops.refinedet, name).default(*arguments)
@@ -17,4 +22,8 @@ def call(name: str, *arguments: Any) -> Any:
         message = str(error).splitlines()[0]
         if message.startswith(f"refinedet.{name}: "):
             raise InputError(message) from None
+        gpus = [value.device for value in arguments if isinstance(value, torch.Tensor) and value.is_cuda]
+        problem = _extension.cuda_problem(gpus[0]) if gpus else None
+        if problem is not None:
+            raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None
         raise

@@ -1,0 +1,180 @@
+"""What setup.py knows about CUDA: where nvcc is, which architectures to compile for, how to call it.
+
+nvcc is called directly, not through torch.utils.cpp_extension, which refuses to compile CUDA code where torch is a
+build for the CPU. CUDA_HOME (or CUDA_PATH) and TORCH_CUDA_ARCH_LIST are honoured, and so are the variables that nvcc
+itself reads: NVCC_APPEND_FLAGS="-diag-suppress 20012" is the way past a warning that only a newer compiler knows.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Every generation from Turing on; the machine code of 8.0 also runs on 8.7, that of 10.0 on 10.3, of 12.0 on 12.1.
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
+# No FMA contraction, on either side: CPU and CUDA take the same IoU decisions. Line numbers let Nsight Compute show the
+# source and cost nothing at run time. Compiling for an architecture that the next CUDA drops is no mistake.
+FLAGS = [
+    "-O3",
+    "-fmad=false",
+    "-lineinfo",
+    "--Werror=all-warnings",
+    "-Wno-deprecated-gpu-targets",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-ffp-contract=off",
+    "-Xptxas=-v",
+    "--threads=2",
+]
+
+_ITEM = re.compile(r"\d+\.\d[af]?(\+PTX)?")
+
+
+class ToolkitError(Exception):
+    """Why the CUDA kernels cannot be compiled here."""
+
+
+class ArchitectureError(Exception):
+    """What is wrong with TORCH_CUDA_ARCH_LIST."""
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit that can compile the kernels."""
+
+    nvcc: str  # program
+    version: str  # "13.0.88"
+    architectures: tuple[str, ...]  # for which it compiles, ascending: "7.5"
+    include: Path  # has cuda_runtime_api.h
+    cudart: Path  # libcudart_static.a
+
+    def flags(self) -> list[str]:
+        """Flags of every compilation, without architectures."""
+        standard = "c++20" if _major(self.version) >= 12 else "c++17"
+        return [f"-std={standard}", *FLAGS, f"-isystem={self.include}"]
+
+
+def find_toolkit(environ: Mapping[str, str], site_packages: Path) -> Toolkit:
+    """The toolkit of CUDA_HOME, of the nvcc on PATH, or in /usr/local/cuda.
+
+    Headers and libraries that it lacks are taken from the wheels that CUDA builds of torch depend on.
+    """
+    nvcc = _find_nvcc(environ)
+    try:
+        version = re.search(r"release .*V([\d.]+)", _run(nvcc, "--version"))[1]
+        names = re.findall(r"compute_(\d+)(\d)\b", _run(nvcc, "--list-gpu-arch"))
+        variables = dict(re.findall(r"^#\$ (\w+)=(.*)", _run(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.M))
+    except (OSError, subprocess.CalledProcessError, TypeError) as error:
+        raise ToolkitError(f"{nvcc} does not work ({error})") from None
+    top = Path(variables.get("TOP", Path(nvcc).parent.parent)).resolve()  # nvcc may be a script that calls the real one
+    wheels = site_packages / "nvidia" / (f"cu{_major(version)}" if _major(version) >= 13 else "cuda_runtime")
+    includes = [*_folders("-I", variables.get("INCLUDES", "")), top / "include", wheels / "include"]
+    libraries = [*_folders("-L", variables.get("LIBRARIES", "")), top / "lib64", top / "lib", wheels / "lib"]
+    return Toolkit(
+        nvcc=nvcc,
+        version=version,
+        architectures=tuple(sorted({f"{major}.{minor}" for major, minor in names}, key=_order)),
+        include=_folder_with("cuda_runtime_api.h", includes),
+        cudart=_folder_with("libcudart_static.a", libraries) / "libcudart_static.a",
+    )
+
+
+def choose_architectures(environ: Mapping[str, str], toolkit: Toolkit) -> list[str]:
+    """Architectures in the notation of TORCH_CUDA_ARCH_LIST: ``["7.5", "8.0", "9.0+PTX"]``.
+
+    TORCH_CUDA_ARCH_LIST if set; else those of the GPUs that nvidia-smi finds; else DEFAULT_ARCHITECTURES as far as nvcc
+    knows them, with the PTX of the newest, which the driver translates for later ones.
+    """
+    requested = environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if requested:
+        return _check_requested(requested, toolkit)
+    gpus = visible_gpus()
+    if not gpus:
+        known = [name for name in DEFAULT_ARCHITECTURES if name in toolkit.architectures]
+        return [*known[:-1], f"{known[-1]}+PTX"]
+    chosen = {code for gpu in gpus if (code := _code_for(gpu, toolkit))}
+    if not chosen:
+        raise ToolkitError(
+            f"CUDA {toolkit.version} compiles for {toolkit.architectures[0]} and later, and the GPU here is {gpus[0]}: "
+            "use an older CUDA toolkit"
+        )
+    return sorted(chosen, key=lambda code: _order(code.removesuffix("+PTX")))
+
+
+def visible_gpus() -> list[str]:
+    """Compute capabilities of the GPUs of this machine, without torch and without loading the driver here."""
+    try:
+        output = _run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return sorted(set(re.findall(r"^\d+\.\d$", output, re.M)), key=_order)
+
+
+def gencode_flags(architectures: list[str]) -> list[str]:
+    """The nvcc flags for architectures as `choose_architectures` gives them."""
+    flags = []
+    for name in architectures:
+        number = name.removesuffix("+PTX").replace(".", "")
+        code = f"[sm_{number},compute_{number}]" if name.endswith("+PTX") else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
+
+
+def _find_nvcc(environ: Mapping[str, str]) -> str:
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if environ.get(name):
+            nvcc = Path(environ[name]) / "bin" / "nvcc"
+            if not nvcc.exists():
+                raise ToolkitError(f"there is no {nvcc}: {name} must name the folder of a CUDA toolkit")
+            return str(nvcc)
+    nvcc = shutil.which("nvcc", path=environ.get("PATH")) or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        raise ToolkitError("nvcc is not on PATH: install the CUDA toolkit, or set CUDA_HOME to its folder")
+    return nvcc
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _folders(option: str, flags: str) -> list[Path]:
+    return [Path(folder) for folder in re.findall(rf'{option}([^"]+)"', flags)]
+
+
+def _folder_with(file: str, folders: list[Path]) -> Path:
+    for folder in folders:
+        if (folder / file).exists():
+            return folder.resolve()
+    raise ToolkitError(f"the CUDA toolkit is incomplete: {file} is in none of {', '.join(map(str, folders))}")
+
+
+def _check_requested(requested: list[str], toolkit: Toolkit) -> list[str]:
+    for item in requested:
+        if not _ITEM.fullmatch(item):
+            raise ArchitectureError(f"TORCH_CUDA_ARCH_LIST contains {item!r}, expected items like 8.6 or 9.0+PTX")
+        if re.sub(r"[af]?(\+PTX)?$", "", item) not in toolkit.architectures:
+            known = " ".join(toolkit.architectures)
+            raise ArchitectureError(
+                f"TORCH_CUDA_ARCH_LIST contains {item}, but CUDA {toolkit.version} compiles for {known} only"
+            )
+    return requested
+
+
+def _code_for(gpu: str, toolkit: Toolkit) -> str | None:
+    """What runs on a GPU: its machine code, or PTX where nvcc is older than the GPU; None where it has dropped it."""
+    older = [name for name in toolkit.architectures if _order(name) <= _order(gpu)]
+    if not older:
+        return None
+    return gpu if gpu in older else f"{older[-1]}+PTX"
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _order(name: str) -> tuple[int, int]:
+    major, minor = name.split(".")
+    return int(major), int(minor)
