@@ -28,13 +28,14 @@ void refuse(Request& request) {
 
 }  // namespace
 
-#define SAMPLES(_)                                                                                                      \
-  _(sum) _(reverse) _(warp) _(short_warp) _(half_warp) _(atomics) _(votes) _(warp_rounds) _(first_bytes) _(order)       \
-  _(positions) _(many_barriers) _(many_shuffles) _(missing_barrier) _(missing_second_barrier) _(missing_syncwarp)       \
-  _(shuffle_is_no_barrier) _(syncwarp_is_no_barrier) _(plain_counter) _(block_race) _(divergent_barrier)                \
-  _(barrier_after_exit) _(barrier_against_collective) _(exited_lane) _(not_in_own_mask) _(different_masks)              \
-  _(different_sites) _(outside_mask) _(shared_overrun) _(dynamic_overrun) _(write_overrun) _(read_overrun)              \
-  _(misaligned_vector) _(signed_overflow) _(endless) _(much_shared)
+#define SAMPLES(_)                                                                                          \
+  _(sum) _(reverse) _(warp) _(short_warp) _(half_warp) _(atomics) _(votes) _(warp_rounds) _(first_bytes)    \
+  _(order) _(positions) _(many_barriers) _(many_shuffles) _(missing_barrier) _(missing_second_barrier)      \
+  _(missing_syncwarp) _(shuffle_is_no_barrier) _(syncwarp_is_no_barrier) _(plain_counter) _(block_race)     \
+  _(plain_counter_of_blocks) _(divergent_barrier) _(barrier_after_exit) _(barrier_against_collective)       \
+  _(exited_lane) _(not_in_own_mask) _(different_masks) _(different_sites) _(outside_mask) _(shared_overrun) \
+  _(dynamic_overrun) _(write_overrun) _(read_overrun) _(misaligned_vector) _(signed_overflow) _(endless)    \
+  _(much_shared)
 
 #define DECLARE(name) Kernel name##_kernel;
 #define ENTRY(name) {#name, run<sample::name##_kernel>},

@@ -184,8 +184,8 @@ def read_exactly(stream: io.BufferedReader, count: int) -> bytes:
 class Harness:
     """Runs the launchers of one operator, compiled as `variant`: "plain", "address" or "thread". Usable in `with`.
 
-    The process starts at the first request and again after a crash, with `environment` beside that of this process.
-    `timeout`, in seconds of processor time, is for requests that do not say.
+    Builds the driver unless one is given. It starts at the first request, and again after a crash, with `environment`
+    added to that of this process. `timeout`, in seconds of processor time, is for requests that do not say.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Harness:
         op: str,
         variant: str = "plain",
         *,
-        overlay: Path | None = None,
+        driver: Path | None = None,
         environment: Mapping[str, str] | None = None,
         timeout: int = 60,
     ) -> None:
@@ -201,7 +201,7 @@ class Harness:
         self.variant = variant
         self.timeout = timeout
         self._environment = {**os.environ, **(environment or {}), **dict(VARIANTS[variant].environment)}
-        self._driver = build(op, variant, overlay=overlay)
+        self._driver = driver or build(op, variant)
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()
 

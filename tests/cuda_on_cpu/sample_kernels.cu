@@ -199,6 +199,13 @@ __global__ void block_race_kernel(const int*, int* out, int) {
   if (threadIdx.x == 0) out[0] = blockIdx.x;  // race: block_race, both sides
 }
 
+// Barriers order the threads of a block, not the blocks.
+__global__ void plain_counter_of_blocks_kernel(const int*, int* out, int) {
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] += 1;
+  __syncthreads();
+}
+
 __global__ void divergent_barrier_kernel(const int*, int*, int) {
   if (threadIdx.x < 16) {
     __syncthreads();
