@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     compare_band_kernel(Workspace work, int64_t first_tile, int num_tiles, float threshold) {
   const int row_tile = blockIdx.y, column_tile = blockIdx.x;
-  if (row_tile > column_tile) return;
+  if (row_tile > column_tile) return;  // not bounds: nobody reads words before the diagonal
   const int64_t first_row = (first_tile + row_tile) * kTile, first_column = (first_tile + column_tile) * kTile;
   const Box low = work.candidates(first_column + lane_index()), high = work.candidates(first_column + kWarpSize + lane_index());
   for (int i = warp_index(); i < kTile; i += kWarps) {
