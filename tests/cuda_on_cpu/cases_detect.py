@@ -103,5 +103,8 @@ def random_inputs(
 
 def check(harness: Harness) -> None:
     """Quick cases in which every barrier and every bounds check matters."""
-    # Two levels that end within a block; a class with more candidates than top_k, another with few.
+    # Two levels that end within a block; more candidates than top_k, more survivors than rows.
     check_case(harness, random_inputs(0, 2, 300, 3), levels=[290, 10], top_k=20, keep_top_k=9, seed=1)
+    # More exponentials than a block has room for, two tiles of candidates, fewer survivors than rows.
+    inputs = random_inputs(1, 1, 230, 21, arm_conf=False)
+    check_case(harness, inputs, score_threshold=0.0, iou_threshold=0.1, top_k=100, keep_top_k=900, seed=2)

@@ -182,13 +182,15 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
   uint64_t key = 0;
   Corners box{};
   const auto fetch = [&](int first) {  // this thread's candidate of a tile
-    if (thread >= kTile || first + thread >= count) return;
+    if (thread >= kTile) return;  // not bounds: nobody reads what the others would fetch
+    if (first + thread >= count) return;
     key = keys[first + thread];
     box = load_corners(boxes, key_index(key) / static_cast<uint32_t>(sizes.num_classes));
   };
   fetch(0);
   int kept_count = 0;
-  for (int first = 0; first < count && kept_count < limit; first += kTile) {
+  for (int first = 0; first < count; first += kTile) {
+    if (kept_count == limit) break;
     const int in_tile = min(count - first, kTile);
     if (thread < kTile) shared->tile[thread] = box;
     __syncthreads();
