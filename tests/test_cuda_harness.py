@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_on_cpu import mutate
 from cuda_on_cpu.harness import HERE, VARIANTS, Harness, LauncherError, RequestError, Result
 
 OP = "sample_kernels"
@@ -85,7 +87,7 @@ def marked_lines(kernel: str) -> set[int]:
     return found
 
 
-# --- Right kernels -----------------------------------------------------------------------------------------------------
+# --- Right kernels ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("block", "grid"), [(32, 1), (64, 1), (64, 4), (256, 2)])
@@ -190,7 +192,7 @@ def run_raw(harness: Harness, values: np.ndarray, **scalars: int) -> Result:
         "repeat": 1,
         **scalars,
     }
-    return harness.run("sum", {"in": values}, numbers, {"out": (np.int32, (1,))})
+    return harness.run("sum", {"in": values}, {**numbers, **scalars}, {"out": (np.int32, (1,))})
 
 
 def test_fields_that_do_not_fit(plain: Harness) -> None:
@@ -212,7 +214,7 @@ def test_launcher_may_refuse(harness: Harness) -> None:
     assert run(harness, "sum", [3], memset=0).launches == 1  # the process is still there
 
 
-# --- Planted bugs ------------------------------------------------------------------------------------------------------
+# --- Planted bugs -----------------------------------------------------------------------------------------------------
 
 RACES = {
     "missing_barrier": {"block": 64},
@@ -311,3 +313,93 @@ def test_endless_kernel(harness: Harness) -> None:
 def test_a_new_process_follows_a_crash(harness: Harness) -> None:
     failure(harness, "divergent_barrier")
     assert output(harness, "sum", [1, 2], memset=0).tolist() == [3]
+
+
+# --- The mutation tool ------------------------------------------------------------------------------------------------
+
+KERNEL = """
+constexpr int kMost = 4 < 5 ? 1 : 2;
+template <class T> __device__ T first(const T* values, int n) { return n > 0 ? values[0] : T{}; }
+__device__ int declared(int n);
+int host(int i, int n) { return i < n; }
+template <class T>
+__global__ void __launch_bounds__(256) add_kernel(T* out, int n) {  // i < n
+  const int i = int{blockIdx.x * 8} + static_cast<int>(threadIdx.x);
+  __syncthreads();
+  const bool most = __syncthreads_count(i < n) >= n;
+  if (i >= n || (first(out, n) < 0 && i % 2)) return;
+  for (int k = 0; k < kMost; ++k) out[i] += 1;  // not bounds: a constant
+  const int last = min(most ? i : n, n - 1);
+  out[last] = i << 1 & 3;
+}
+"""
+
+
+def test_places_that_mutants_change() -> None:
+    text, mutants = mutate.instrument(KERNEL, "add.cu", first=7)
+    assert [(mutant.number, mutant.function, mutant.kind, mutant.code, mutant.becomes) for mutant in mutants] == [
+        (7, "first", "bounds", "n > 0", "false"),
+        (8, "add_kernel", "barrier", "__syncthreads()", "nothing"),
+        (9, "add_kernel", "barrier", "__syncthreads_count(i < n)", "i < n"),
+        (10, "add_kernel", "bounds", "i < n", "true"),
+        (11, "add_kernel", "bounds", "__syncthreads_count(i < n) >= n", "false"),
+        (12, "add_kernel", "bounds", "i >= n", "false"),
+        (13, "add_kernel", "bounds", "first(out, n) < 0", "true"),
+        (14, "add_kernel", "bounds", "k < kMost", "true"),
+        (15, "add_kernel", "bounds", "min(most ? i : n, n - 1)", "most ? i : n"),
+        (16, "add_kernel", "bounds", "min(most ? i : n, n - 1)", "n - 1"),
+    ]
+    assert [mutant.number for mutant in mutants if mutant.exempt == "a constant"] == [14]
+    for line in (
+        "{ return (!::mutation::is(7) && (n > 0)) ? values[0] : T{}; }",
+        "  (::mutation::is(8) ? void() : __syncthreads());",
+        "  const bool most = (!::mutation::is(11) && ((::mutation::is(9) ? static_cast<int>(bool(i < n)) : "
+        "__syncthreads_count((::mutation::is(10) || (i < n)))) >= n));",
+        "  if ((!::mutation::is(12) && (i >= n)) || ((::mutation::is(13) || (first(out, n) < 0)) && i % 2)) return;",
+        "  for (int k = 0; (::mutation::is(14) || (k < kMost)); ++k) out[i] += 1;  // not bounds: a constant",
+        "  const int last = ::mutation::mutable_min(15, most ? i : n, n - 1);",
+    ):
+        assert line in text
+    assert len(text.splitlines()) == len(KERNEL.splitlines())
+
+
+def check_sum(harness: Harness) -> None:
+    for seed in range(3):
+        assert output(harness, "sum", np.arange(1, 91), block=64, grid=2, memset=0, seed=seed) == 4095
+
+
+def run_sum(harness: Harness) -> None:
+    run(harness, "sum", np.arange(90), block=64, grid=2, memset=0)
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[mutate.Mutant]]:
+    folder = tmp_path_factory.mktemp("mutants")
+    return folder, mutate.write_overlay([HERE / f"{OP}.cu"], folder)
+
+
+def test_mutants_are_caught_by_a_check_and_by_no_blind_one(overlay: tuple[Path, list[mutate.Mutant]]) -> None:
+    folder, mutants = overlay
+    of_sum = [mutant for mutant in mutants if mutant.function == "sum_kernel"]
+    assert [mutant.kind for mutant in of_sum] == ["barrier"] * 2 + ["bounds"] * 3
+    blind = mutate.trial(mutate.Operator(OP, run_sum, frozenset()), "plain", folder)
+    careful = mutate.trial(mutate.Operator(OP, check_sum, frozenset()), "plain", folder)
+    for mutant in mutants:
+        mutate.judge(mutant, [blind])
+    assert [mutant.reached for mutant in mutants] == [mutant in of_sum for mutant in mutants]
+    assert all(mutant.survived for mutant in of_sum if mutant.kind == "barrier")
+    for mutant in of_sum:
+        mutate.judge(mutant, [careful])
+    assert {mutant.caught_by for mutant in of_sum} == {f"{OP}, plain"}
+    report = mutate.report(mutants)
+    assert f"| {OP}.cu | `sum_kernel` | 2 of 2 | 3 of 3 |  |" in report
+    assert f"| {OP}.cu | `reverse_kernel` | 0 of 1 | 0 of 2 |  |" in report
+    assert "| `__syncthreads()` | `nothing` | **NOT reached** |" in report
+
+
+def test_a_check_that_rejects_the_unchanged_kernel_is_an_error(overlay: tuple[Path, list[mutate.Mutant]]) -> None:
+    def reject(harness: Harness) -> None:
+        raise AssertionError("always")
+
+    with pytest.raises(SystemExit, match=rf"^{OP} fails unchanged, plain:\nAssertionError: always$"):
+        mutate.trial(mutate.Operator(OP, reject, frozenset()), "plain", overlay[0])

@@ -82,7 +82,7 @@ class Result:
     workspace_bytes: int
 
 
-# --- Building ----------------------------------------------------------------------------------------------------------
+# --- Building ---------------------------------------------------------------------------------------------------------
 
 
 def compiler() -> list[str]:
@@ -152,7 +152,7 @@ def build(op: str, variant: str, *, overlay: Path | None = None) -> Path:
     return folder / op
 
 
-# --- Talking -----------------------------------------------------------------------------------------------------------
+# --- Talking ----------------------------------------------------------------------------------------------------------
 
 OK, LAUNCHER_ERROR, REQUEST_ERROR = range(3)  # Status in driver.cpp
 
@@ -203,7 +203,7 @@ class Harness:
         self._environment = {**os.environ, **(environment or {}), **dict(VARIANTS[variant].environment)}
         self._driver = driver or build(op, variant)
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
 
     def __enter__(self) -> "Harness":
         return self
@@ -229,8 +229,8 @@ class Harness:
         """Calls `launcher` of the adapter on copies of `arrays`; see README.md.
 
         `outputs` gives element type and shape of each output. Arrays named in `misaligned` start one element after an
-        aligned address. `timeout` is in seconds of processor time. Raises AssertionError when the kernel has a bug, LauncherError when
-        the launcher refuses, RequestError when the adapter and the request do not fit.
+        aligned address. `timeout` is in seconds of processor time. Raises AssertionError when the kernel has a bug,
+        LauncherError when the launcher refuses, RequestError when the adapter and the request do not fit.
         """
         given = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
         wanted = {name: (np.dtype(dtype), tuple(shape)) for name, (dtype, shape) in sorted(outputs.items())}

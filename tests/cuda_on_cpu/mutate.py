@@ -24,20 +24,37 @@ from refinedet.files import write_text
 
 KERNELS = CSRC / "ops" / "cuda"
 OVERLAY = BUILD / "mutants"
-ENVIRONMENT_VARIABLE = "REFINEDET_MUTANT"  # which mutant a driver is
 UNCHANGED = 0
 SECONDS_AT_LEAST = 5  # of processor time before a mutant counts as endless; more where the unchanged kernel needs more
 
-HEADER = f"""\
+HEADER = """\
 #pragma once
+#include <cstdio>
 #include <cstdlib>
-namespace mutation {{
-inline const int active = std::atoi(std::getenv("{ENVIRONMENT_VARIABLE}"));
+namespace mutation {
+inline const int active = std::atoi(std::getenv("REFINEDET_MUTANT"));
+
+// Which questions were asked, for the file that the environment names.
+inline struct Record {
+  bool asked[COUNT];
+  ~Record() {
+    const char* const name = std::getenv("REFINEDET_ASKED");
+    if (name == nullptr) return;
+    std::FILE* const file = std::fopen(name, "wb");
+    std::fwrite(asked, 1, COUNT, file);
+    std::fclose(file);
+  }
+} record{};
+
+inline bool is(int number) {
+  __atomic_store_n(&record.asked[number], true, __ATOMIC_RELAXED);
+  return active == number;
+}
 template <class T>
-T mutable_min(int number, T a, T b) {{
-  return active == number ? a : active == number + 1 ? b : b < a ? b : a;
-}}
-}}  // namespace mutation
+T mutable_min(int number, T a, T b) {
+  return is(number) ? a : is(number + 1) ? b : b < a ? b : a;
+}
+}  // namespace mutation
 """
 
 Check = Callable[[Harness], None]
@@ -54,6 +71,7 @@ class Mutant:
     code: str  # that goes
     becomes: str
     exempt: str | None = None  # why no test can notice
+    reached: bool = False  # by some check
     caught_by: str | None = None
 
     @property
@@ -61,7 +79,7 @@ class Mutant:
         return self.exempt is None and self.caught_by is None
 
 
-# --- Finding -----------------------------------------------------------------------------------------------------------
+# --- Finding ----------------------------------------------------------------------------------------------------------
 
 COMMENT_OR_STRING = re.compile(r"//[^\n]*|/\*[\s\S]*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'")
 BARRIER = re.compile(r"\b__sync(?:warp|threads(?P<vote>_count|_and|_or)?)\s*\(")
@@ -91,7 +109,7 @@ def matching(text: str, start: int) -> int:
 
 
 def device_functions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Name, begin and end of the body of every function that is marked __global__ or __device__. `text` has no comments."""
+    """Name, begin and end of the body of every __global__ or __device__ function in a text without comments."""
     end = 0
     for marker in re.finditer(r"\b__(?:global|device)__\b", text):
         if marker.start() < end:  # __host__ __device__ of one function
@@ -141,6 +159,13 @@ def operand_end(text: str, operator: int) -> int:
         elif text[i] in OPENING or END_OF_OPERAND.match(text, i):
             return len(text[:i].rstrip())
         i += 1
+
+
+def comma_after(text: str, place: int) -> int:
+    """The comma that ends the argument which begins at `place`."""
+    while text[place] != ",":
+        place = matching(text, place) + 1 if text[place] in CLOSING else place + 1
+    return place
 
 
 @dataclass
@@ -200,15 +225,15 @@ def instrument(text: str, file: str, first: int) -> tuple[str, list[Mutant]]:
             vote = clean[found.end() : after - 1] if found["vote"] else ""
             number = add(function, "barrier", found.start(), clean[found.start() : after], vote or "nothing")
             removed = f"static_cast<int>(bool({vote}))" if vote else "void()"
-            edits.surround(found.start(), after, f"(::mutation::active == {number} ? {removed} : ", ")")
+            edits.surround(found.start(), after, f"(::mutation::is({number}) ? {removed} : ", ")")
         for found in in_code(COMPARISON, begin, end):
             left, right = operand_begin(clean, found.start()), operand_end(clean, found.end())
             inside = found.group()[0] == "<"
             number = add(function, "bounds", found.start(), clean[left:right], "true" if inside else "false")
-            question = f"::mutation::active {'==' if inside else '!='} {number} {'||' if inside else '&&'} "
-            edits.surround(left, right, f"({question}(", "))")
+            question = f"::mutation::is({number}) ||" if inside else f"!::mutation::is({number}) &&"
+            edits.surround(left, right, f"({question} (", "))")
         for found in in_code(MINIMUM, begin, end):
-            comma, close = operand_end(clean, found.end()), matching(clean, found.end() - 1)
+            comma, close = comma_after(clean, found.end()), matching(clean, found.end() - 1)
             code = clean[found.start() : close + 1]
             number = add(function, "bounds", found.start(), code, clean[found.end() : comma])
             add(function, "bounds", found.start(), code, clean[comma + 1 : close])
@@ -220,11 +245,11 @@ def instrument(text: str, file: str, first: int) -> tuple[str, list[Mutant]]:
 def write_overlay(sources: Iterable[Path], overlay: Path) -> list[Mutant]:
     """Writes the instrumented sources below `overlay`, by their paths below csrc/; returns all that can be removed."""
     mutants: list[Mutant] = []
-    write_if_changed(overlay / "mutation.h", HEADER)
     for source in sources:
         text, found = instrument(source.read_text(), source.name, first=UNCHANGED + 1 + len(mutants))
         write_if_changed(overlay / "ops" / "cuda" / source.name, f'#include "mutation.h"\n#line 1\n{text}')
         mutants += found
+    write_if_changed(overlay / "mutation.h", HEADER.replace("COUNT", str(UNCHANGED + 1 + len(mutants))))
     return mutants
 
 
@@ -235,7 +260,7 @@ def write_if_changed(file: Path, text: str) -> None:
         file.write_text(text)
 
 
-# --- Judging -----------------------------------------------------------------------------------------------------------
+# --- Judging ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -268,10 +293,11 @@ class Judge:
     variant: str
     driver: Path
     seconds: int = 600
+    reached: frozenset[int] = frozenset()  # mutants that the check runs into
 
-    def reason_to_reject(self, number: int) -> str | None:
+    def reason_to_reject(self, number: int, **environment: str) -> str | None:
         """What the check says of a mutant; None if it is content."""
-        environment = {ENVIRONMENT_VARIABLE: str(number)}
+        environment["REFINEDET_MUTANT"] = str(number)
         name, driver = self.operator.name, self.driver
         with Harness(name, self.variant, driver=driver, environment=environment, timeout=self.seconds) as harness:
             try:
@@ -284,21 +310,26 @@ class Judge:
 
 
 def trial(operator: Operator, variant: str, overlay: Path) -> Judge:
-    """A judge that has accepted the unchanged kernels, and knows how long that takes."""
+    """A judge that has accepted the unchanged kernels, and knows how long that takes and which mutants it meets."""
     judge = Judge(operator, variant, build(operator.name, variant, overlay=overlay))
+    record = judge.driver.with_suffix(".asked")
     begin = time.perf_counter()
-    reason = judge.reason_to_reject(UNCHANGED)
+    reason = judge.reason_to_reject(UNCHANGED, REFINEDET_ASKED=str(record))
     if reason is not None:
         raise SystemExit(f"{operator.name} fails unchanged, {variant}:\n{reason}")
-    return replace(judge, seconds=max(SECONDS_AT_LEAST, round(3 * (time.perf_counter() - begin))))
+    seconds = max(SECONDS_AT_LEAST, round(3 * (time.perf_counter() - begin)))
+    reached = frozenset(number for number, asked in enumerate(record.read_bytes()) if asked)
+    return replace(judge, seconds=seconds, reached=reached)
 
 
 def judge(mutant: Mutant, judges: Sequence[Judge]) -> None:
     """Notes who catches the mutant first."""
     for one in judges:
-        if mutant.file in one.operator.files and one.reason_to_reject(mutant.number) is not None:
-            mutant.caught_by = f"{one.operator.name}, {one.variant}"
-            return
+        if mutant.number in one.reached:
+            mutant.reached = True
+            if one.reason_to_reject(mutant.number) is not None:
+                mutant.caught_by = f"{one.operator.name}, {one.variant}"
+                return
 
 
 def judge_all(mutants: Sequence[Mutant], operators: Sequence[Operator], overlay: Path, jobs: int) -> None:
@@ -309,7 +340,7 @@ def judge_all(mutants: Sequence[Mutant], operators: Sequence[Operator], overlay:
         list(tqdm(pool.map(lambda mutant: judge(mutant, judges), candidates), "mutants", len(candidates)))
 
 
-# --- Reporting ---------------------------------------------------------------------------------------------------------
+# --- Reporting --------------------------------------------------------------------------------------------------------
 
 INTRODUCTION = """\
 # Mutations of the CUDA kernels
@@ -332,7 +363,7 @@ def code_span(code: str) -> str:
 def verdict(mutant: Mutant) -> str:
     if mutant.exempt:
         return f"exempt: {mutant.exempt}"
-    return mutant.caught_by or "**NOT caught**"
+    return mutant.caught_by or ("**NOT caught**" if mutant.reached else "**NOT reached**")
 
 
 def share_caught(mutants: Collection[Mutant]) -> str:

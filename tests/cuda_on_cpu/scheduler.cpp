@@ -471,23 +471,40 @@ void* new_shared(Block& block, const void* site, size_t bytes) {
 
 constexpr char kDynamicSite = 0;  // its address stands for the dynamic array
 
-void run_block(dim3 index, dim3 grid, dim3 size, size_t shared_bytes) {
-  Block block;
-  machine.block = &block;
-  new_shared(block, &kDynamicSite, shared_bytes);
-  make_threads(block, index, grid, size);
+// Runs the warp that begins at thread `first` for some rounds, each lane as far as it gets alone: usually until the warp waits
+// for others, so that a warp is as far ahead of the others as it can be, where a missing barrier shows. False if it cannot run.
+bool run_warp(const Block& block, size_t first) {
+  constexpr uint64_t kRounds = 16;  // on average
+  const size_t end = std::min(first + kWarp, block.all.size());
   std::vector<Thread*> runnable;
-  while (block.running > 0) {
+  bool ran = false;
+  do {
     runnable.clear();
-    for (Thread* thread : block.all)
-      if (thread->state == State::kRunnable) runnable.push_back(thread);
-    if (runnable.empty()) report_deadlock(block);
+    for (size_t i = first; i < end; ++i)
+      if (block.all[i]->state == State::kRunnable) runnable.push_back(block.all[i]);
     shuffle(runnable);
     for (Thread* thread : runnable) {  // who becomes runnable meanwhile waits for the next round
       machine.running = thread;
       running_position = &thread->position;
       enter(*thread);
     }
+    ran |= !runnable.empty();
+  } while (!runnable.empty() && next_random() % kRounds != 0);
+  return ran;
+}
+
+void run_block(dim3 index, dim3 grid, dim3 size, size_t shared_bytes) {
+  Block block;
+  machine.block = &block;
+  new_shared(block, &kDynamicSite, shared_bytes);
+  make_threads(block, index, grid, size);
+  std::vector<size_t> warps;
+  for (size_t first = 0; first < block.all.size(); first += kWarp) warps.push_back(first);
+  while (block.running > 0) {
+    shuffle(warps);
+    bool progress = false;
+    for (const size_t first : warps) progress |= run_warp(block, first);
+    if (!progress) report_deadlock(block);
   }
   end_block(block.all);
   machine.running = nullptr;
