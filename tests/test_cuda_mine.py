@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 from cuda_on_cpu import cases_mine
-from cuda_on_cpu.cases_mine import check_case, random_inputs
+from cuda_on_cpu.cases_mine import check_case, near_ties, random_inputs
 from cuda_on_cpu.harness import Harness, LauncherError
 from test_mine import (  # noqa: F401  these run here too, with the fixture `mine` of this file
     MineOp,
@@ -55,6 +55,12 @@ def test_number_of_anchors(harness: Harness, anchors: int, seed: int) -> None:
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 8, 9, 16, 17, 21, 31, 32, 33, 63, 64, 65, 81, 128, 129, 600, 4095])
 def test_number_of_classes(harness: Harness, classes: int, dtype: torch.dtype) -> None:
     check_case(harness, random_inputs(classes, 1, 40, classes, positives=0.2, dtype=dtype), seed=classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [3, 21, 81, 600])
+def test_softmax_is_the_same_bit_for_bit(harness: Harness, classes: int, dtype: torch.dtype) -> None:
+    check_case(harness, near_ties(classes, 300, classes, dtype), negative_ratio=1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

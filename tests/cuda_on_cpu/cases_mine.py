@@ -71,11 +71,23 @@ def random_inputs(
     return losses.to(dtype), labels, ious, scores if objectness else None
 
 
+def near_ties(seed: int, anchors: int, classes: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    """The same logits in another order for every anchor: losses differ by how a sum was rounded, if at all."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.rand(1, anchors, classes - 1, generator=random).argsort(dim=-1)
+    others = torch.randn(classes - 1, generator=random)[order] * 3
+    _, *conditions = random_inputs(seed, 1, anchors, positives=0.1)
+    return torch.cat([torch.zeros(1, anchors, 1), others], dim=-1).to(dtype), *conditions
+
+
 def check(harness: Harness) -> None:
     """Quick cases in which every barrier and every bounds check matters."""
     # Anchors that end within a block; more candidates than wanted, with ties across the boundary.
-    check_case(harness, random_inputs(0, 2, 300), seed=1)
-    # Logits: an odd number of classes that fill several tiles, an even one, rows wider than a warp.
-    check_case(harness, random_inputs(1, 2, 300, 41), objectness_threshold=0.5, seed=2)
-    check_case(harness, random_inputs(2, 1, 100, 6), seed=3)
-    check_case(harness, random_inputs(3, 1, 40, 600), seed=4)
+    losses, *conditions = random_inputs(0, 2, 300)
+    check_case(harness, (losses, *conditions), seed=1)
+    # Fewer candidates than wanted: their losses are such that no key made of poison lies beyond them.
+    check_case(harness, (losses * 1e20, *conditions), negative_ratio=1e30, seed=2)
+    # Logits of several tiles, of one, and of rows wider than a warp.
+    check_case(harness, near_ties(1, 300, 41), negative_ratio=1.0, seed=3)
+    check_case(harness, near_ties(2, 100, 6), negative_ratio=1.0, seed=4)
+    check_case(harness, near_ties(3, 40, 600), negative_ratio=1.0, seed=5)

@@ -64,7 +64,7 @@ __device__ inline float box_iou(const Box& a, const Box& b) {
 }
 
 __device__ inline bool touch(const Corners& a, const Corners& b) {
-  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;
+  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;  // not bounds: the IoU of the others is 0 anyway
 }
 
 // The ground truths of an image: rows of gt_boxes.
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads)
     tile[threadIdx.x] = own < truths.count ? load_truth(in, truths.first + own) : nowhere();
     best_of_tile[threadIdx.x] = 0;
     __syncthreads();
-    const int tile_end = min(kTile, truths.count - first);
-    for (int group = 0; group < tile_end; group += kWarpSize) {
+    for (int group = 0; group < kTile; group += kWarpSize) {
+      if (first + group >= truths.count) break;  // not bounds: the rest of the tile touches nothing
       unsigned touching = __ballot_sync(kFullWarp, touch(bounds, tile[group + lane_index()].corners));
       for (; touching != 0; touching &= touching - 1) {
         const int i = group + __ffs(static_cast<int>(touching)) - 1;

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInput in, int
   if (inside && !is_candidate) work.ranks[row] = kNoRank;
   __syncthreads();
   const int num_classes = static_cast<int>(in.num_classes), row_size = num_classes | 1;
-  const int step = min(kThreads, kTileTerms / row_size);
+  const int step = kTileTerms / row_size;
   const T* const logits = static_cast<const T*>(in.losses) + first_row * num_classes;
   for (int first = 0; first < place.total; first += step) {
     const Tile tile{eligible + first, min(step, place.total - first), terms, row_size};
@@ -135,10 +135,8 @@ struct RankKey {
   }
 };
 
-__device__ inline int num_wanted(const MineInput& in, int positives) {
-  if (positives == 0) return 0;  // whatever the ratio, infinity too
-  const double wanted = in.negative_ratio * positives;
-  return wanted < static_cast<double>(in.num_anchors) ? static_cast<int>(wanted) : static_cast<int>(in.num_anchors);
+__device__ inline double num_wanted(const MineInput& in, int positives) {
+  return positives == 0 ? 0.0 : in.negative_ratio * positives;  // the ratio may be infinity
 }
 
 // One block: an image. Finds the key that separates the hardest candidates from the others, and writes the mask.
@@ -146,9 +144,13 @@ __global__ void __launch_bounds__(kImageThreads) select_negatives_kernel(MineInp
   REFINEDET_SHARED(Selection, selection, 1);
   const int64_t image = blockIdx.x, first_row = image * in.num_anchors;
   const RankKey key{work.ranks + first_row};
-  const int wanted = num_wanted(in, work.positives[image]);
-  uint64_t last = wanted == 0 ? 0 : kNoKey - 1;  // no key is 0
-  if (wanted > 0 && wanted < work.candidates[image]) last = select_key(key, in.num_anchors, wanted, selection);
+  const double wanted = num_wanted(in, work.positives[image]);  // rounded down where it matters
+  uint64_t last = kNoKey - 1;
+  if (wanted < 1.0) {
+    last = 0;  // which no key is
+  } else if (wanted < work.candidates[image]) {
+    last = select_key(key, in.num_anchors, static_cast<int>(wanted), selection);
+  }
   for (int64_t i = threadIdx.x; i < in.num_anchors; i += kImageThreads) mask[first_row + i] = key(i) <= last;
 }
 
