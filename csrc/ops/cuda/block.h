@@ -79,6 +79,21 @@ __device__ inline void find_digit(int wanted, Selection* shared) {
   shared->members = shared->histogram[digit];
 }
 
+// Calls visit(k) for every key; threads whose turn is beyond the end get kNoKey, so that all threads call equally often.
+// Loads several keys before it visits the first: one block alone has few threads to hide the latency of memory behind.
+template <class Key, class Visit>
+__device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) {
+  constexpr int kLoads = 4;
+  for (int64_t first = 0; first < count; first += kLoads * int64_t{blockDim.x}) {
+    uint64_t keys[kLoads];
+    for (int load = 0; load < kLoads; ++load) {
+      const int64_t i = first + load * int64_t{blockDim.x} + threadIdx.x;
+      keys[load] = i < count ? key(i) : kNoKey;
+    }
+    for (int load = 0; load < kLoads; ++load) visit(keys[load]);
+  }
+}
+
 // Gathers which bits of the scores differ between keys, so that the selection need not look at the others: scores between
 // 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow.
 template <class Key>
@@ -86,12 +101,11 @@ __device__ void compare_scores(const Key& key, int64_t count, Selection* shared)
   if (threadIdx.x == 0) shared->ones = shared->zeros = 0;
   __syncthreads();
   unsigned ones = 0, zeros = 0;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-    const uint64_t k = key(i);
-    if (k == kNoKey) continue;
+  for_each_key(key, count, [&](uint64_t k) {
+    if (k == kNoKey) return;
     ones |= static_cast<unsigned>(k >> 32);
     zeros |= ~static_cast<unsigned>(k >> 32);
-  }
+  });
   atomicOr(&shared->ones, ones);
   atomicOr(&shared->zeros, zeros);
   __syncthreads();
@@ -111,10 +125,9 @@ __device__ uint64_t select_key(const Key& key, int64_t count, int wanted, Select
     const int shift = bits > Selection::kDigitBits ? bits - Selection::kDigitBits : 0;
     for (int i = threadIdx.x; i < Selection::kDigits; i += blockDim.x) shared->histogram[i] = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-      const uint64_t k = key(i);
+    for_each_key(key, count, [&](uint64_t k) {
       if (k != kNoKey && (k & known) == answer) atomicAdd(&shared->histogram[(k & ~known) >> shift], 1);
-    }
+    });
     __syncthreads();
     find_digit(wanted, shared);
     __syncthreads();
@@ -157,12 +170,10 @@ template <class Key>
 __device__ int list_keys(const Key& key, int64_t count, uint64_t last, uint64_t* list, int capacity, int* list_size) {
   if (threadIdx.x == 0) *list_size = 0;
   __syncthreads();
-  for (int64_t first = 0; first < count; first += blockDim.x) {
-    const int64_t i = first + threadIdx.x;
-    const uint64_t k = i < count ? key(i) : kNoKey;
+  for_each_key(key, count, [&](uint64_t k) {
     const int place = append_by_warp(k <= last, list_size);
     if (k <= last && place < capacity) list[place] = k;
-  }
+  });
   __syncthreads();
   return *list_size;
 }

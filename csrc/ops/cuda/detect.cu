@@ -9,9 +9,10 @@
 namespace refinedet::cuda {
 namespace {
 
-constexpr int kThreads = 256;      // of every block; also the anchors of a block of score_anchors_kernel
+constexpr int kThreads = 256;       // of a block; also the anchors of a block of score_anchors_kernel
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kTileTerms = 4096;   // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
+constexpr int kMergeThreads = 512;  // of a block of merge_classes_kernel, which has an image to itself
+constexpr int kTileTerms = 4096;    // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
 static_assert(kMaxClasses <= kTileTerms && kMaxClasses % 2 == 1);
 
 // All written before it is read, but for the counters, which start at 0.
@@ -240,13 +241,13 @@ __global__ void __launch_bounds__(kThreads) suppress_class_kernel(Sizes sizes, f
 }
 
 // One block: an image. The best rows of all classes, and padding.
-__global__ void __launch_bounds__(kThreads) merge_classes_kernel(Sizes sizes, Workspace work, DetectOutputs out) {
+__global__ void __launch_bounds__(kMergeThreads) merge_classes_kernel(Sizes sizes, Workspace work, DetectOutputs out) {
   REFINEDET_DYNAMIC_SHARED(uint64_t, keys);
   REFINEDET_SHARED(Selection, selection, 1);
   const int64_t image = blockIdx.x;
   const KeyList kept{work.kept + image * sizes.foreground() * sizes.kept_of_class};
   const int found = gather_best(kept, work.kept_counts[image], sizes.num_rows, keys, selection);
-  for (int i = threadIdx.x; i < sizes.num_rows; i += kThreads) {
+  for (int i = threadIdx.x; i < sizes.num_rows; i += kMergeThreads) {
     const int64_t row = image * sizes.num_rows + i;
     const bool used = i < found;
     const uint32_t flat = used ? key_index(keys[i]) : 0, classes = static_cast<uint32_t>(sizes.num_classes);
@@ -350,7 +351,7 @@ void detect(const DetectHeads& in, const DetectShape& shape, const DetectOptions
     launch("suppress_class_kernel", suppress_class_kernel, dim3(classes, images), block, shared, stream, sizes,
            options.iou_threshold, work);
   }
-  launch("merge_classes_kernel", merge_classes_kernel, dim3(images), block,
+  launch("merge_classes_kernel", merge_classes_kernel, dim3(images), dim3(kMergeThreads),
          power_of_two_at_least(sizes.num_rows) * sizeof(uint64_t), stream, sizes, work, out);
 }
 
