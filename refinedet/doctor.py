@@ -40,6 +40,7 @@ class Report:
     versions: dict[str, str | None] = field(default_factory=dict)
     torch_cuda: str | None = None
     extension: dict[str, str | bool] | None = None
+    kernels: str | None = None
     operators: list[str] = field(default_factory=list)
     cpu: str = ""
     cpu_threads: int = 0
@@ -62,6 +63,7 @@ class Report:
             "packages:    " + ", ".join(f"{name} {version or 'absent'}" for name, version in self.versions.items()),
             f"torch CUDA:  {self.torch_cuda or 'none (CPU build)'}",
             f"extension:   {self._extension_line()}",
+            f"CUDA:        {self._cuda_line()}",
             f"operators:   {', '.join(self.operators) or 'none'}",
             f"CPU:         {self.cpu}, {self.cpu_threads} threads",
             *(f"GPU:         {gpu['name']}, sm_{gpu['capability']}, {gpu['memory_mib']} MiB" for gpu in self.gpus),
@@ -77,9 +79,14 @@ class Report:
             return "not usable"
         info = self.extension
         return (
-            f"CPU{' and CUDA' if info['cuda'] else ''}, compiler {info['compiler']}, built with torch "
-            f"{info['torch_built_with']} for torch {info['torch_target']} and later"
+            f"compiler {info['compiler']}, built with torch {info['torch_built_with']} for torch "
+            f"{info['torch_target']} and later"
         )
+
+    def _cuda_line(self) -> str:
+        if self.extension is None or not self.extension["cuda"]:
+            return "no kernels"
+        return f"nvcc {self.extension['nvcc']} for {self.extension['architectures']}: {self.kernels}"
 
 
 def report() -> Report:
@@ -118,9 +125,21 @@ def _examine_torch(found: Report) -> None:
     found.torch_cuda = torch.version.cuda
     _examine_extension(found)
     if torch.cuda.is_available():
-        found.gpus = [_gpu(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
+        _examine_gpus(found)
     elif NVIDIA_DRIVER.exists():
         found.problems.append(_unused_gpu(torch.version.cuda))
+
+
+def _examine_gpus(found: Report) -> None:
+    import torch
+
+    from refinedet import _extension
+
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    found.gpus = [_gpu(torch.cuda.get_device_properties(device)) for device in devices]
+    if found.extension is not None:
+        problems = dict.fromkeys(_extension.cuda_problem(device) for device in devices)
+        found.problems += [Problem(*problem) for problem in problems if problem is not None]
 
 
 def _gpu(properties) -> dict[str, str | int]:
@@ -144,10 +163,12 @@ def _unused_gpu(torch_cuda: str | None) -> Problem:
 
 
 def _examine_extension(found: Report) -> None:
-    from refinedet import _extension
+    from refinedet import _extension, kernel_resources
 
     importlib.import_module("refinedet.ops")
     found.extension = _extension.build_info()
+    if _extension.has_cuda():
+        found.kernels = kernel_resources.summary(kernel_resources.table())
     found.operators = list(_extension.operators())
     problem = _extension.problem()
     if problem is not None:
