@@ -281,19 +281,29 @@ def test_what_cuda_leaves_undefined_is_an_error(harness: Harness, kernel: str, o
     assert re.search(f"cuda_on_cpu: kernel sample: {message}", failure(harness, kernel, FULL_WARP, 32, **options))
 
 
-@pytest.mark.parametrize(
-    ("kernel", "options"),
-    [
-        ("shared_overrun", {"n": 16}),
-        ("dynamic_overrun", {"n": 16, "shared_bytes": 64}),
-        ("write_overrun", {}),
-        ("read_overrun", {}),
-    ],
-)
-def test_accesses_out_of_bounds(address: Harness, kernel: str, options: dict) -> None:
+OVERRUNS = {
+    "shared_overrun": {"n": 16},
+    "dynamic_overrun": {"n": 16, "shared_bytes": 64},
+    "write_overrun": {"n": 16},
+}
+
+
+@pytest.mark.parametrize(("kernel", "options"), [*OVERRUNS.items(), ("read_overrun", {})])
+def test_accesses_out_of_bounds_are_reported_with_their_line(address: Harness, kernel: str, options: dict) -> None:
     report = failure(address, kernel, np.arange(16), 16, **options)
     assert "AddressSanitizer: heap-buffer-overflow" in report
     assert re.search(rf"#0 .*{kernel}_kernel.*{OP}\.cu:\d+", report)
+
+
+@pytest.mark.parametrize("kernel", OVERRUNS)
+def test_writes_out_of_bounds_are_noticed_afterwards(plain: Harness, kernel: str) -> None:
+    report = failure(plain, kernel, np.arange(16), 16, **OVERRUNS[kernel])
+    where = "array 'out' was written outside" if kernel == "write_overrun" else "a shared array of 64 bytes was written"
+    assert where in report
+
+
+def test_reads_out_of_bounds_find_poison(plain: Harness) -> None:
+    assert output(plain, "read_overrun", np.zeros(16)) == POISON
 
 
 def test_undefined_behaviour(address: Harness) -> None:
@@ -387,14 +397,18 @@ def test_mutants_are_caught_by_a_check_and_by_no_blind_one(overlay: tuple[Path, 
     for mutant in mutants:
         mutate.judge(mutant, [blind])
     assert [mutant.reached for mutant in mutants] == [mutant in of_sum for mutant in mutants]
-    assert all(mutant.survived for mutant in of_sum if mutant.kind == "barrier")
+    assert not any(mutant.as_it_should_be for mutant in of_sum if mutant.kind == "barrier")
     for mutant in of_sum:
         mutate.judge(mutant, [careful])
     assert {mutant.caught_by for mutant in of_sum} == {f"{OP}, plain"}
+    assert all(mutant.as_it_should_be for mutant in of_sum)
     report = mutate.report(mutants)
     assert f"| {OP}.cu | `sum_kernel` | 2 of 2 | 3 of 3 |  |" in report
     assert f"| {OP}.cu | `reverse_kernel` | 0 of 1 | 0 of 2 |  |" in report
     assert "| `__syncthreads()` | `nothing` | **NOT reached** |" in report
+    of_sum[-1].exempt = "no reason"
+    assert not of_sum[-1].as_it_should_be
+    assert f"exempt: no reason (**yet caught**: {OP}, plain)" in mutate.report(mutants)
 
 
 def test_a_check_that_rejects_the_unchanged_kernel_is_an_error(overlay: tuple[Path, list[mutate.Mutant]]) -> None:

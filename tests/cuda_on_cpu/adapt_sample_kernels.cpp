@@ -8,8 +8,7 @@ using cuda_on_cpu::Request;
 using Kernel = void(const int* in, int* out, int n);
 
 // `memset` says which byte the outputs start with, since kernels that count need a zero.
-template <Kernel* kernel>
-void run(Request& request) {
+void run(Request& request, Kernel* kernel) {
   const auto dimension = [&](const char* name) { return static_cast<unsigned>(request.integer(name)); };
   int* const out = request.output<int>("out");
   const auto bytes = static_cast<size_t>(request.shape("out").at(0)) * sizeof(int);
@@ -20,6 +19,11 @@ void run(Request& request) {
   for (int64_t i = request.integer("repeat"); i > 0; --i)
     refinedet::cuda::launch("sample", kernel, grid, block, dimension("shared_bytes"), nullptr, request.input<int>("in"), out,
                             static_cast<int>(request.integer("n")));
+}
+
+template <Kernel* kernel>
+void run(Request& request) {
+  run(request, kernel);
 }
 
 void refuse(Request& request) {

@@ -54,6 +54,13 @@ using Site = std::source_location;
 // The byte with which shared memory, outputs and workspace are filled first: as a float -2.7e7, as an index far outside.
 constexpr unsigned char kPoison = 0xcb;
 
+// Poison around a block of memory, which shows accesses outside. AddressSanitizer does that better.
+#if defined(CUDA_ON_CPU_ADDRESS_SANITIZER)
+constexpr size_t kGuardBytes = 0;
+#else
+constexpr size_t kGuardBytes = 1024;
+#endif
+
 // Seed of the schedules to come.
 void set_seed(uint64_t seed);
 

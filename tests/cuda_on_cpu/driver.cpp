@@ -6,6 +6,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -46,8 +47,16 @@ struct TimeLimit {
 void Buffer::Free::operator()(char* storage) const { ::operator delete(storage, kAlignment); }
 
 Buffer::Buffer(size_t bytes, size_t offset)
-    : storage_(static_cast<char*>(::operator new(offset + bytes, kAlignment))), bytes_(bytes), offset_(offset) {
-  std::memset(data(), kPoison, bytes);
+    : bytes_(bytes),
+      before_(kGuardBytes + offset),
+      storage_(static_cast<char*>(::operator new(before_ + bytes + kGuardBytes, kAlignment))) {
+  std::memset(storage_.get(), kPoison, before_ + bytes + kGuardBytes);
+}
+
+bool Buffer::intact() const {
+  const auto untouched = [](char byte) { return static_cast<unsigned char>(byte) == kPoison; };
+  const char* const end = data() + bytes_;
+  return std::all_of(storage_.get(), data(), untouched) && std::all_of(end, end + kGuardBytes, untouched);
 }
 
 const std::vector<int64_t>& Request::shape(const std::string& name) {
@@ -94,6 +103,15 @@ void Request::check_all_used() const {
   check(outputs_);
   check(integers_);
   check(reals_);
+}
+
+void Request::check_guards() const {
+  const auto check = [](const std::string& name, const Buffer& buffer) {
+    if (!buffer.intact()) stop((name + " was written outside of its bounds").c_str());
+  };
+  for (const Arrays* arrays : {&inputs_, &outputs_})
+    for (const auto& [name, array] : *arrays) check("array '" + name + "'", array.buffer);
+  for (const Buffer& buffer : workspaces_) check("workspace", buffer);
 }
 
 // Reads requests and writes replies.
@@ -189,6 +207,7 @@ class Session {
     if (launcher == launchers.end()) throw RequestError("no such launcher");
     const TimeLimit limit(seconds);
     launcher->second(request);
+    request.check_guards();
     request.check_all_used();
   }
 

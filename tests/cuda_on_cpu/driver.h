@@ -38,20 +38,21 @@ template <> inline constexpr const char* kTypeNames<uint64_t> = "<u8";
 template <> inline constexpr const char* kTypeNames<float> = "<f4";
 template <> inline constexpr const char* kTypeNames<double> = "<f8";
 
-// Heap memory of exactly `bytes`, so that AddressSanitizer sees the first byte beyond. Aligned like cudaMalloc's, plus
-// `offset`: what a view into a tensor looks like.
+// Poisoned heap memory, aligned like cudaMalloc's plus `offset`: what a view into a tensor looks like. AddressSanitizer gets
+// a block that ends with the last byte; without it there is poison on both sides, that intact() looks at.
 class Buffer {
  public:
   explicit Buffer(size_t bytes, size_t offset = 0);
-  char* data() const { return storage_.get() + offset_; }
+  char* data() const { return storage_.get() + before_; }
   size_t bytes() const { return bytes_; }
+  bool intact() const;
 
  private:
   struct Free {
     void operator()(char* storage) const;
   };
+  size_t bytes_, before_;
   std::unique_ptr<char, Free> storage_;
-  size_t bytes_, offset_;
 };
 
 class Request {
@@ -95,6 +96,7 @@ class Request {
 
   void* find(const Arrays& arrays, const std::string& name, const char* types);
   void check_all_used() const;
+  void check_guards() const;
 
   std::string launcher_;
   Arrays inputs_, outputs_;

@@ -70,13 +70,13 @@ cuda_on_cpu_switch:
 
 void switch_context(Context& from, Context& to) { cuda_on_cpu_switch(&from.stack_pointer, to.stack_pointer); }
 
-Context make_context(char* stack, void (*entry)()) {
+void make_context(Context& context, char* stack, void (*entry)()) {
   constexpr size_t kSavedRegisters = 6;
   void** top = reinterpret_cast<void**>(stack + kStackBytes);
   *--top = nullptr;  // the caller of entry: where a debugger stops
   *--top = reinterpret_cast<void*>(entry);
   for (size_t i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
-  return {top};
+  context.stack_pointer = top;
 }
 
 #else
@@ -85,14 +85,12 @@ using Context = ucontext_t;
 
 void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
 
-Context make_context(char* stack, void (*entry)()) {
-  Context context;
+void make_context(Context& context, char* stack, void (*entry)()) {
   getcontext(&context);
   context.uc_stack.ss_sp = stack;
   context.uc_stack.ss_size = kStackBytes;
   context.uc_link = nullptr;
   makecontext(&context, entry, 0);
-  return context;
 }
 
 #endif
@@ -125,12 +123,13 @@ struct Thread {
 struct SharedArray {
   const void* site;
   std::unique_ptr<char[]> memory;
+  size_t bytes;
 };
 
 struct Block {
   std::vector<Thread> threads;
   std::vector<Thread*> all;       // of them
-  size_t running = 0, waiting = 0;  // threads that have not left; threads at the barrier
+  size_t running = 0, waiting = 0;  // threads that have not left, threads at the barrier
   Vote vote{};
   Site barrier{};
   std::vector<SharedArray> shared;
@@ -438,7 +437,7 @@ void make_threads(Block& block, dim3 index, dim3 grid, dim3 size) {
     block.threads.push_back({i, {{i % size.x, i / size.x % size.y, i / size.x / size.y}, index, size, grid}});
   for (Thread& thread : block.threads) block.all.push_back(&thread);
   begin_block(block.all);
-  for (Thread& thread : block.threads) thread.context = make_context(thread.stack, thread_main);
+  for (Thread& thread : block.threads) make_context(thread.context, thread.stack, thread_main);
 }
 
 const char* describe(State state) {
@@ -463,10 +462,17 @@ const char* describe(State state) {
 void* new_shared(Block& block, const void* site, size_t bytes) {
   block.shared_bytes += bytes;
   if (block.shared_bytes > kMaxSharedBytes) fail("%zu bytes of shared memory", block.shared_bytes);
-  block.shared.push_back({site, std::make_unique_for_overwrite<char[]>(bytes)});
+  block.shared.push_back({site, std::make_unique_for_overwrite<char[]>(bytes + kGuardBytes), bytes});
   char* const memory = block.shared.back().memory.get();
-  std::memset(memory, kPoison, bytes);
+  std::memset(memory, kPoison, bytes + kGuardBytes);
   return memory;
+}
+
+void check_guards(const Block& block) {
+  for (const SharedArray& array : block.shared)
+    for (size_t i = 0; i < kGuardBytes; ++i)
+      if (static_cast<unsigned char>(array.memory[array.bytes + i]) != kPoison)
+        fail("a shared array of %zu bytes was written %zu bytes beyond its end", array.bytes, i);
 }
 
 constexpr char kDynamicSite = 0;  // its address stands for the dynamic array
@@ -507,6 +513,7 @@ void run_block(dim3 index, dim3 grid, dim3 size, size_t shared_bytes) {
     if (!progress) report_deadlock(block);
   }
   end_block(block.all);
+  check_guards(block);
   machine.running = nullptr;
   machine.block = nullptr;
 }
