@@ -58,7 +58,7 @@ def test_number_of_boxes(harness: Harness, boxes: int, seed: int) -> None:
 
 @pytest.mark.parametrize("boxes", [1023, 1024, 1025])
 def test_many_boxes(harness: Harness, boxes: int) -> None:
-    check_case(harness, random_inputs(boxes, 400, [boxes]))
+    check_case(harness, random_inputs(boxes, 400, [boxes, 3], usable=100))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -109,7 +109,7 @@ def test_largest_image() -> None:
 def test_no_race(seed: int) -> None:
     with Harness("match", "thread") as harness:
         check_case(harness, random_inputs(seed, 70, [6, 3], copies=3), seed=seed)
-        check_case(harness, random_inputs(seed, 40, [270]), seed=seed)
+        check_case(harness, random_inputs(seed, 40, [270], usable=5), seed=seed)
 
 
 @pytest.mark.parametrize(

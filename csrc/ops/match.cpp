@@ -109,7 +109,7 @@ Results match_cuda(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& 
   const Request r = new_request(anchors, gt_boxes, gt_labels, gt_offsets, sizes, iou_threshold, variances);
   const std::string refusal = cuda::match_refusal(r.in, sizes.num_boxes);
   check(refusal.empty(), kOp, refusal);
-  const Tensor workspace = cuda::new_workspace(anchors, cuda::match_workspace_bytes(sizes.num_boxes));
+  const Tensor workspace = cuda::new_workspace(anchors, cuda::match_workspace_bytes(r.in, sizes.num_boxes));
   cuda::match(r.in, sizes.num_boxes, r.out, workspace.mutable_data_ptr(), device.stream());
   return {r.labels, r.targets, r.indices, r.ious};
 }

@@ -21,7 +21,7 @@ void match(cuda_on_cpu::Request& request) {
   refinedet::cuda::match(in, num_truths,
                          {request.output<int64_t>("labels"), request.output<float>("targets"),
                           request.output<int64_t>("indices"), request.output<float>("ious")},
-                         request.workspace(refinedet::cuda::match_workspace_bytes(num_truths)), nullptr);
+                         request.workspace(refinedet::cuda::match_workspace_bytes(in, num_truths)), nullptr);
 }
 
 // Throws why the kernels cannot take a request of these sizes.

@@ -48,7 +48,7 @@ def match(
     wanted = ("anchors", "gt_boxes") if misaligned else ()
     result = harness.run("match", arrays, scalars, outputs, seed=seed, misaligned=wanted)
     assert result.launches <= 2
-    assert result.workspace_bytes <= 8 * len(gt_boxes)
+    assert result.workspace_bytes <= 8 * len(gt_boxes) + size[0] * (size[1] / 2 + 16) + 512  # O(B N + M)
     return Match(*(torch.from_numpy(result.outputs[name].copy()) for name in outputs))
 
 
@@ -64,18 +64,26 @@ def check_case(harness: Harness, inputs: Inputs, **arguments: Any) -> Match:
     return found
 
 
-def random_inputs(seed: int, anchors: int, counts: Sequence[int], *, shared: bool = False, copies: int = 1) -> Inputs:
-    """Boxes of all sizes; each box of an image ``copies`` times in a row, so that they compete for anchors."""
+def random_inputs(
+    seed: int, anchors: int, counts: Sequence[int], *, shared: bool = False, copies: int = 1, usable: int | None = None
+) -> Inputs:
+    """Boxes of all sizes; each box of an image ``copies`` times in a row, so that they compete for anchors.
+
+    Of all boxes only about ``usable`` overlap anything; the others are inverted.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def boxes(*shape: int) -> Tensor:
         return torch.rand(*shape, 4, generator=random) * torch.tensor([1.0, 1.0, 0.5, 0.5])
 
     gt = [to_corners(boxes(-(-count // copies))).repeat_interleave(copies, dim=0)[:count] for count in counts]
-    total = sum(counts)
+    gt_boxes, total = torch.cat(gt).reshape(-1, 4), sum(counts)
+    if usable is not None:
+        inverted = torch.rand(total, generator=random) > usable / total
+        gt_boxes[inverted] = gt_boxes[inverted].roll(2, dims=1)
     labels = torch.randint(1, 21, (total,), generator=random)
     offsets = torch.tensor([0, *counts]).cumsum(0)
-    return boxes(anchors) if shared else boxes(len(counts), anchors), torch.cat(gt).reshape(-1, 4), labels, offsets
+    return boxes(anchors) if shared else boxes(len(counts), anchors), gt_boxes, labels, offsets
 
 
 def check(harness: Harness) -> None:

@@ -118,7 +118,16 @@ void bind_detect(py::module_& launchers) {
 }
 
 void bind_match(py::module_& launchers) {
-  launchers.def("match_workspace_bytes", &match_workspace_bytes, py::arg("num_truths"));
+  launchers.def(
+      "match_workspace_bytes",
+      [](int64_t batch, int64_t num_anchors, int64_t num_truths) {
+        MatchInput in{};
+        in.batch = batch;
+        in.num_anchors = num_anchors;
+        check_accepted(match_refusal(in, num_truths));
+        return match_workspace_bytes(in, num_truths);
+      },
+      py::kw_only(), py::arg("batch"), py::arg("num_anchors"), py::arg("num_truths"));
   launchers.def(
       "match",
       [](Address anchors, bool shared_anchors, Address gt_boxes, Address gt_labels, Address gt_offsets, int64_t batch,

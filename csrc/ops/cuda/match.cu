@@ -2,6 +2,7 @@
 #include "ops/cuda/match.h"
 
 #include "ops/cuda/block.h"
+#include "ops/cuda/layout.h"
 #include "ops/cuda/load.h"
 
 #if !defined(__CUDACC_RTC__)
@@ -13,18 +14,26 @@ namespace {
 
 constexpr int kThreads = 256;       // of match_anchors_kernel: an anchor each
 constexpr int kTile = kThreads;     // ground truths in shared memory at once: loaded by a thread each
-constexpr int kImageThreads = 256;  // of assign_truths_kernel
-constexpr int kAtOnce = 8;          // anchors a thread of it loads together: hides the latency of a search
+constexpr int kImageThreads = 512;  // of assign_truths_kernel: a search waits for memory
 
 struct Box {
   Corners corners;
   float area;
 };
 
+// The anchors of a warp make a region. They are some cells of a feature map, so it is small, and most ground truths do
+// not touch it.
+__host__ __device__ inline int64_t num_regions(int64_t num_anchors) { return (num_anchors + kWarpSize - 1) / kWarpSize; }
+
 // Two ways to write a pair that overlaps, whose larger is the better one; 0 stands for no pair. `Offer`: anchors of one
 // ground truth, lower ones first. `Claim`: ground truths of one anchor, earlier ones first; larger than any index.
 using Offer = unsigned long long;
 using Claim = long long;
+
+struct Workspace {
+  Offer* wishes;   // [M] best anchor of each ground truth, starts as 0
+  float* regions;  // [B,num_regions,4] corners
+};
 
 __device__ inline Offer to_offer(float iou, int64_t anchor) {
   return iou > 0.0f ? static_cast<Offer>(float_bits(iou)) << 32 | ~static_cast<uint32_t>(anchor) : 0;
@@ -105,8 +114,7 @@ __device__ inline float smallest_of_warp(float x) {
   return x;
 }
 
-// The region that holds the anchors of a warp. They are some cells of a feature map, so it is small.
-__device__ inline Corners bounds_of_warp(const Corners& box) {
+__device__ inline Corners region_of_warp(const Corners& box) {
   return {smallest_of_warp(box.x1), smallest_of_warp(box.y1), -smallest_of_warp(-box.x2), -smallest_of_warp(-box.y2)};
 }
 
@@ -119,10 +127,10 @@ __device__ inline Offer best_of_warp(float iou, int64_t anchor) {
   return to_offer(bits_float(largest), anchor - lane_index() + lane);
 }
 
-// One block: 256 anchors of an image and all its ground truths. Per-prediction matches, complete; and the best anchor of
-// each ground truth, into `best`, which starts as 0. A warp looks only at ground truths that touch its region.
+// One block: 256 anchors of an image and all its ground truths. Writes per-prediction matches, complete, the best anchor
+// of each ground truth, and the regions. A warp looks only at ground truths that touch its region.
 __global__ void __launch_bounds__(kThreads)
-    match_anchors_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Offer* best) {
+    match_anchors_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
   REFINEDET_SHARED(Box, tile, kTile);
   REFINEDET_SHARED(Offer, best_of_tile, kTile);
   const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -130,7 +138,9 @@ __global__ void __launch_bounds__(kThreads)
   const Truths truths = truths_of(in, image, num_truths);
   const Center center = inside ? load_anchor(in, image, anchor) : Center{};
   const Box box = inside ? to_box(center) : nowhere();
-  const Corners bounds = bounds_of_warp(box.corners);
+  const Corners region = region_of_warp(box.corners);
+  if (inside && lane_index() == 0)
+    store_corners(work.regions, image * num_regions(in.num_anchors) + anchor / kWarpSize, region);
   float best_iou = 0.0f;
   int best_truth = -1;
   for (int first = 0; first < truths.count; first += kTile) {
@@ -140,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     for (int group = 0; group < kTile; group += kWarpSize) {
       if (first + group >= truths.count) break;  // not bounds: the rest of the tile touches nothing
-      unsigned touching = __ballot_sync(kFullWarp, touch(bounds, tile[group + lane_index()].corners));
+      unsigned touching = __ballot_sync(kFullWarp, touch(region, tile[group + lane_index()].corners));
       for (; touching != 0; touching &= touching - 1) {
         const int i = group + __ffs(static_cast<int>(touching)) - 1;
         const float value = box_iou(box, tile[i]);
@@ -153,7 +163,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     __syncthreads();
-    if (best_of_tile[threadIdx.x] != 0) atomicMax(&best[truths.first + own], best_of_tile[threadIdx.x]);
+    if (best_of_tile[threadIdx.x] != 0) atomicMax(&work.wishes[truths.first + own], best_of_tile[threadIdx.x]);
   }
   if (!inside) return;
   const int64_t row = image * in.num_anchors + anchor;
@@ -181,18 +191,19 @@ __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* 
   return best;
 }
 
-// This thread's best anchor that is free or whose ground truth has to yield to this one.
-__device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, const Box& box, int truth, const Claim* claims) {
+// This thread's best anchor that is free or whose ground truth has to yield to this one. Whole warps take 32 regions,
+// then the anchors of those that the ground truth touches. `regions` are the image's.
+__device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, const Box& box, int truth, const float* regions,
+                                        const Claim* claims) {
   Offer best = 0;
-  for (int64_t first = threadIdx.x; first < in.num_anchors; first += kAtOnce * kImageThreads) {
-    Center anchors[kAtOnce];
-    const auto index = [&](int i) { return min(first + i * kImageThreads, in.num_anchors - 1); };  // the last, several times
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) anchors[i] = load_anchor(in, image, index(i));  // not bounds: a constant
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {  // not bounds: a constant
-      const Offer offer = to_offer(box_iou(to_box(anchors[i]), box), index(i));
-      if (offer > best && claims[index(i)] < to_claim(offer, truth)) best = offer;
+  for (int64_t first = warp_index() * kWarpSize; first < num_regions(in.num_anchors); first += kImageThreads) {
+    const int64_t own = first + lane_index();
+    const bool touches = own < num_regions(in.num_anchors) && touch(load_corners(regions, own), box.corners);
+    for (unsigned touching = __ballot_sync(kFullWarp, touches); touching != 0; touching &= touching - 1) {
+      const int64_t anchor = (first + __ffs(static_cast<int>(touching)) - 1) * kWarpSize + lane_index();
+      if (anchor >= in.num_anchors) continue;
+      const Offer offer = to_offer(box_iou(to_box(load_anchor(in, image, anchor)), box), anchor);
+      if (offer > best && claims[anchor] < to_claim(offer, truth)) best = offer;
     }
   }
   return best;
@@ -200,15 +211,16 @@ __device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, con
 
 // One block: an image. Greedy bipartite matching, as deferred acceptance: each ground truth wishes its best anchor, which
 // takes the best of those who do; a loser wishes its best anchor that would take it, whose ground truth may lose it for
-// that. All rank pairs by IoU, so what comes out is the greedy matching. `wishes` holds every ground truth's best anchor.
+// that. All rank pairs by IoU, so what comes out is the greedy matching.
 // An anchor's claim is in `indices` until the end, over the index of its per-prediction match, which it outranks.
 __global__ void __launch_bounds__(kImageThreads)
-    assign_truths_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Offer* all_wishes) {
+    assign_truths_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
   REFINEDET_SHARED(Offer, losers, kImageThreads / kWarpSize);
   REFINEDET_SHARED(Offer, offers, kImageThreads / kWarpSize);
   const int64_t image = blockIdx.x;
   const Truths truths = truths_of(in, image, num_truths);
-  Offer* const wishes = all_wishes + truths.first;
+  Offer* const wishes = work.wishes + truths.first;
+  const float* const regions = work.regions + 4 * image * num_regions(in.num_anchors);
   Claim* const claims = reinterpret_cast<Claim*>(out.indices + image * in.num_anchors);
   for (int g = threadIdx.x; g < truths.count; g += kImageThreads)
     if (wishes[g] != 0) atomicMax(&claims[anchor_of(wishes[g])], to_claim(wishes[g], g));
@@ -219,7 +231,7 @@ __global__ void __launch_bounds__(kImageThreads)
     if (loser == 0) break;
     const int g = truth_of(static_cast<Claim>(loser));
     const Box box = load_truth(in, truths.first + g);
-    const Offer wish = largest_of_block(best_obtainable(in, image, box, g, claims), offers);
+    const Offer wish = largest_of_block(best_obtainable(in, image, box, g, regions, claims), offers);
     if (threadIdx.x == 0) {
       wishes[g] = wish;
       if (wish != 0) claims[anchor_of(wish)] = to_claim(wish, g);
@@ -242,9 +254,20 @@ namespace {
 constexpr int64_t kMaxBatch = 65535;      // second dimension of a grid
 constexpr int64_t kMaxRows = 0x7fffffff;  // indices of ground truths are int, of anchors a word in an Offer
 
+// Lays the workspace out from `memory` on; returns the bytes it takes.
+int64_t lay_out(const MatchInput& in, int64_t num_truths, char* memory, Workspace* work) {
+  Layout layout(memory);
+  work->wishes = layout.part<Offer>(num_truths);
+  work->regions = layout.part<float>(4 * in.batch * num_regions(in.num_anchors));
+  return layout.bytes();
+}
+
 }  // namespace
 
-int64_t match_workspace_bytes(int64_t num_truths) { return num_truths * static_cast<int64_t>(sizeof(Offer)); }
+int64_t match_workspace_bytes(const MatchInput& in, int64_t num_truths) {
+  Workspace work;
+  return lay_out(in, num_truths, nullptr, &work);
+}
 
 std::string match_refusal(const MatchInput& in, int64_t num_truths) {
   const auto refuse = [](const char* name, int64_t value, int64_t limit) {
@@ -258,15 +281,16 @@ std::string match_refusal(const MatchInput& in, int64_t num_truths) {
 
 void match(const MatchInput& in, int64_t num_truths, const MatchOutput& out, void* workspace, Stream stream) {
   if (in.batch == 0 || in.num_anchors == 0) return;
-  Offer* const best = static_cast<Offer*>(workspace);
+  Workspace work;
+  lay_out(in, num_truths, static_cast<char*>(workspace), &work);
   const auto images = static_cast<unsigned>(in.batch);
   const auto blocks = static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads);
-  if (num_truths > 0) memset_async(best, 0, match_workspace_bytes(num_truths), stream);
+  if (num_truths > 0) memset_async(work.wishes, 0, num_truths * sizeof(Offer), stream);
   launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, num_truths, out,
-         best);
+         work);
   if (num_truths > 0)
     launch("assign_truths_kernel", assign_truths_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, num_truths, out,
-           best);
+           work);
 }
 
 #endif
