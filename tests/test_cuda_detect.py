@@ -35,6 +35,13 @@ def harness() -> Iterator[Harness]:
 
 
 @pytest.fixture(scope="module")
+def fast_harness() -> Iterator[Harness]:
+    """Without AddressSanitizer, for what is large."""
+    with Harness("detect") as harness:
+        yield harness
+
+
+@pytest.fixture(scope="module")
 def detect(harness: Harness) -> DetectOp:
     """The kernels under AddressSanitizer, every call with another schedule."""
     seeds = count()
@@ -59,10 +66,10 @@ def test_number_of_classes(harness: Harness, classes: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2048, 2049, 4095])
-def test_many_classes(harness: Harness, classes: int) -> None:
+def test_many_classes(fast_harness: Harness, classes: int) -> None:
     """Exponentials of one anchor, or two, fill the block's memory."""
     inputs = random_inputs(classes, 1, 5, classes, arm_conf=False)
-    found = check_case(harness, inputs, score_threshold=1e-4, keep_top_k=1024)
+    found = check_case(fast_harness, inputs, score_threshold=1e-4, keep_top_k=1024)
     assert found.counts.item() > 100
 
 
@@ -118,8 +125,8 @@ def test_head_maps(harness: Harness, dtype: torch.dtype, stages: tuple[bool, boo
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN_NAMES if "320" in name])
-def test_head_maps_of_the_network(harness: Harness, name: str) -> None:
-    check_case(harness, load_golden(name)[0], levels=[4800, 1200, 300, 75])
+def test_head_maps_of_the_network(fast_harness: Harness, name: str) -> None:
+    check_case(fast_harness, load_golden(name)[0], levels=[4800, 1200, 300, 75])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -127,8 +134,8 @@ def test_views_need_not_be_aligned(harness: Harness, dtype: torch.dtype) -> None
     check_case(harness, random_inputs(2, 2, 70, 4, dtype=dtype), levels=[60, 10], misaligned=True)
 
 
-def test_many_images(harness: Harness) -> None:
-    check_case(harness, random_inputs(3, 256, 20, 3), top_k=5, keep_top_k=7)
+def test_many_images(fast_harness: Harness) -> None:
+    check_case(fast_harness, random_inputs(3, 256, 20, 3), top_k=5, keep_top_k=7)
 
 
 @pytest.mark.parametrize("shape", [(0, 10, 3), (2, 0, 3), (2, 10, 1), (2, 0, 1), (0, 0, 1)])
@@ -137,11 +144,10 @@ def test_empty(harness: Harness, shape: tuple[int, int, int]) -> None:
     assert found.counts.tolist() == [0] * shape[0]
 
 
-def test_largest_image() -> None:
+def test_largest_image(fast_harness: Harness) -> None:
     """300,000 anchors of four levels, a few thousand of which pass the filter."""
-    with Harness("detect") as harness:
-        inputs = random_inputs(0, 1, 300_000, 3)
-        check_case(harness, inputs, levels=[240_000, 45_000, 12_000, 3_000], objectness_threshold=0.999)
+    inputs = random_inputs(0, 1, 300_000, 3)
+    check_case(fast_harness, inputs, levels=[240_000, 45_000, 12_000, 3_000], objectness_threshold=0.999)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -50,7 +50,7 @@ struct Heads {
 template <class T>
 __device__ Level<T> level_of_block(const Heads<T>& heads) {
   Level<T> level = heads.levels[0];
-  for (int i = 1; i < kMaxLevels; ++i)  // not bounds: a constant
+  for (int i = 1; i < kMaxLevels; ++i)
     if (blockIdx.x >= heads.levels[i].first_block) level = heads.levels[i];
   return level;
 }
