@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cuda_on_cpu.harness import BUILD, CSRC, HERE, VARIANTS, Harness, LauncherError, RequestError, build
+from cuda_on_cpu.harness import BUILD, CSRC, HERE, VARIANTS, Harness, build
 from tqdm import tqdm
 
 from refinedet.files import write_text
@@ -303,9 +303,7 @@ class Judge:
         with Harness(name, self.variant, driver=driver, environment=environment, timeout=self.seconds) as harness:
             try:
                 self.operator.check(harness)
-            except (LauncherError, RequestError):  # host code is not mutated: the check is wrong
-                raise
-            except Exception as error:  # garbage may also make the check itself stumble
+            except Exception as error:  # a kernel's garbage may make the check, or the driver, stumble anywhere
                 return f"{type(error).__name__}: {error}"
         return None
 
