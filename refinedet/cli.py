@@ -334,7 +334,12 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
 ) -> None:
     """A warning of this package is for the user: one line without the source code behind it."""
     if issubclass(category, UserWarning) and Path(filename).is_relative_to(PACKAGE):

@@ -1,5 +1,6 @@
 """The ``refinedet`` command: outputs, exit statuses, JSON. Most tests call main() to spare the start of a process."""
 
+import errno
 import json
 import re
 import signal
@@ -321,17 +322,6 @@ def test_train_resumes_and_says_what_is_where(tmp_path, voc, capsys):
     assert "Trained to step 3" in capsys.readouterr().out
 
 
-def test_training_ends_well_where_the_test_split_has_no_object(tmp_path, capsys):
-    root = make_voc(tmp_path / "voc")
-    for path in (root / "Annotations").glob("00000[67].xml"):  # the test split
-        path.write_text("<annotation></annotation>")
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(RECIPE.format(steps=1) + "every = 1\n")
-    arguments = ["train", str(recipe), "--data", str(root), "--out", str(tmp_path / "run")]
-    assert cli.main(arguments) == 0
-    assert "on the test split: - (it has no object)" in capsys.readouterr().out
-
-
 def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
     recipe, out = tmp_path / "tiny.toml", tmp_path / "a run"
     recipe.write_text(RECIPE.format(steps=100000))
@@ -369,3 +359,9 @@ def test_output_into_a_closed_pipe_is_no_traceback(checkpoint, photos, tmp_path)
     assert done.stdout.startswith("image")
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_system_errors_name_file_and_fix(capsys):
+    cli._say_error(OSError(errno.ENOSPC, "No space left on device", "found.json"))
+    message = "refinedet: error: found.json: No space left on device; free space or choose another folder\n"
+    assert capsys.readouterr().err == message

@@ -127,20 +127,6 @@ def test_log_has_a_line_per_step_with_all_numbers(run):
     assert [entry["step"] for entry in entries if entry["group"] == "test"] == [6, 12]
 
 
-def test_evaluation_does_not_count_as_slow_training(data, tmp_path, monkeypatch):
-    evaluate = train_module.evaluate
-
-    def slow(*arguments, **options):
-        time.sleep(3)
-        return evaluate(*arguments, **options)
-
-    monkeypatch.setattr(train_module, "evaluate", slow)
-    recipe = tiny_recipe(train={"steps": 4, "log_every": 2}, evaluate={"every": 2})
-    train(recipe, tmp_path / "run", data=data, progress=False)
-    speeds = [e["images_per_second"] for e in read_log(tmp_path / "run" / "log.jsonl") if e["group"] == "train"]
-    assert speeds[1] > 8 / 3
-
-
 def test_logged_losses_are_means_over_the_interval(run, data, tmp_path):
     out, _ = run
     train(tiny_recipe(train={"log_every": 4}), tmp_path / "run", data=data, progress=False)
@@ -373,28 +359,6 @@ def test_full_disk_keeps_the_previous_state(data, tmp_path, before_step):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_training_state(out / "last.safetensors").step == 4
     assert not list(out.glob(".*"))
-
-
-def test_full_disk_while_logging_is_one_error(data, tmp_path, before_step, recwarn):
-    """Neither the closing of the log nor TensorBoard's thread may hide it or report it a second time."""
-    out = tmp_path / "run"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(trainer):
-        if trainer.steps == 5:
-            resource.setrlimit(resource.RLIMIT_FSIZE, ((out / "log.jsonl").stat().st_size // 2, hard))
-
-    before_step(fill)
-    try:
-        with pytest.raises(RefineDetError, match=r"cannot write .*log\.jsonl: .*; free space, then resume the run"):
-            train(tiny_recipe(), out, data=data, progress=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not [warning for warning in recwarn if "thread" in str(warning.message)]
-    assert load_training_state(out / "last.safetensors").step == 4
-    before_step(lambda trainer: None)
-    assert train(tiny_recipe(), out, data=data, resume=True, progress=False).steps == 12
-    assert [entry[0] for entry in logged_losses(out)] == list(range(1, 13))
 
 
 # refusals before the first step --------------------------------------------------------------------------------------

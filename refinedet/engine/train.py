@@ -234,7 +234,6 @@ class _Run:
                     raise TrainingInterrupted(f"stopped after step {trainer.steps}; the run is saved in {self.out}")
                 if self._evaluation_due and not finished:
                     self._evaluate(log, progress)
-                    speed.reset()  # the images per second are those of training
 
     @property
     def _evaluation_due(self) -> bool:
