@@ -51,7 +51,8 @@ def detect(
     Raises InputError for an argument of the wrong kind and DataError for a file that is absent or no image; both name
     the image, and (but for a damaged file) come before any image is processed.
     """
-    items = [images] if isinstance(images, (str, os.PathLike, np.ndarray, Tensor)) else list(images)
+    single = isinstance(images, (str, os.PathLike, np.ndarray, Tensor)) or not isinstance(images, Iterable)
+    items = [images] if single else list(images)
     for index, item in enumerate(items):
         _check(item, index)
     found = detect_stream(model, items, score_threshold=score_threshold, batch_size=batch_size)

@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,18 @@ def test_a_full_disk_keeps_the_previous_result(fixed, tmp_path, refuse, monkeypa
     assert [path.name for path in out.iterdir()] == ["good.png"]
 
 
+def test_a_full_disk_names_the_file_and_the_fix(fixed, tmp_path, refuse):
+    """The system's own error for a failing write names no file."""
+    cv2.imwrite(str(tmp_path / "good.png"), scene(0)[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    words = (tmp_path / "out" / "good.png", "File too large; free space or choose another folder")
+    try:
+        refuse("detect", "any", tmp_path / "good.png", "--out", tmp_path / "out", words=words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 # checkpoints ---------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +282,15 @@ def test_a_damaged_voc_annotation(checkpoint, voc, refuse, old, new, word):
     assert old in text
     path.write_text(text.replace(old, new))
     refuse("evaluate", checkpoint, "--data", voc, words=(path, word))
+
+
+def test_an_unusable_box_is_one_line_of_warning(checkpoint, voc, capsys):
+    path = voc / "Annotations" / "000006.xml"
+    path.write_text(path.read_text().replace("<xmin>", "<xmin>9", 1))
+    assert cli.main(["evaluate", str(checkpoint), "--data", str(voc)]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "000006.xml" in line]
+    assert line.startswith("refinedet: warning: ")
+    assert "inverted boxes, dropped: 1" in line
 
 
 def test_a_damaged_coco_annotation(checkpoint, tmp_path, refuse):

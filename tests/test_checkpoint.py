@@ -303,3 +303,28 @@ def test_no_space_left_on_device(model, saved, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         save_model(model, saved)
     assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": [64.0, 64.0]}, {"size": "64"}, {"tcb_channels": -1}, {"tcb_channels": "wide"}, {"classes": 3}, None],
+)
+def test_wild_values_in_the_configuration(saved, change):
+    config = None if change is None else json.dumps({**json.loads(read_metadata(saved)["config"]), **change})
+    rewrite(saved, config=config)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
+        refinedet.load(saved)
+
+
+def test_a_format_version_that_is_no_number(saved):
+    rewrite(saved, format_version="1")
+    with pytest.raises(CheckpointError, match=r"metadata is damaged \(format version '1'\)"):
+        refinedet.load(saved)
+
+
+def test_weights_that_are_not_finite_are_not_loaded(saved):
+    tensors = load_file(saved)
+    tensors["odm.loc.0.weight"][0] = float("nan")
+    rewrite(saved, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"damaged: odm\.loc\.0\.weight holds values that are not finite"):
+        refinedet.load(saved)

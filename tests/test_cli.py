@@ -322,6 +322,17 @@ def test_train_resumes_and_says_what_is_where(tmp_path, voc, capsys):
     assert "Trained to step 3" in capsys.readouterr().out
 
 
+def test_training_ends_well_where_the_test_split_has_no_object(tmp_path, capsys):
+    root = make_voc(tmp_path / "voc")
+    for path in (root / "Annotations").glob("00000[67].xml"):  # the test split
+        path.write_text("<annotation></annotation>")
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(RECIPE.format(steps=1) + "every = 1\n")
+    arguments = ["train", str(recipe), "--data", str(root), "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 0
+    assert "on the test split: - (it has no object)" in capsys.readouterr().out
+
+
 def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
     recipe, out = tmp_path / "tiny.toml", tmp_path / "a run"
     recipe.write_text(RECIPE.format(steps=100000))

@@ -142,6 +142,14 @@ def test_the_image_wins_over_the_annotated_size(tmp_path):
     np.testing.assert_allclose(dataset[1].boxes[0], [0.25, 0.25, 0.75, 0.75])
 
 
+@pytest.mark.parametrize("field", [{"area": "9"}, {"area": float("nan")}, {"iscrowd": "no"}])
+def test_fields_that_only_the_metric_reads_are_checked_too(tmp_path, field):
+    data = content()
+    data["annotations"][1].update(field)
+    with pytest.raises(DataError, match=rf"annotation 2 has {next(iter(field))} .*; give a number"):
+        COCODataset(tree(tmp_path, data), "train")
+
+
 def changed(where: str, index: int, **values) -> dict:
     """The sound content with one entry changed; None removes a key."""
     data = content()

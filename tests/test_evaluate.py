@@ -139,6 +139,28 @@ def test_crowd_is_ignored_by_both_metrics(tmp_path):
         assert result.mean_ap == ONE
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [float("nan"), 5, 3, 9]},
+        {"bbox": [5, 5, 0, 9]},
+        {"bbox": [5, 5, -3, 9]},
+        {"area": None, "iscrowd": None},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*dropped")
+def test_what_the_data_set_drops_or_forgives_the_coco_metric_does_too(tmp_path, change):
+    root = make_coco(tmp_path, {"val": 2})
+    file = root / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0].update(change)
+    file.write_text(json.dumps(content))
+    dataset = open_dataset(root, "val")
+    result = evaluate(perfect_model(dataset, one_based=False), dataset, metric="coco", progress=False)
+    assert (result.mean_ap, result.coco["AR100"]) == (ONE, ONE)
+    assert sum(row.ground_truth for row in result.rows) == len(content["annotations"]) - ("bbox" in change)
+
+
 def test_class_without_ground_truth_is_listed_and_left_out(tmp_path):
     root = make_voc(tmp_path, {"test": 1}, objects=1)
     dataset = open_dataset(root, "test", classes=CLASSES)

@@ -54,6 +54,15 @@ def test_shapes_and_types(dataset):
     assert all(Path(path).is_file() for path in batch.paths)
 
 
+def test_an_epoch_is_shuffled_once(dataset, monkeypatch):
+    """A permutation of all of COCO takes milliseconds, and every sample needs its place in it."""
+    seeds = []
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: (seeds.append(tuple(seed)), make(seed))[1])
+    list(islice(loader(dataset).iterate(), 4))  # 12 samples of 7
+    assert [seed for seed in seeds if len(seed) == 2] == [(0, 0), (0, 1)]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, COUNT, 10])
 def test_every_epoch_has_every_image_once_even_when_batches_cross_it(dataset, batch_size):
     steps = 3 * COUNT // batch_size + 1

@@ -230,3 +230,9 @@ def test_options_out_of_range_are_named_with_their_value(options):
     name, value = next(iter(options.items()))
     with pytest.raises(InputError, match=f"{name} is {value}"):
         detect(model(), image(), **options)
+
+
+@pytest.mark.parametrize("images", [None, 7])
+def test_what_is_no_image_and_no_list_is_refused(images):
+    with pytest.raises(InputError, match="image 0 is a "):
+        detect(FixedModel([[0, 0, 1, 1]], [1], [0.9]), images)

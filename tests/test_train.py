@@ -127,6 +127,20 @@ def test_log_has_a_line_per_step_with_all_numbers(run):
     assert [entry["step"] for entry in entries if entry["group"] == "test"] == [6, 12]
 
 
+def test_evaluation_does_not_count_as_slow_training(data, tmp_path, monkeypatch):
+    evaluate = train_module.evaluate
+
+    def slow(*arguments, **options):
+        time.sleep(3)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(train_module, "evaluate", slow)
+    recipe = tiny_recipe(train={"steps": 4, "log_every": 2}, evaluate={"every": 2})
+    train(recipe, tmp_path / "run", data=data, progress=False)
+    speeds = [e["images_per_second"] for e in read_log(tmp_path / "run" / "log.jsonl") if e["group"] == "train"]
+    assert speeds[1] > 8 / 3
+
+
 def test_logged_losses_are_means_over_the_interval(run, data, tmp_path):
     out, _ = run
     train(tiny_recipe(train={"log_every": 4}), tmp_path / "run", data=data, progress=False)
@@ -361,6 +375,28 @@ def test_full_disk_keeps_the_previous_state(data, tmp_path, before_step):
     assert not list(out.glob(".*"))
 
 
+def test_full_disk_while_logging_is_one_error(data, tmp_path, before_step, recwarn):
+    """Neither the closing of the log nor TensorBoard's thread may hide it or report it a second time."""
+    out = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(trainer):
+        if trainer.steps == 5 and not (tmp_path / "filled").exists():
+            (tmp_path / "filled").touch()
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((out / "log.jsonl").stat().st_size // 2, hard))
+
+    before_step(fill)
+    try:
+        with pytest.raises(RefineDetError, match=r"cannot write .*log\.jsonl: .*; free space, then resume the run"):
+            train(tiny_recipe(), out, data=data, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [warning for warning in recwarn if "thread" in str(warning.message)]
+    assert load_training_state(out / "last.safetensors").step == 4
+    assert train(tiny_recipe(), out, data=data, resume=True, progress=False).steps == 12
+    assert [entry[0] for entry in logged_losses(out)] == list(range(1, 13))
+
+
 # refusals before the first step --------------------------------------------------------------------------------------
 
 
@@ -381,6 +417,16 @@ def test_missing_data_folder(tmp_path):
 def test_empty_data_set(tmp_path):
     root = make_voc(tmp_path / "voc", {"train": 0})
     refused(tmp_path, tiny_recipe(), DataError, "train", data=root)
+
+
+def test_nothing_to_learn_from(tmp_path):
+    root = make_voc(tmp_path / "voc")
+    for path in (root / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    refused(tmp_path, tiny_recipe(data={"use_difficult": False}), DataError, "no image has a usable object", data=root)
+    for path in (root / "Annotations").glob("00000[0-3].xml"):  # the training split
+        path.write_text("<annotation></annotation>")
+    refused(tmp_path, tiny_recipe(), DataError, "no image has a usable object", data=root)
 
 
 def test_missing_split(tmp_path, data):

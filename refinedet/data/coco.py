@@ -1,6 +1,7 @@
 """Data sets in the layout of COCO: one JSON file of images, annotations and categories per split."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ class COCODataset(DetectionDataset):
                     name,
                     [_corners(item, file) for item in found],
                     [labels[categories[item["category_id"]]] for item in found],
-                    [bool(item.get("iscrowd", 0)) for item in found],
+                    [bool(item.get("iscrowd")) for item in found],
                     _declared_size(image),
                     findings,
                 )
@@ -152,6 +153,7 @@ def _group(
                 f"{file}: annotation {item.get('id')} names category id {category!r}; "
                 f"the file's categories are {choices(f'{key} ({name})' for key, name in categories.items())}"
             )
+        _check_numbers(item, file)
         grouped.setdefault(image, []).append(item)
     return grouped
 
@@ -162,6 +164,14 @@ def _corners(item: dict[str, Any], file: Path) -> tuple[float, float, float, flo
         raise DataError(f"{file}: annotation {item.get('id')} has bbox {box!r}; give [x, y, width, height]")
     x, y, width, height = box
     return x, y, x + width, y + height
+
+
+def _check_numbers(item: dict[str, Any], file: Path) -> None:
+    """What COCO's metric reads beside the box; absent or null counts as not given."""
+    for key in ("area", "iscrowd"):
+        value = item.get(key)
+        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise DataError(f"{file}: annotation {item.get('id')} has {key} {value!r}; give a number, or leave it out")
 
 
 def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:

@@ -102,6 +102,7 @@ class _Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.use_difficult = use_difficult
+        self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation; a new one takes milliseconds
 
     def __getitem__(self, step: int) -> Batch | RefineDetError:
         first = step * self.batch_size
@@ -121,7 +122,9 @@ class _Batches:
         return image, boxes, labels, sample.path
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        return self._order[1]
 
 
 def collate(items: list[tuple[Tensor, np.ndarray, np.ndarray, str]]) -> Batch:

@@ -193,6 +193,9 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _assign(model: RefineDet, tensors: Mapping[str, Tensor], path: Path) -> None:
     fit(model, tensors, path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {name} holds values that are not finite; copy it again")
     model.load_state_dict(tensors)
 
 
@@ -211,8 +214,8 @@ def _build(path: Path, header: Mapping[str, Any]) -> RefineDet:
 
     try:
         return from_config(ModelConfig.from_json(header["config"]))
-    except (InputError, CheckpointError) as error:
-        raise CheckpointError(f"{path}: its model cannot be built: {error}") from error
+    except (InputError, CheckpointError, TypeError, ValueError, RuntimeError) as error:  # the last three: wild values
+        raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
 
 
 def _write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -257,6 +260,8 @@ def _read_header(path: Path) -> dict[str, Any]:
         version, kind, _ = header["format_version"], header["kind"], header["config"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: its refinedet metadata is damaged ({error!r})") from error
+    if type(version) is not int:
+        raise CheckpointError(f"{path}: its refinedet metadata is damaged (format version {version!r}); copy it again")
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, this refinedet reads up to {FORMAT_VERSION}: update the package"

@@ -363,6 +363,8 @@ def _coco_view(dataset: DetectionDataset, collected: _Collected) -> _COCOView:
     """COCO data keep their own annotations, whose areas are those of the objects' outlines; others get them made."""
     if isinstance(dataset, COCODataset):
         content = json.loads(dataset.annotation_file.read_bytes())
+        # As the data set does; pycocotools could never match these, but would count them as missed.
+        content["annotations"] = [item for item in content["annotations"] if _has_area(item["bbox"])]
         ids = {str(image["id"]): image["id"] for image in content["images"]}
         return _COCOView(content, [ids[image.image_id] for image in collected.images], dataset.category_ids)
     truth = collected.truth
@@ -379,6 +381,11 @@ def _coco_view(dataset: DetectionDataset, collected: _Collected) -> _COCOView:
     }
     labels = range(1, len(dataset.classes) + 1)
     return _COCOView(ground_truth, [image.image_id for image in images], {label: label for label in labels})
+
+
+def _has_area(box: list[float]) -> bool:
+    """Whether a COCO box x, y, width, height is finite, not inverted and not empty."""
+    return all(map(math.isfinite, box)) and min(box[2:]) > 0
 
 
 def _row(name: str, result: ClassResult, ap: float) -> ClassRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class TrainingLog:
     """Appends to the logs of the run in folder ``out``; entries after ``step`` (of a run that died) are cut off first.
 
     Use as a context manager. Each line is flushed, so a killed run loses none that it wrote.
+
+    Raises:
+        RefineDetError: a log cannot be written (a full disk); from `write` or at the end.
     """
 
     def __init__(self, out: Path, step: int) -> None:
@@ -47,14 +51,24 @@ class TrainingLog:
         self._path = out / LOG_FILE
         _cut(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._report_thread
         self._writer = SummaryWriter(str(out / TENSORBOARD_FOLDER), purge_step=step + 1)
 
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            try:
+                self._file.close()
+            finally:
+                self._writer.close()
+        except OSError as error:
+            if kind is None:  # else the first error is the one to tell
+                raise self._unwritable(error) from error
+        finally:
+            threading.excepthook = self._excepthook
 
     def write(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         """Log ``values`` (JSON-able) after ``step`` steps; numbers go to TensorBoard as ``group/name``."""
@@ -65,7 +79,15 @@ class TrainingLog:
                 if isinstance(value, (int, float)):
                     self._writer.add_scalar(f"{group}/{name}", value, step)
         except OSError as error:
-            raise RefineDetError(f"cannot write {self._path}: {error}; free space, then resume the run") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RefineDetError:
+        return RefineDetError(f"cannot write {self._path}: {error}; free space, then resume the run")
+
+    def _report_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread, which keeps an OSError for our next call: a traceback would say it twice."""
+        if not (failed.exc_type is not None and issubclass(failed.exc_type, OSError)):
+            self._excepthook(failed)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from refinedet.engine.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.engine.logs import LOG_FILE, RunningMean, TrainingLog, read_log
 from refinedet.engine.recipe import Recipe, differences, parse_recipe, read_recipe
 from refinedet.engine.trainer import Trainer
-from refinedet.errors import CheckpointError, InputError, RecipeError
+from refinedet.errors import CheckpointError, DataError, InputError, RecipeError
 from refinedet.files import write_text
 from refinedet.models import RefineDet, build
 
@@ -101,6 +101,7 @@ def train(
     recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights)
     _check_folder(out, resume)
     dataset = open_training_data(recipe)
+    _check_objects(dataset, recipe.data.use_difficult)
     test_data = open_test_data(recipe, dataset.classes) if recipe.evaluate.every else None
     run = _Run(recipe, out, dataset, test_data)
     if resume:
@@ -234,6 +235,7 @@ class _Run:
                     raise TrainingInterrupted(f"stopped after step {trainer.steps}; the run is saved in {self.out}")
                 if self._evaluation_due and not finished:
                     self._evaluate(log, progress)
+                    speed.reset()  # the images per second are those of training
 
     @property
     def _evaluation_due(self) -> bool:
@@ -351,6 +353,12 @@ def _open_split(recipe: Recipe, split: str, classes: tuple[str, ...] | None) -> 
         raise RecipeError(f"recipe {recipe.name} has no data.root: give the data folder there or with --data")
     folder, _, name = split.rpartition("/")
     return open_dataset(Path(recipe.data.root) / folder, name, format=recipe.data.format, classes=classes)
+
+
+def _check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
+    """Raise DataError when nothing can be learned: every loss would be 0."""
+    if not any(use_difficult or not all(record.difficult) for record in dataset.records if len(record.labels)):
+        raise DataError(f"{dataset.name}: no image has a usable object to learn from; check the annotations")
 
 
 def _loader(recipe: Recipe, dataset: DetectionDataset, model: RefineDet) -> TrainLoader:

@@ -30,7 +30,8 @@ def coco_ap(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]
     """Evaluate boxes in COCO's results format against ground truth in COCO's annotation format.
 
     ground_truth: ``images`` (``id``), ``categories`` (``id``), ``annotations`` (``image_id``, ``category_id``, ``bbox``
-        [x, y, width, height] in pixels; a missing ``iscrowd`` means 0, a missing ``area`` width * height).
+        [x, y, width, height] in pixels; an ``iscrowd`` that is missing or None means 0, such an ``area`` width *
+        height).
     results: one mapping per detection with ``image_id``, ``category_id``, ``bbox`` [x, y, width, height], ``score``.
         At most the 100 best of an image and category count, as COCO's rules say. May be empty: every AP and AR that has
         ground truth is then 0.
@@ -91,7 +92,8 @@ def _check_rows(
 
 def _annotation(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with every field COCOeval reads. Ids count anew from 1: COCOeval takes a match with id 0 for none."""
-    return {"iscrowd": 0, "area": _area(row), **row, "id": number}
+    given = {key: value for key, value in row.items() if value is not None}
+    return {"iscrowd": 0, "area": _area(row), **given, "id": number}
 
 
 def _detection(number: int, row: Mapping[str, Any]) -> dict[str, Any]:

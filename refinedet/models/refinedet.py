@@ -60,7 +60,7 @@ class ModelConfig:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"not a model configuration ({error!r}): {text[:80]}; use a checkpoint of this package"
+                f"not a model configuration ({error!r}): {str(text)[:80]}; use a checkpoint of this package"
             ) from error
 
 
