@@ -97,8 +97,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads change the order of sums. With two or four, one gradient value of ResNet-101 (of the factor after P4, 0.079
-    of its tensor's largest) leaves the tolerance of 0.07; with one it is at 0.004. So the comparison names its number.
+    """Threads change the order of sums. With two or four, one gradient value of ResNet-101 (of the factor after P4) is
+    off by 0.079 of its tensor's largest, beyond the tolerance of 0.07; with one by 0.004. So the number is fixed here.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
