@@ -25,15 +25,15 @@ SOURCES = sorted((CSRC / "ops" / "cuda").glob("*.cu"))
 FOLDER = ROOT / "docs" / "kernels"
 BUDGET = FOLDER / "resources.json"
 TABLE = FOLDER / "resources.md"
-OLD_ARCHITECTURES = ("5.2", "6.1")  # Titan X (Maxwell) and Titan X (Pascal)
+OLD_ARCHITECTURES = ("5.2", "6.1", "7.0")  # Titan X (Maxwell), Titan X (Pascal), V100
 
 ABOUT = """\
 # Registers, shared memory, occupancy
 
 What the compilers make of the kernels: registers of a thread, and in brackets the share of a multiprocessor's warps
 that is in use when it is full of the kernel. No kernel spills on any architecture. `tests/test_cuda_build.py` fails
-when a kernel outgrows this table; `python tests/kernel_budget.py` writes it anew. sm_52 and sm_61 by NVRTC {nvrtc}, the
-others by nvcc {nvcc}.
+when a kernel outgrows this table; `python tests/kernel_budget.py` writes it anew. NVRTC {nvrtc} compiled for sm_52, sm_61
+and sm_70, nvcc {nvcc} for the others.
 
 """
 
