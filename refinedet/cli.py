@@ -9,11 +9,13 @@ Torch and OpenCV are imported by the subcommands that need them, so that ``refin
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,9 +27,21 @@ from refinedet.files import write_text
 if TYPE_CHECKING:
     from refinedet.models import RefineDet
 
-CONFIGS = Path(__file__).parent / "configs"
+PACKAGE = Path(__file__).parent
+CONFIGS = PACKAGE / "configs"
 STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
 FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
+_FIXES = {
+    errno.ENOSPC: "free space or choose another folder",
+    errno.EDQUOT: "free space or choose another folder",
+    errno.EFBIG: "free space or choose another folder",
+    errno.EACCES: "change its permissions or choose another place",
+    errno.EPERM: "change its permissions or choose another place",
+    errno.EROFS: "choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace()
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return arguments.run(arguments)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -189,7 +205,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if result.loss is not None:
         say(f"Mean loss of the last steps: {result.loss:.4f}")
     if result.evaluation is not None:
-        say(f"Mean {result.evaluation['measure']} on the test split: {result.evaluation['mean_ap']:.4f}")
+        mean_ap = result.evaluation["mean_ap"]
+        shown = "- (it has no object)" if mean_ap is None else f"{mean_ap:.4f}"
+        say(f"Mean {result.evaluation['measure']} on the test split: {shown}")
     say(f"Model: {result.checkpoint}")
     say(f"Logs and the state to resume from: {out}")
     _deliver(arguments, json.loads(result.to_json()))
@@ -304,4 +322,27 @@ def _deliver(arguments: argparse.Namespace, document: Any) -> None:
 
 
 def _say_error(error: Exception) -> None:
-    print(f"refinedet: error: {error}", file=sys.stderr)
+    print(f"refinedet: error: {_explain_os_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+
+
+def _explain_os_error(error: OSError) -> str:
+    """What the system said, with file and fix as all other errors have them."""
+    fix = _FIXES.get(error.errno or 0)
+    if error.filename is None or fix is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}; {fix}"
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """A warning of this package is for the user: one line without the source code behind it."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(PACKAGE):
+        print(f"refinedet: warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr, end="")

@@ -13,6 +13,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary file keeps ``path``'s suffix (OpenCV and matplotlib choose the format by it). On any error,
     a full disk included, it is removed and whatever stood at ``path`` before is untouched. Parent folders are made.
+    An OSError that names no file, such as a full disk's, gets ``path`` as its ``filename``.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -24,6 +25,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         _grant_default_mode(temporary)
         _flush_to_disk(temporary)
         temporary.replace(target)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """The ``refinedet`` command: outputs, exit statuses, JSON. Most tests call main() to spare the start of a process."""
 
+import errno
 import json
 import re
 import signal
@@ -358,3 +359,9 @@ def test_output_into_a_closed_pipe_is_no_traceback(checkpoint, photos, tmp_path)
     assert done.stdout.startswith("image")
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_system_errors_name_file_and_fix(capsys):
+    cli._say_error(OSError(errno.ENOSPC, "No space left on device", "found.json"))
+    message = "refinedet: error: found.json: No space left on device; free space or choose another folder\n"
+    assert capsys.readouterr().err == message
