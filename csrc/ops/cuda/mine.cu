@@ -75,9 +75,9 @@ __device__ void take_exponentials(const Tile& tile, const T* logits, int num_cla
     float highest = minus_infinity;
     for (int c = lane; c < num_classes; c += kLogitsAtOnce * lanes) {
       float loaded[kLogitsAtOnce];
-      for (int k = 0; k < kLogitsAtOnce; ++k)  // not bounds: a constant
+      for (int k = 0; k < kLogitsAtOnce; ++k)
         loaded[k] = c + k * lanes < num_classes ? load(row + c + k * lanes) : minus_infinity;
-      for (int k = 0; k < kLogitsAtOnce; ++k) {  // not bounds: a constant
+      for (int k = 0; k < kLogitsAtOnce; ++k) {
         highest = loaded[k] > highest ? loaded[k] : highest;
         if (used && c + k * lanes < num_classes) terms[c + k * lanes] = loaded[k];
       }
