@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 INSTALLED := $(VENV)/installed.stamp
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test test-cuda test-gpu lint benchmark clean
 
 demo: $(INSTALLED)
 	$(BIN)/refinedet detect bccd $(DEMO_IMAGE) --out $(DEMO_OUT)
@@ -27,6 +27,14 @@ lint: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable
 
+# What takes longer than a minute: the CUDA operators, run on the CPU through torch.
+test-cuda: $(INSTALLED)
+	$(BIN)/python -m pytest tests --ignore-glob='*/test_gpu_*' -m long --numprocesses $(TEST_WORKERS)
+
+# On a machine with a GPU; fails where there is none.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_gpu_*.py -m 'long or not long'
+
 clean:
 	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(INSTALLED)
 
@@ -38,6 +46,6 @@ $(BASE):
 	touch $@
 
 # Compiles against the torch just installed instead of downloading a second one.
-$(INSTALLED): $(BASE) setup.py pyproject.toml $(shell find csrc)
+$(INSTALLED): $(BASE) setup.py cuda_build.py refinedet/kernel_resources.py pyproject.toml $(shell find csrc)
 	$(BIN)/pip install --no-build-isolation --editable '.[test]'
 	touch $@

@@ -26,6 +26,7 @@ FLAGS = [
     "-Wno-deprecated-gpu-targets",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-ffp-contract=off",
     "-Xptxas=-v",
+    "-Xfatbin=-compress-all",
     "--threads=2",
 ]
 
@@ -92,8 +93,7 @@ def choose_architectures(environ: Mapping[str, str], toolkit: Toolkit) -> list[s
         return _check_requested(requested, toolkit)
     gpus = visible_gpus()
     if not gpus:
-        known = [name for name in DEFAULT_ARCHITECTURES if name in toolkit.architectures]
-        return [*known[:-1], f"{known[-1]}+PTX"]
+        return default_architectures(toolkit)
     chosen = {code for gpu in gpus if (code := _code_for(gpu, toolkit))}
     if not chosen:
         raise ToolkitError(
@@ -101,6 +101,12 @@ def choose_architectures(environ: Mapping[str, str], toolkit: Toolkit) -> list[s
             "use an older CUDA toolkit"
         )
     return sorted(chosen, key=lambda code: _order(code.removesuffix("+PTX")))
+
+
+def default_architectures(toolkit: Toolkit) -> list[str]:
+    """Where no GPU is in sight."""
+    known = [name for name in DEFAULT_ARCHITECTURES if name in toolkit.architectures]
+    return [*known[:-1], f"{known[-1]}+PTX"]
 
 
 def visible_gpus() -> list[str]:

@@ -5,8 +5,8 @@ of its libraries only, so it is located but never imported, and the result runs 
 Ninja compiles in parallel and knows every header a file includes. CXX, CXXFLAGS and LDFLAGS are honoured:
 CXXFLAGS=-Wno-error is the way past a warning that only a newer compiler knows.
 
-REFINEDET_CUDA=1 compiles the CUDA kernels, csrc/ops/cuda, or fails; 0 leaves them out; auto compiles them where nvcc is
-found. The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
+The CUDA kernels, csrc/ops/cuda, are compiled where nvcc is found; REFINEDET_CUDA=1 fails without it, 0 leaves them out.
+The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
 """
 
 import fcntl
@@ -71,7 +71,7 @@ class Cuda:
 
 def find_cuda() -> Cuda | None:
     """What to compile the CUDA kernels with and for, as REFINEDET_CUDA says; None to leave them out."""
-    wanted = os.environ.get("REFINEDET_CUDA", "0")
+    wanted = os.environ.get("REFINEDET_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"refinedet: REFINEDET_CUDA is {wanted!r}, expected auto, 1 or 0")
     if wanted == "0":
@@ -194,7 +194,12 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
     )
     script = ROOT / "refinedet" / "kernel_resources.py"
     command = shlex.join([sys.executable, "-I", str(script)])
-    ninja.rule("resources", f"{escape(command)} $out --ptxas $logs --ptx $ptx", description="table of kernel resources")
+    ninja.rule(
+        "resources",
+        f"{escape(command)} $out --ptxas $logs --ptx $ptx",
+        restat=True,  # an unchanged table stays as it is
+        description="table of kernel resources",
+    )
     objects, ptx = [], []
     for source in relative_paths(CUDA.glob("*.cu")):
         objects += ninja.build(str(folder / f"{source}.o"), "compile_cuda", str(ROOT / source))

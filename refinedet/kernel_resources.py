@@ -31,6 +31,9 @@ class Multiprocessor:
     shared_reserved: int = 1024  # bytes that the system takes for itself in every block
 
 
+# Bytes that a launch asks for beside the static shared memory; of detect, with its default top_k and keep_top_k.
+DYNAMIC_SHARED = {"suppress_class_kernel": 1024 * 8 + 500 * 16, "merge_classes_kernel": 512 * 8}
+
 MULTIPROCESSORS = {
     "5.2": Multiprocessor(64, 32, 96, 256, 0),
     "6.1": Multiprocessor(64, 32, 96, 256, 0),
@@ -54,29 +57,30 @@ class KernelResources:
     registers: int  # of a thread
     spills: int  # stored and loaded by a thread, because it has too few registers
     stack: int  # of a thread, spills included
-    shared: int  # of a block, known at compile time
+    shared: int  # of a block, without DYNAMIC_SHARED
     threads: int  # of a block
 
-    def blocks_per_multiprocessor(self, dynamic_shared: int = 0) -> int:
-        """Blocks that a multiprocessor holds at a time, if the launch asks for so much shared memory beside the static.
+    def blocks_per_multiprocessor(self) -> int:
+        """Blocks that a multiprocessor holds at a time.
 
         Raises:
-            KeyError: nothing is known about the architecture.
+            KeyError: the architecture is not in MULTIPROCESSORS.
         """
         limits = MULTIPROCESSORS[self.architecture]
         warps = -(-self.threads // WARP)
-        per_warp = _round_up(self.registers * WARP, REGISTER_UNIT)
-        warps_with_registers = REGISTERS_PER_MULTIPROCESSOR // per_warp // WARP_UNIT * WARP_UNIT
-        shared = _round_up(self.shared + dynamic_shared + limits.shared_reserved, limits.shared_unit)
+        registers = _round_up(self.registers * WARP, REGISTER_UNIT)  # of a warp
+        warps_with_registers = REGISTERS_PER_MULTIPROCESSOR // registers // WARP_UNIT * WARP_UNIT
         blocks = [limits.blocks, limits.warps // warps, warps_with_registers // warps]
-        if shared:
+        shared = self.shared + DYNAMIC_SHARED.get(self.kernel, 0)
+        shared = _round_up(shared + limits.shared_reserved, limits.shared_unit)
+        if shared > 0:
             blocks.append(limits.shared_kib * 1024 // shared)
         return min(blocks)
 
-    def occupancy(self, dynamic_shared: int = 0) -> float:
+    def occupancy(self) -> float:
         """Share of the multiprocessor's warps that are in use when it is full of this kernel."""
         warps = -(-self.threads // WARP)
-        return self.blocks_per_multiprocessor(dynamic_shared) * warps / MULTIPROCESSORS[self.architecture].warps
+        return self.blocks_per_multiprocessor() * warps / MULTIPROCESSORS[self.architecture].warps
 
 
 def table() -> list[KernelResources]:

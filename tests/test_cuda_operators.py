@@ -18,6 +18,8 @@ import pytest
 import torch
 from cuda_on_cpu.harness import BUILD, CSRC, FLAGS, HERE, ROOT, compiler, locked
 
+pytestmark = pytest.mark.long
+
 # File and what it leaves out: what the contract says of the CPU alone (offsets are checked, any top_k is taken), and a
 # measurement of the CPU's memory.
 TESTS = {

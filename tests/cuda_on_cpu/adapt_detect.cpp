@@ -24,8 +24,10 @@ void detect(cuda_on_cpu::Request& request) {
   heads.num_levels = static_cast<int>(request.integer("num_levels"));
   for (int i = 0; i < heads.num_levels; ++i) {
     const std::string level = std::to_string(i);
-    heads.levels[i] = {request.optional_input<void>("arm_loc" + level), request.optional_input<void>("arm_conf" + level),
-                       request.input<void>("odm_loc" + level), request.input<void>("odm_conf" + level),
+    heads.levels[i] = {request.optional_input<void>("arm_loc" + level),
+                       request.optional_input<void>("arm_conf" + level),
+                       request.input<void>("odm_loc" + level),
+                       request.input<void>("odm_conf" + level),
                        request.shape("odm_loc" + level)[1]};
   }
   heads.anchors = request.input<float>("anchors");

@@ -14,8 +14,9 @@ void refine(cuda_on_cpu::Request& request) {
                                              request.input<void>("offsets"),
                                              shape[0],
                                              shape[1]};
-  refinedet::cuda::refine(inputs, {variance("variance_x"), variance("variance_y"), variance("variance_w"), variance("variance_h")},
-                          request.output<float>("refined"), nullptr);
+  const refinedet::Variances variances{variance("variance_x"), variance("variance_y"), variance("variance_w"),
+                                       variance("variance_h")};
+  refinedet::cuda::refine(inputs, variances, request.output<float>("refined"), nullptr);
 }
 
 }  // namespace

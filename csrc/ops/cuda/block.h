@@ -1,7 +1,7 @@
 // What a block of threads does together with 64-bit sort keys (box_math.h, descending_key): find the k smallest of many
 // without sorting them, and sort a few in shared memory. Keys are distinct but for kNoKey, which stands for "none".
-// Blocks are one-dimensional, of whole warps. Unless said otherwise all threads of the block call, with equal arguments,
-// and may write what the arguments point to again only after a barrier.
+// Blocks are one-dimensional, of whole warps. Unless said otherwise all threads of the block call, with equal
+// arguments, and may write what the arguments point to again only after a barrier.
 #pragma once
 
 #include "box_math.h"
@@ -38,8 +38,8 @@ __device__ inline Rank rank_in_block(bool has_item, int* warp_counts) {
   return rank;
 }
 
-// Reserves places in a list for the lanes that have an item, with one atomic addition. Called by whole warps, which need
-// not all call; returns this lane's place.
+// Reserves places in a list for the lanes that have an item, with one atomic addition. Called by whole warps, which
+// need not all call; returns this lane's place.
 __device__ inline int append_by_warp(bool has_item, int* list_size) {
   const unsigned ballot = __ballot_sync(kFullWarp, has_item);
   int first = 0;
@@ -53,7 +53,7 @@ struct Selection {
   static constexpr int kDigits = 1 << kDigitBits;
 
   int histogram[kDigits];
-  int digit, wanted, members;  // the digit found, and of the keys that have it how many are wanted and how many there are
+  int digit, wanted, members;  // the digit found; how many of the keys that have it are wanted, how many there are
   unsigned ones, zeros;        // bits of the scores that are 1, and 0, in some key
   int list_size;
 };
@@ -79,8 +79,8 @@ __device__ inline void find_digit(int wanted, Selection* shared) {
   shared->members = shared->histogram[digit];
 }
 
-// Calls visit(k) for every key; threads whose turn is beyond the end get kNoKey, so that all threads call equally often.
-// Loads several keys before it visits the first: one block alone has few threads to hide the latency of memory behind.
+// Calls visit(k) for every key; threads whose turn is beyond the end get kNoKey, so that all call equally often. Loads
+// several keys before it visits the first: one block alone has few threads to hide the latency of memory behind.
 template <class Key, class Visit>
 __device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) {
   constexpr int kLoads = 4;
@@ -94,8 +94,8 @@ __device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) 
   }
 }
 
-// Gathers which bits of the scores differ between keys, so that the selection need not look at the others: scores between
-// 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow.
+// Gathers which bits of the scores differ between keys, so that the selection need not look at the others: scores
+// between 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow.
 template <class Key>
 __device__ void compare_scores(const Key& key, int64_t count, Selection* shared) {
   if (threadIdx.x == 0) shared->ones = shared->zeros = 0;
@@ -111,7 +111,7 @@ __device__ void compare_scores(const Key& key, int64_t count, Selection* shared)
   __syncthreads();
 }
 
-// A key that separates the `wanted` smallest of key(0) .. key(count - 1) from the others: exactly `wanted` of them are <= it.
+// A key that separates the `wanted` smallest of key(0) .. key(count - 1) from the others: exactly `wanted` are <= it.
 // More than `wanted` >= 1 are not kNoKey. Radix selection from the first digit that differs; every digit is a pass over
 // the keys.
 template <class Key>

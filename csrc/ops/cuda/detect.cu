@@ -79,8 +79,8 @@ struct Tile {
   __device__ float score(int i, int c) const { return terms[i * row_size + c] / totals[i]; }
 };
 
-// Softmax up to the division. A warp per anchor reads its logits; a thread per anchor sums in class order, as the CPU does,
-// so that the scores are the same bit for bit. `logits` is the row of the block's first anchor.
+// Softmax up to the division. A warp per anchor reads its logits; a thread per anchor sums in class order, as the CPU
+// does, so that the scores are the same bit for bit. `logits` is the row of the block's first anchor.
 template <class T>
 __device__ void take_exponentials(const Tile& tile, const T* logits, int num_classes) {
   for (int i = warp_index(); i < tile.count; i += kWarps) {
@@ -143,7 +143,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t image = blockIdx.y, first = int64_t{blockIdx.x - level.first_block} * kThreads;
   const int64_t first_row = image * level.num_anchors + first, first_anchor = level.first_anchor + first;
   const int thread = threadIdx.x;
-  bool survives = first + thread < level.num_anchors && is_object(level, first_row + thread, options.objectness_threshold);
+  bool survives = first + thread < level.num_anchors;
+  survives = survives && is_object(level, first_row + thread, options.objectness_threshold);
   if (survives) {
     const Center anchor = load_center(anchors, first_anchor + thread);
     const Corners box = decode_anchor(level, anchor, first_row + thread, options.variances);
@@ -175,8 +176,8 @@ struct Suppression {
   uint64_t suppressed[kWarps];  // by the boxes kept before, as far as this warp has looked
 };
 
-// Suppresses among the `count` keys, best first, tile by tile. Kept keys move to the front of `keys`; their boxes go to `kept`,
-// which has room for `limit`. Returns their number. `boxes` are the image's.
+// Suppresses among the `count` keys, best first, tile by tile. Kept keys move to the front of `keys`; their boxes go to
+// `kept`, which has room for `limit`. Returns their number. `boxes` are the image's.
 __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, int limit, const float* boxes,
                                     const Sizes& sizes, float threshold, Suppression* shared) {
   const int thread = threadIdx.x, lane = lane_index();
@@ -232,8 +233,9 @@ __global__ void __launch_bounds__(kThreads) suppress_class_kernel(Sizes sizes, f
   const KeyList candidates{work.candidates + list * sizes.num_anchors};
   const int found = gather_best(candidates, work.candidate_counts[list], sizes.top_k, keys, selection);
   Corners* const kept = reinterpret_cast<Corners*>(keys + power_of_two_at_least(sizes.top_k));
-  const int kept_count = suppress_keys(keys, found, kept, sizes.kept_of_class, work.boxes + 4 * image * sizes.num_anchors,
-                                       sizes, iou_threshold, suppression);
+  const float* const boxes = work.boxes + 4 * image * sizes.num_anchors;
+  const int kept_count =
+      suppress_keys(keys, found, kept, sizes.kept_of_class, boxes, sizes, iou_threshold, suppression);
   if (threadIdx.x == 0) *first_place = atomicAdd(&work.kept_counts[image], kept_count);
   __syncthreads();
   uint64_t* const out = work.kept + image * sizes.foreground() * sizes.kept_of_class + *first_place;
@@ -344,8 +346,8 @@ void detect(const DetectHeads& in, const DetectShape& shape, const DetectOptions
       using T = decltype(element);
       unsigned num_blocks;
       const Heads<T> heads = to_heads<T>(in, &num_blocks);
-      launch("score_anchors_kernel", score_anchors_kernel<T>, dim3(num_blocks, images), block, 0, stream, heads, in.anchors,
-             sizes, options, work);
+      launch("score_anchors_kernel", score_anchors_kernel<T>, dim3(num_blocks, images), block, 0, stream, heads,
+             in.anchors, sizes, options, work);
     });
     const size_t shared = power_of_two_at_least(sizes.top_k) * sizeof(uint64_t) + sizes.kept_of_class * sizeof(Corners);
     launch("suppress_class_kernel", suppress_class_kernel, dim3(classes, images), block, shared, stream, sizes,

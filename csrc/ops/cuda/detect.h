@@ -12,14 +12,14 @@
 namespace refinedet::cuda {
 
 constexpr int kMaxLevels = 4;             // RefineDet has strides 8, 16, 32, 64
-constexpr int64_t kMaxTopK = 2048;        // with kMaxKeepTopK: keys and kept boxes of a class fit in the 48 KiB of shared
-constexpr int64_t kMaxKeepTopK = 1024;    //   memory that every GPU gives a block
+constexpr int64_t kMaxTopK = 2048;        // keys and kept boxes of a class fit in the 48 KiB of shared memory that
+constexpr int64_t kMaxKeepTopK = 1024;    //   every GPU gives a block
 constexpr int64_t kMaxClasses = 4095;     // the exponentials of an anchor fit in 16 KiB of shared memory
 constexpr int64_t kMaxBatch = 65535;      // second dimension of a grid
 
-// Outputs of the network for consecutive anchors of every image, [B,n,*] with rows as in ops/detect.h. A head map in NHWC
-// order, [B,h,w,3 * k], is just that for the n = 3 * h * w anchors of its level, so the maps of the network need no copy;
-// concatenated tensors are one level. Aligned to an element; reads are faster where aligned to four.
+// Outputs of the network for consecutive anchors of every image, [B,n,*] with rows as in ops/detect.h. A head map in
+// NHWC order, [B,h,w,3 * k], is just that for the n = 3 * h * w anchors of its level, so the maps of the network need no
+// copy; concatenated tensors are one level. Aligned to an element; reads are faster where aligned to four.
 struct DetectLevel {
   const void* arm_loc;   // may be null, in all levels or none
   const void* arm_conf;  // may be null, in all levels or none
@@ -49,8 +49,8 @@ std::string detect_refusal(const DetectShape& shape, const DetectOptions& option
 
 // Queues at most three kernels and a memset; neither allocates nor waits. `workspace` is aligned to 256 bytes, output
 // boxes to 16.
-void detect(const DetectHeads& heads, const DetectShape& shape, const DetectOptions& options, const DetectOutputs& outputs,
-            void* workspace, Stream stream);
+void detect(const DetectHeads& heads, const DetectShape& shape, const DetectOptions& options,
+            const DetectOutputs& outputs, void* workspace, Stream stream);
 
 #endif
 

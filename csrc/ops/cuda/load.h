@@ -55,7 +55,8 @@ __device__ float2 load_pair(const T* elements, int64_t index) {
 template <class T>
 __device__ float4 load_quad(const T* elements, int64_t index) {
   const T* const first = elements + 4 * index;
-  if (!aligned_for<Quad<T>>(elements)) return make_float4(load(first), load(first + 1), load(first + 2), load(first + 3));
+  if (!aligned_for<Quad<T>>(elements))
+    return make_float4(load(first), load(first + 1), load(first + 2), load(first + 3));
   const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(first);
   return make_float4(to_float(quad.x), to_float(quad.y), to_float(quad.z), to_float(quad.w));
 }

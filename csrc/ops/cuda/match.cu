@@ -213,7 +213,7 @@ __device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, con
 // takes the best of those who do; a loser wishes its best anchor that would take it, whose ground truth may lose it for
 // that. All rank pairs by IoU, so what comes out is the greedy matching.
 // An anchor's claim is in `indices` until the end, over the index of its per-prediction match, which it outranks.
-__global__ void __launch_bounds__(kImageThreads)
+__global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: else registers spill on sm_100
     assign_truths_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
   REFINEDET_SHARED(Offer, losers, kImageThreads / kWarpSize);
   REFINEDET_SHARED(Offer, offers, kImageThreads / kWarpSize);

@@ -8,10 +8,11 @@
 namespace refinedet::cuda {
 namespace {
 
-constexpr int kThreads = 256;         // of the ranking kernels: an anchor each
+constexpr int kThreads = 256;        // of the ranking kernels: an anchor each
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kImageThreads = 1024;   // of select_negatives_kernel, which waits for memory: as many as there can be
-constexpr int kTileTerms = 4096;      // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
+constexpr int kImageThreads = 1024;  // of select_negatives_kernel, which waits for memory: as many as there can be
+constexpr int kTileTerms = 4096;     // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
+constexpr int kLogitsAtOnce = 4;     // that a thread loads: hides latency, and leaves few threads idle
 constexpr float kSmallestNormal = 1.17549435e-38f;  // FLT_MIN
 
 // How hard an anchor is: the high word of descending_key(loss, anchor), so the hardest has the smallest.
@@ -29,8 +30,9 @@ __device__ inline uint32_t to_rank(float loss) {
 }
 
 __device__ inline bool is_eligible(const MineInput& in, int64_t row) {
-  return in.labels[row] == 0 && in.ious[row] < in.negative_iou &&
-         (in.objectness == nullptr || in.objectness[row] >= in.objectness_threshold);
+  const bool unmatched = in.labels[row] == 0, apart = in.ious[row] < in.negative_iou;
+  const bool possible = in.objectness == nullptr || in.objectness[row] >= in.objectness_threshold;
+  return unmatched & apart & possible;  // no &&: the loads do not wait for each other
 }
 
 // Adds the lanes of this warp for which `counted` holds.
@@ -63,17 +65,22 @@ struct Tile {
 // `lanes` threads, a power of two, take an anchor's exponentials. `logits` is the row of the block's first anchor.
 template <class T>
 __device__ void take_exponentials(const Tile& tile, const T* logits, int num_classes, int lanes) {
+  const float minus_infinity = bits_float(0xff800000u);
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = kThreads / lanes;
   for (int first = 0; first < tile.count; first += groups) {
     const bool used = first + group < tile.count;
     const int i = used ? first + group : 0;  // a group too many looks on: shuffles need all lanes
     const T* const row = logits + int64_t{tile.anchors[i]} * num_classes;
     float* const terms = tile.terms + i * tile.row_size;
-    float highest = load(row);
-    for (int c = lane; c < num_classes; c += lanes) {
-      const float logit = load(row + c);
-      highest = logit > highest ? logit : highest;
-      if (used) terms[c] = logit;
+    float highest = minus_infinity;
+    for (int c = lane; c < num_classes; c += kLogitsAtOnce * lanes) {
+      float loaded[kLogitsAtOnce];
+      for (int k = 0; k < kLogitsAtOnce; ++k)
+        loaded[k] = c + k * lanes < num_classes ? load(row + c + k * lanes) : minus_infinity;
+      for (int k = 0; k < kLogitsAtOnce; ++k) {
+        highest = loaded[k] > highest ? loaded[k] : highest;
+        if (used && c + k * lanes < num_classes) terms[c + k * lanes] = loaded[k];
+      }
     }
     for (int distance = lanes / 2; distance > 0; distance /= 2) {
       const float other = __shfl_xor_sync(kFullWarp, highest, distance);
@@ -167,7 +174,6 @@ template __global__ void rank_logits_kernel<BFloat16>(MineInput, int, Workspace)
 
 namespace {
 
-constexpr int kClassesPerLane = 4;               // several loads in flight per thread, few idle threads
 constexpr int64_t kMaxClasses = kTileTerms - 1;  // a row of a tile, of odd size
 constexpr int64_t kMaxBatch = 65535;             // second dimension of a grid
 constexpr int64_t kMaxAnchors = 0x7fffffff;      // an index is a word of a sort key, a count an int
@@ -182,7 +188,7 @@ int64_t lay_out(const MineInput& in, char* memory, Workspace* work) {
 }
 
 int lanes_per_anchor(int64_t num_classes) {
-  return std::min(kWarpSize, power_of_two_at_least((num_classes + kClassesPerLane - 1) / kClassesPerLane));
+  return std::min(kWarpSize, power_of_two_at_least((num_classes + kLogitsAtOnce - 1) / kLogitsAtOnce));
 }
 
 }  // namespace

@@ -50,8 +50,8 @@ struct Workspace {
 // One warp: a tile of candidates. NaN scores and boxes that are not finite start suppressed.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    gather_boxes_kernel(const T* boxes, const float* scores, const int64_t* labels, const int64_t* order, int64_t num_boxes,
-                        int64_t num_tiles, Workspace work) {
+    gather_boxes_kernel(const T* boxes, const float* scores, const int64_t* labels, const int64_t* order,
+                        int64_t num_boxes, int64_t num_tiles, Workspace work) {
   const int64_t tile = int64_t{blockIdx.x} * kWarps + warp_index();
   if (tile >= num_tiles) return;
   bool dead[2];
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kThreads)
   const int row_tile = blockIdx.y, column_tile = blockIdx.x;
   if (row_tile > column_tile) return;  // not bounds: nobody reads words before the diagonal
   const int64_t first_row = (first_tile + row_tile) * kTile, first_column = (first_tile + column_tile) * kTile;
-  const Box low = work.candidates(first_column + lane_index()), high = work.candidates(first_column + kWarpSize + lane_index());
+  const Box low = work.candidates(first_column + lane_index());
+  const Box high = work.candidates(first_column + kWarpSize + lane_index());
   for (int i = warp_index(); i < kTile; i += kWarps) {
     const Box box = work.candidates(first_row + i);
     const uint64_t word = ballot_tile(suppresses(box, low, threshold), suppresses(box, high, threshold));
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block: the band. Every thread has a column of tiles and a quarter of the rows; it reads them while the tile on the
-// diagonal is on its way, before it is known which of them count.
+// One block: the band. Every thread has a column of tiles and a quarter of the rows; it reads them while the tile on
+// the diagonal is on its way, before it is known which of them count.
 __global__ void __launch_bounds__(kThreads)
     resolve_band_kernel(Workspace work, const int64_t* order, int64_t first_tile, int num_tiles, NmsOutputs out) {
   REFINEDET_SHARED(unsigned long long, suppressed, kBandTiles);
@@ -138,9 +139,9 @@ __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work,
   work.suppressed[tile] = all;
 }
 
-#define INSTANTIATE(T)                                                                                                \
-  template __global__ void gather_boxes_kernel(const T*, const float*, const int64_t*, const int64_t*, int64_t, int64_t, \
-                                               Workspace)
+#define INSTANTIATE(T)                                                                                         \
+  template __global__ void gather_boxes_kernel(const T*, const float*, const int64_t*, const int64_t*, int64_t, \
+                                               int64_t, Workspace)
 INSTANTIATE(float);
 INSTANTIATE(Half);
 INSTANTIATE(BFloat16);
@@ -183,13 +184,13 @@ void nms(const NmsInputs& in, float iou_threshold, const NmsOutputs& out, void* 
   const auto blocks = [](int64_t count) { return static_cast<unsigned>(count); };
   dispatch(in.type, [&](auto element) {
     using T = decltype(element);
-    launch("gather_boxes_kernel", gather_boxes_kernel<T>, dim3(blocks((num_tiles + kWarps - 1) / kWarps)), block, 0, stream,
-           static_cast<const T*>(in.boxes), in.scores, in.labels, in.order, in.num_boxes, num_tiles, work);
+    launch("gather_boxes_kernel", gather_boxes_kernel<T>, dim3(blocks((num_tiles + kWarps - 1) / kWarps)), block, 0,
+           stream, static_cast<const T*>(in.boxes), in.scores, in.labels, in.order, in.num_boxes, num_tiles, work);
   });
   for (int64_t first = 0; first < num_tiles; first += kBandTiles) {
     const auto tiles = static_cast<int>(std::min<int64_t>(kBandTiles, num_tiles - first));
-    launch("compare_band_kernel", compare_band_kernel, dim3(blocks(tiles), blocks(tiles)), block, 0, stream, work, first,
-           tiles, iou_threshold);
+    launch("compare_band_kernel", compare_band_kernel, dim3(blocks(tiles), blocks(tiles)), block, 0, stream, work,
+           first, tiles, iou_threshold);
     launch("resolve_band_kernel", resolve_band_kernel, dim3(1), block, 0, stream, work, in.order, first, tiles, out);
     const int64_t rest = first + tiles;
     if (rest < num_tiles)

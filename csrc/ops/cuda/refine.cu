@@ -11,8 +11,8 @@ constexpr int kThreads = 256;
 // One thread: one anchor, of every gridDim.y-th image. An anchor that all images share is read once.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    refine_anchors_kernel(const float* anchors, bool shared_anchors, const T* offsets, int64_t batch, int64_t num_anchors,
-                          Variances variances, float* refined) {
+    refine_anchors_kernel(const float* anchors, bool shared_anchors, const T* offsets, int64_t batch,
+                          int64_t num_anchors, Variances variances, float* refined) {
   const int64_t anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (anchor >= num_anchors) return;
   Center box{};

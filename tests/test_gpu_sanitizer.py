@@ -1,0 +1,29 @@
+"""Small tests of every operator once more under each tool of compute-sanitizer."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu import require_gpu
+
+require_gpu()
+
+HERE = Path(__file__).resolve().parent
+SANITIZER = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+FILES = [HERE / f"test_gpu_{name}.py" for name in ("detect", "match", "mine", "nms", "refine")]
+SMALL = "literal or ties or hardest or brute_force or do_not_mix or policy"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not on PATH: it is part of the CUDA toolkit")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_sanitizer(tool: str) -> None:
+    # Torch's allocator keeps memory, in which an overrun would go unseen.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    sanitizer = [SANITIZER, f"--tool={tool}", "--error-exitcode=66", "--target-processes=all"]
+    command = [*sanitizer, sys.executable, "-m", "pytest", "-q", "-x", *map(str, FILES), "-k", SMALL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
