@@ -1,11 +1,12 @@
 """Cost model of the CUDA kernels: bytes, operations, launches and predicted times, per operator and GPU.
 
-``python -m refinedet.cost`` prints the tables of docs/kernels/cost.md. All times are predictions. A kernel takes the
-longest of three times: its bytes at the bandwidth of the memory, its operations at the rate of the cores, and its
-longest chain of dependent steps, once per wave of blocks. Launches follow one another in a CUDA graph. The chains and
-their lengths are derived in docs/kernels/<op>.md.
+``python -m refinedet.cost OPERATOR`` prints the table of docs/kernels/<op>.md, without a name the summary of cost.md
+there. All times are predictions. A kernel takes the longest of three times: its bytes at the bandwidth of the memory,
+its instructions at the rate they issue, and its longest chain of dependent steps, once per wave of blocks. Launches
+follow one another in a CUDA graph. Chains and instructions are derived in docs/kernels/<op>.md.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
@@ -18,6 +19,7 @@ SORT_STAGE = 80  # of a bitonic sort in shared memory, barrier included
 KEPT_BOX = 45  # a step of the greedy walk over a tile
 TILE_ROWS = 600  # words of a tile of 64 boxes
 
+WARP = 32
 EXPONENTIAL = 40  # float32 operations
 DECODE = 2 * EXPONENTIAL + 10
 PAIR = 25  # intersection, union, comparison
@@ -36,14 +38,15 @@ class Device:
     clock: float  # GHz
     bandwidth: float  # GB/s
     launch: float  # microseconds from one dependent launch to the next, in a graph
+    issue: float  # instructions of warps that a multiprocessor issues per cycle, of at most 4 (60 and 50 % of them)
 
 
 DEVICES = (
-    Device("Titan X (Maxwell)", 24, 128, 1.05, 336, 4.0),
-    Device("Titan X (Pascal)", 28, 128, 1.45, 480, 4.0),
-    Device("V100", 80, 64, 1.45, 900, 2.0),
-    Device("A100", 108, 64, 1.41, 1555, 2.0),
-    Device("H100", 132, 128, 1.70, 3350, 2.0),
+    Device("Titan X (Maxwell)", 24, 128, 1.05, 336, 4.0, 2.4),
+    Device("Titan X (Pascal)", 28, 128, 1.45, 480, 4.0, 2.4),
+    Device("V100", 80, 64, 1.45, 900, 2.0, 2.0),
+    Device("A100", 108, 64, 1.41, 1555, 2.0, 2.0),
+    Device("H100", 132, 128, 1.70, 3350, 2.0, 2.4),
 )
 
 
@@ -56,13 +59,16 @@ class Kernel:
     resident: int = 8  # blocks on a multiprocessor at a time (docs/kernels/resources.md, the least of the GPUs)
     chain: float = 0  # cycles of a block's longest dependent sequence
     moved: float = 0  # bytes read and written, those of the workspace included
-    operations: float = 0
+    operations: float = 0  # float32 operations that the result needs
+    instructions: float = 0  # of warps; counted in the machine code of sm_90 where they, not a chain, take the time
 
     def microseconds(self, device: Device) -> float:
         """Predicted time without the launch."""
         waves = ceil(self.blocks / (self.resident * device.multiprocessors))
         latency = waves * self.chain / device.clock / 1e3
-        return max(latency, _memory(self.moved, device), _compute(self.operations, device))
+        instructions = self.instructions or self.operations / WARP
+        issue = instructions / (device.multiprocessors * device.issue * device.clock) / 1e3
+        return max(latency, _memory(self.moved, device), issue)
 
 
 @dataclass(frozen=True)
@@ -104,15 +110,16 @@ class Network:
     classes: int
     pairs: float  # candidates (anchor, class) per surviving anchor
     kept: float  # of them, per surviving anchor, after suppression
+    touch: float  # of match: share of the pairs (32 anchors, ground truth) that touch (docs/kernels/match.md)
     survivors: float = 0.02  # share of anchors with an object in them
     busiest: float = 0.4  # share of the largest class
 
 
 NETWORKS = (
-    Network("VOC 320", 6375, 21, pairs=1.16, kept=0.60),
-    Network("VOC 512", 16320, 21, pairs=1.16, kept=0.60),
-    Network("COCO 320", 6375, 81, pairs=2.32, kept=1.55),
-    Network("COCO 512", 16320, 81, pairs=2.32, kept=1.55),
+    Network("VOC 320", 6375, 21, pairs=1.16, kept=0.60, touch=0.35),
+    Network("VOC 512", 16320, 21, pairs=1.16, kept=0.60, touch=0.20),
+    Network("COCO 320", 6375, 81, pairs=2.32, kept=1.55, touch=0.35),
+    Network("COCO 512", 16320, 81, pairs=2.32, kept=1.55, touch=0.20),
 )
 
 
@@ -175,9 +182,9 @@ def refine(net: Network, batch: int, *, element: int = 4) -> Cost:
 
 
 def match(net: Network, batch: int, *, truths: int = 8) -> Cost:
-    """``truths`` per image, of which a quarter touches a warp's anchors and one wants an anchor that is taken."""
-    rows, boxes, regions = batch * net.anchors, batch * truths, batch * net.anchors / 32
-    touching = truths / 4
+    """``truths`` per image, of which one wants an anchor that is taken. Derivation: docs/kernels/match.md."""
+    rows, boxes, regions = batch * net.anchors, batch * truths, batch * net.anchors / WARP
+    touching = truths * net.touch
     read = 16 * net.anchors + (16 + 8) * boxes
     written = 36 * rows
     return Cost(
@@ -191,6 +198,7 @@ def match(net: Network, batch: int, *, truths: int = 8) -> Cost:
                 chain=3 * DRAM + 20 * 30 + touching * 250 + 3 * BARRIER + 3 * L2,
                 moved=read + written + KEY * boxes + 16 * regions,
                 operations=rows * (PAIR * touching + 40),
+                instructions=regions * (330 + 91 * touching),
             ),
             Kernel(
                 "assign_truths_kernel",
@@ -204,10 +212,13 @@ def match(net: Network, batch: int, *, truths: int = 8) -> Cost:
 
 
 def mine(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """From logits, every anchor eligible: the first steps of training, the costliest case."""
+    """From logits, every anchor eligible: the first steps of training, the costliest case.
+
+    Derivation: docs/kernels/mine.md.
+    """
     rows = batch * net.anchors
     logits = net.classes * element
-    lanes = min(32, 2 ** ceil(log2(ceil(net.classes / 4))))  # threads per anchor
+    lanes = min(WARP, 2 ** ceil(log2(ceil(net.classes / 4))))  # threads per anchor
     rounds = ceil(256 / (256 / lanes))
     passes = 4  # of the selection
     return Cost(
@@ -221,6 +232,7 @@ def mine(net: Network, batch: int, *, element: int = 4) -> Cost:
                 chain=DRAM + rounds * (DRAM + 200) + 12 * net.classes + 6 * BARRIER + 2 * L2,
                 moved=rows * (8 + 4 + 4 + logits + 4),
                 operations=rows * net.classes * (EXPONENTIAL + 3),
+                instructions=rows / WARP * (210 + 120 * net.classes),
             ),
             Kernel(
                 "select_negatives_kernel",
@@ -287,28 +299,29 @@ def _select(keys: float, wanted: int, threads: int) -> float:
     return 3 * (ceil(keys / (4 * threads)) * L2 + 3 * BARRIER + 300)
 
 
-def tables() -> str:
-    """docs/kernels/cost.md without its introduction."""
-    return "\n".join(_table(name) for name in OPERATORS) + "\n" + _nms_table()
-
-
 _HEADER = "| case | batch | launches | host syncs | minimum | moved | ratio | operations |"
 _RULE = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 
 
-def _table(name: str) -> str:
-    cases = [(net, batch) for net in NETWORKS for batch in (1, 32)]
-    rows = [_row(net.name, batch, OPERATORS[name](net, batch)) for net, batch in cases]
-    return _section(name, rows)
+def table(name: str) -> str:
+    """The costs of an operator, for docs/kernels/<op>.md."""
+    if name == "nms":
+        cases = [(f"{boxes:,} boxes, a fifth kept", 1, nms(boxes)) for boxes in (1000, 6375, 20000)]
+    else:
+        cases = [(net.name, batch, OPERATORS[name](net, batch)) for net in NETWORKS for batch in (1, 32)]
+    return _table([_row(*case) for case in cases])
 
 
-def _nms_table() -> str:
-    return _section("nms", [_row(f"{boxes:,} boxes, a fifth kept", 1, nms(boxes)) for boxes in (1000, 6375, 20000)])
+def summary() -> str:
+    """VOC 320 of every operator, for docs/kernels/cost.md."""
+    net = NETWORKS[0]
+    calls = [(name, batch, OPERATORS[name](net, batch)) for name in OPERATORS for batch in (1, 32)]
+    return _table([_row(*call) for call in [*calls, ("nms, 1,000 boxes", 1, nms(1000))]])
 
 
-def _section(name: str, rows: list[str]) -> str:
+def _table(rows: list[str]) -> str:
     header = _HEADER + "".join(f" {device.name} |" for device in DEVICES)
-    return "\n".join([f"## {name}", "", header, _RULE + " ---: |" * len(DEVICES), *rows, ""])
+    return "\n".join([header, _RULE + " ---: |" * len(DEVICES), *rows, ""])
 
 
 def _row(case: str, batch: int, cost: Cost) -> str:
@@ -323,4 +336,4 @@ def _size(count: float) -> str:
 
 
 if __name__ == "__main__":
-    print(tables(), end="")
+    print(table(sys.argv[1]) if sys.argv[1:] else summary(), end="")

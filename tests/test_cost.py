@@ -102,8 +102,10 @@ def test_kernels_are_those_of_the_budget() -> None:
     assert modelled == names - {"rank_losses_kernel"}  # the cheap one of the two that rank
 
 
-def test_document() -> None:
-    assert (KERNELS / "cost.md").read_text().endswith(cost.tables())
+@pytest.mark.parametrize("name", [*cost.OPERATORS, "nms"])
+def test_documents(name: str) -> None:
+    assert cost.table(name) in (KERNELS / f"{name}.md").read_text()
+    assert (KERNELS / "cost.md").read_text().endswith(cost.summary())
 
 
 def test_select_is_free_when_all_are_wanted() -> None:
