@@ -6,6 +6,7 @@ Nothing here needs a GPU or a driver. Where there is no nvcc, what needs one is 
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import types
 from pathlib import Path
 
 import kernel_budget
+import nvrtc
 import pytest
 import torch
 from kernel_budget import BUDGET, OLD_ARCHITECTURES, ROOT, TABLE
@@ -466,6 +468,20 @@ def test_kernels_compile_for_architectures_that_nvcc_has_dropped(budget) -> None
         (kernel, architecture) for kernel in budget["kernels"] for architecture in OLD_ARCHITECTURES
     }
     check_budget(compiled.rows, budget)
+
+
+@pytest.mark.parametrize("source", kernel_budget.SOURCES, ids=lambda source: source.stem)
+def test_arithmetic_is_that_of_the_cpu(source: Path) -> None:
+    """Rounded to nearest after every operation, subnormals kept; a driver may contract what does not say ".rn".
+
+    Only the logarithm of match's targets, from the compiler's library, contracts.
+    """
+    _, ptx = nvrtc.compile_kernels(source, OLD_ARCHITECTURES[0], kernel_budget.CSRC)
+    operations = "add|sub|mul|mad|fma|div|rcp|sqrt|rsqrt|ex2|lg2|sin|cos|tanh"
+    found = set(re.findall(rf"\b(?:{operations})(?:\.\w+)*\.f(?:32|64)\b", ptx))
+    allowed = {f"{name}.rn.{kind}" for name in ("add", "sub", "mul", "div", "rcp") for kind in ("f32", "f64")}
+    assert "mul.rn.f32" in found
+    assert found - allowed == ({"fma.rn.f32"} if source.stem == "match" else set())
 
 
 OCCUPANCY = """
