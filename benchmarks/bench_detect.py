@@ -70,3 +70,16 @@ def test_detect(name: str, compare: Callable[..., None]) -> None:
     inputs = load(name)
     assert_same(inputs)
     compare(lambda: ops.detect(*inputs), lambda: peer(*inputs), at_least=BAR.get(name, 1.0))
+
+
+def test_levels(compare: Callable[..., None]) -> None:
+    """Head maps as they are, beside the same concatenated first."""
+    *outputs, anchors = load("typical_voc320")
+    levels = [[level.contiguous() for level in output.split((4800, 1200, 300, 75), dim=1)] for output in outputs]
+
+    def concatenated() -> ops.Detected:
+        return ops.detect(*(torch.cat(output, dim=1) for output in levels), anchors)
+
+    for ours, theirs in zip(ops.detect(*levels, anchors), concatenated(), strict=True):
+        assert torch.equal(ours, theirs)
+    compare(lambda: ops.detect(*levels, anchors), concatenated, at_least=1.0)

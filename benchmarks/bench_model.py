@@ -29,12 +29,12 @@ def model(request: pytest.FixtureRequest) -> Iterator[RefineDet]:
 
 def test_forward(model: RefineDet, benchmark: BenchmarkFixture) -> None:
     image = torch.randn(1, 3, *model.config.size)
-    raw = benchmark.pedantic(model, args=(image,), rounds=ROUNDS, warmup_rounds=1)
-    assert raw.odm_conf.shape == (1, len(model.anchors), model.config.num_classes)
+    raw = benchmark.pedantic(model, args=(image,), kwargs={"by_level": True}, rounds=ROUNDS, warmup_rounds=1)
+    assert sum(level.shape[1] for level in raw.odm_conf) == len(model.anchors)
 
 
 def test_operators(model: RefineDet, benchmark: BenchmarkFixture) -> None:
-    raw = model(torch.randn(1, 3, *model.config.size))
+    raw = model(torch.randn(1, 3, *model.config.size), by_level=True)
     found = benchmark.pedantic(
         select_detections, args=(model, raw, model.config.preset.score_threshold), rounds=ROUNDS, warmup_rounds=1
     )

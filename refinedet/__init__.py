@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from refinedet.losses import MultiBoxLoss
     from refinedet.models import RefineDet, build
     from refinedet.presets import OFFICIAL, PAPER, Preset
-    from refinedet.structures import Detections, RawOutput, Targets
+    from refinedet.structures import Detections, LevelOutput, RawOutput, Targets
 
 _HOMES = {
     "generate_anchors": "refinedet.anchors",
@@ -26,6 +26,7 @@ _HOMES = {
     "PAPER": "refinedet.presets",
     "Preset": "refinedet.presets",
     "Detections": "refinedet.structures",
+    "LevelOutput": "refinedet.structures",
     "RawOutput": "refinedet.structures",
     "Targets": "refinedet.structures",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "OFFICIAL",
     "PAPER",
     "Detections",
+    "LevelOutput",
     "MultiBoxLoss",
     "Preset",
     "RawOutput",

@@ -167,6 +167,16 @@ def detect(net: Network, batch: int, *, top_k: int = 1000, keep_top_k: int = 500
     )
 
 
+def concatenation(net: Network, batch: int, *, element: int = 4) -> Cost:
+    """What `detect` saves by reading the levels: `torch.cat` of each of the four outputs. Not counted: where the
+    convolutions do not put out NHWC, as many bytes once more for the order."""
+    kernels = tuple(
+        Kernel("torch.cat", ceil(copied / 4096), chain=2 * DRAM + 150, moved=2 * copied)
+        for copied in (batch * net.anchors * element * values for values in (4, 2, 4, net.classes))
+    )
+    return Cost(minimum=sum(kernel.moved for kernel in kernels), kernels=kernels)
+
+
 def refine(net: Network, batch: int, *, element: int = 4) -> Cost:
     """Derivation: docs/kernels/refine.md."""
     rows = batch * net.anchors
@@ -309,6 +319,9 @@ def table(name: str) -> str:
         cases = [(f"{boxes:,} boxes, a fifth kept", 1, nms(boxes)) for boxes in (1000, 6375, 20000)]
     else:
         cases = [(net.name, batch, OPERATORS[name](net, batch)) for net in NETWORKS for batch in (1, 32)]
+    if name == "detect":
+        net = NETWORKS[0]
+        cases += [(f"concatenation, {net.name}", batch, concatenation(net, batch)) for batch in (1, 32)]
     return _table([_row(*case) for case in cases])
 
 

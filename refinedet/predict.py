@@ -18,7 +18,7 @@ from refinedet import ops
 from refinedet.data import read_image
 from refinedet.errors import DataError, InputError
 from refinedet.preprocessing import prepare
-from refinedet.structures import Detections, RawOutput
+from refinedet.structures import Detections, LevelOutput, RawOutput
 
 if TYPE_CHECKING:
     from refinedet.models import RefineDet
@@ -94,7 +94,7 @@ def _detect_batch(
     training = model.training
     model.eval()
     try:
-        raw = model(blobs.to(model.anchors.device))
+        raw = model(blobs.to(model.anchors.device), by_level=True)
     finally:
         model.train(training)
     found = select_detections(model, raw, threshold)
@@ -110,7 +110,7 @@ def _detect_batch(
     return detections
 
 
-def select_detections(model: RefineDet, raw: RawOutput, score_threshold: float) -> ops.Detected:
+def select_detections(model: RefineDet, raw: RawOutput | LevelOutput, score_threshold: float) -> ops.Detected:
     """Decode and suppress the model's raw output with the thresholds of its preset, but for ``score_threshold``; boxes
     [B,K,4] are corners in units of the image side."""
     preset = model.config.preset

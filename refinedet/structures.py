@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,18 @@ class RawOutput(NamedTuple):
     arm_conf: Tensor | None  # [B,N,2] logits: background, object
     odm_loc: Tensor  # [B,N,4] offsets refined anchor -> box
     odm_conf: Tensor  # [B,N,C] logits, class 0 = background
+
+
+class LevelOutput(NamedTuple):
+    """A :class:`RawOutput` in levels, one tensor [B,n,*] for each: the n anchors follow those of the level before."""
+
+    arm_loc: tuple[Tensor, ...] | None
+    arm_conf: tuple[Tensor, ...] | None
+    odm_loc: tuple[Tensor, ...]
+    odm_conf: tuple[Tensor, ...]
+
+    def concatenate(self) -> RawOutput:
+        return RawOutput(*(None if levels is None else torch.cat(levels, dim=1) for levels in self))
 
 
 class Targets(NamedTuple):

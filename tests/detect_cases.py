@@ -1,7 +1,7 @@
 """Inputs of the operator tests: golden cases of the official layer, and random numbers with trouble mixed in."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,12 @@ def _run(data: np.lib.npyio.NpzFile, tag: str, params: dict) -> GoldenRun:
     anchors = data[f"prior_idx__{tag}"]
     real = anchors >= 0  # an empty batch has a placeholder row per image
     return GoldenRun(tag, options, data[f"det__{tag}"][real], anchors[real])
+
+
+def in_levels(inputs: tuple[Tensor | None, ...], sizes: Sequence[int]) -> tuple:
+    """The four outputs of the network in levels of so many anchors, and the anchors."""
+    *outputs, anchors = inputs
+    return (*(None if output is None else output.split(list(sizes), dim=1) for output in outputs), anchors)
 
 
 @contextmanager

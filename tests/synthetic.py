@@ -148,7 +148,7 @@ class FixedModel(nn.Module):
         self.modes: list[bool] = []
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> RawOutput:
+    def forward(self, images: torch.Tensor, *, by_level: bool = False) -> RawOutput:
         self.inputs.append(images.clone())
         self.modes.append(self.training)
         repeat = (len(images), 1, 1)

@@ -60,6 +60,12 @@ def test_shares_are_those_of_the_golden_cases(golden: str, net: str) -> None:
     assert NETWORKS[net].classes == inputs[3].shape[2]
 
 
+def test_concatenation_reads_and_writes_all_outputs() -> None:
+    (*outputs, _), _ = load_golden("typical_voc320")
+    expected = 2 * sum(output.nbytes for output in outputs)
+    assert cost.concatenation(NETWORKS["VOC 320"], len(outputs[0])).moved == expected
+
+
 class CountingHarness(Harness):
     """Remembers how many kernels the last call launched."""
 

@@ -16,6 +16,8 @@ from test_detect import (  # noqa: F401  these run here too, with the fixture `d
     test_equals_reference,
     test_fewer_rows_are_the_first_rows,
     test_images_do_not_meet,
+    test_levels_of_any_size,
+    test_levels_of_the_network,
     test_literal,
     test_official_layer,
     test_official_layer_with_ties,
@@ -46,7 +48,7 @@ def detect(harness: Harness) -> DetectOp:
     """The kernels under AddressSanitizer, every call with another schedule."""
     seeds = count()
 
-    def detect(*inputs: torch.Tensor | None, **options: object) -> cases_detect.Detected:
+    def detect(*inputs: cases_detect.Output | None, **options: object) -> cases_detect.Detected:
         return cases_detect.detect(harness, inputs, **options, seed=next(seeds))
 
     return detect

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from detect_cases import GOLDEN_NAMES, load_golden, random_anchors, random_tensor, threads
+from detect_cases import GOLDEN_NAMES, in_levels, load_golden, random_anchors, random_tensor, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -111,6 +111,7 @@ def test_official_layer_with_ties(detect: DetectOp) -> None:
     steps=st.booleans(),
     trouble=st.sampled_from([0.0, 0.02]),
     transposed=st.booleans(),
+    cuts=st.none() | st.lists(st.integers(0, 40), max_size=3),
     options=st.fixed_dictionaries(
         {
             "objectness_threshold": st.sampled_from([0.0, 0.01, 0.5]),
@@ -132,6 +133,7 @@ def test_equals_reference(
     steps: bool,
     trouble: float,
     transposed: bool,
+    cuts: list[int] | None,
     options: dict,
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -144,7 +146,12 @@ def test_equals_reference(
     arm_loc = tensor(4, 1) if with_arm_loc else None
     arm_conf = tensor(2, 3) if with_arm_conf else None
     inputs = (arm_loc, arm_conf, tensor(4, 1), tensor(classes, 3), random_anchors(rng, count).to(dtype))
-    assert_same(detect(*inputs, **options), ops.reference.detect(*inputs, **options))
+    expected = ops.reference.detect(*inputs, **options)
+    if cuts is not None:
+        borders = [0, *sorted(min(cut, count) for cut in cuts), count]
+        inputs = in_levels(inputs, np.diff(borders).tolist())
+        assert_same(ops.reference.detect(*inputs, **options), expected)
+    assert_same(detect(*inputs, **options), expected)
 
 
 def test_more_candidates_than_one_chunk() -> None:
@@ -190,6 +197,57 @@ def test_images_do_not_meet(detect: DetectOp, clusters: tuple[Tensor, ...]) -> N
             assert torch.equal(ours[0], theirs[image])
 
 
+LEVELS = (4800, 1200, 300, 75)  # anchors of strides 8, 16, 32, 64 at 320x320
+
+
+def test_levels_of_the_network(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    whole = detect(*clusters)
+    assert_same(detect(*in_levels(clusters, LEVELS)), whole)
+    without_arm = (None, None, *clusters[2:])
+    assert_same(detect(*in_levels(without_arm, LEVELS)), detect(*without_arm))
+
+
+@pytest.mark.parametrize("sizes", [[600], [511, 89], [1, 512, 0, 87], [0, 513, 86, 1], [15, 16, 17, 552], [600, 0]])
+def test_levels_of_any_size(detect: DetectOp, clusters: tuple[Tensor, ...], sizes: list[int]) -> None:
+    """Borders beside those of the blocks of anchors, 256 and 512, and levels without anchors."""
+    inputs = (*(tensor[:, :600] for tensor in clusters[:4]), clusters[4][:600])
+    options = {"objectness_threshold": 0.0, "score_threshold": 0.02}
+    assert_same(detect(*in_levels(inputs, sizes), **options), ops.detect(*inputs, **options))
+
+
+def head_map(rows: Tensor, width: int, memory_format: torch.memory_format) -> Tensor:
+    """[B,3*values,h,w] as a convolution puts it out, from [B,n,values]."""
+    cells = rows.reshape(len(rows), -1, width, 3 * rows.shape[2])
+    return cells.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+
+
+def copies(operation: Callable[[], object]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        operation()
+    return sum(event.name in ("aten::copy_", "aten::cat") for event in profile.events())
+
+
+def test_head_maps_in_nhwc_order_are_read_where_they_lie(clusters: tuple[Tensor, ...]) -> None:
+    *outputs, anchors = in_levels(clusters, LEVELS)
+    expected = ops.detect(*clusters)
+
+    def run(memory_format: torch.memory_format) -> int:
+        maps = [
+            [head_map(level, width, memory_format) for level, width in zip(output, (40, 20, 10, 5), strict=True)]
+            for output in outputs
+        ]
+
+        def detect() -> None:
+            levels = [[x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1] // 3) for x in output] for output in maps]
+            assert_same(ops.detect(*levels, anchors), expected)
+
+        return copies(detect)
+
+    assert run(torch.channels_last) == 0
+    assert run(torch.contiguous_format) == 16
+    assert copies(lambda: ops.detect(*outputs, anchors)) == 16  # slices of whole outputs
+
+
 @pytest.mark.parametrize("name", ["typical_voc320", "dense_voc320"])
 def test_thread_count_does_not_matter(name: str) -> None:
     inputs, _ = load_golden(name)
@@ -228,6 +286,38 @@ def test_bad_tensor(position: int, tensor: Tensor, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("position", "level", "tensor", "message"),
+    [
+        (0, 1, torch.zeros(2, 3, 5), r"arm_loc\[1\] has shape \[2, 3, 5\], expected \[2, 3, 4\]"),
+        (1, 0, torch.zeros(2, 3, 2), r"arm_conf\[0\] has shape \[2, 3, 2\], expected \[2, 2, 2\]"),
+        (2, 1, torch.zeros(3, 3, 4), r"odm_loc\[1\] has shape \[3, 3, 4\], expected \[2, \*, 4\]"),
+        (3, 1, torch.zeros(2, 3, 20), r"odm_conf\[1\] has shape \[2, 3, 20\], expected \[2, 3, 21\]"),
+        (3, 1, torch.zeros(2, 3, 21).long(), r"odm_conf\[1\] must hold floating-point numbers"),
+    ],
+)
+def test_bad_level(position: int, level: int, tensor: Tensor, message: str) -> None:
+    inputs = [list(output) for output in in_levels(BATCH, (2, 3))[:4]]
+    inputs[position][level] = tensor
+    with pytest.raises(InputError, match=rf"^refinedet\.detect: {message}"):
+        ops.detect(*inputs, BATCH[4])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (in_levels(BATCH, (1, 1, 1, 1, 1)), "odm_loc has 5 levels, expected 1 to 4"),
+        ((None, None, [], [], BATCH[4]), "odm_loc has 0 levels, expected 1 to 4"),
+        ((*BATCH[:2], *in_levels(BATCH, (2, 3))[2:]), "the number of levels differs: arm_loc has 1, odm_loc 2"),
+        ((*BATCH[:3], *in_levels(BATCH, (2, 3))[3:]), "the number of levels differs: odm_conf has 2, odm_loc 1"),
+        ((*in_levels(BATCH, (2, 3))[:4], BATCH[4][:4]), r"anchors has shape \[4, 4\], expected \[5, 4\]"),
+    ],
+)
+def test_bad_levels(inputs: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^refinedet\.detect: {message}$"):
+        ops.detect(*inputs)
+
+
+@pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("top_k", 0, "top_k must be at least 1, got 0"),
@@ -241,6 +331,7 @@ def test_bad_option(option: str, value: object, message: str) -> None:
         ops.detect(*BATCH, **{option: value})
 
 
+OPERATOR = torch.ops.refinedet.detect.default
 OPTIONS = (0.01, 0.01, 0.45, 100, 20, [0.1, 0.1, 0.2, 0.2])
 
 
@@ -248,30 +339,42 @@ def test_opcheck() -> None:
     rng = np.random.default_rng(0)
     inputs = [random_tensor(rng, (2, 30, width), scale=1, steps=False, trouble=0) for width in (4, 2, 4, 5)]
     anchors = random_anchors(rng, 30)
-    torch.library.opcheck(torch.ops.refinedet.detect.default, (*inputs, anchors, *OPTIONS))
-    torch.library.opcheck(torch.ops.refinedet.detect.default, (None, None, *inputs[2:], anchors, *OPTIONS))
+    *levels, _ = in_levels((*inputs, anchors), (20, 0, 10))
+    for arm_loc, arm_conf, odm_loc, odm_conf in ([[tensor] for tensor in inputs], levels):
+        torch.library.opcheck(OPERATOR, (arm_loc, arm_conf, odm_loc, odm_conf, anchors, *OPTIONS))
+        torch.library.opcheck(OPERATOR, ([], [], odm_loc, odm_conf, anchors, *OPTIONS))
 
 
 class Decode(torch.nn.Module):
     """A network's tail: something before the operator and something after it."""
 
+    def __init__(self, levels: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.levels = levels
+
     def forward(
         self, arm_loc: Tensor | None, arm_conf: Tensor | None, odm_loc: Tensor, odm_conf: Tensor, anchors: Tensor
     ) -> Detected:
-        found = ops.detect(arm_loc, arm_conf, odm_loc, odm_conf - 1, anchors, keep_top_k=50)
+        inputs = (arm_loc, arm_conf, odm_loc, odm_conf - 1, anchors)
+        found = ops.detect(*(in_levels(inputs, self.levels) if self.levels else inputs), keep_top_k=50)
         return found._replace(boxes=found.boxes.clamp(0, 1))
 
 
-def test_compile(clusters: tuple[Tensor, ...]) -> None:
-    compiled = torch.compile(Decode(), fullgraph=True, backend="aot_eager")
-    assert_same(compiled(*clusters), Decode()(*clusters))
+WHOLE_AND_IN_LEVELS = pytest.mark.parametrize("levels", [None, LEVELS], ids=["whole", "levels"])
+
+
+@WHOLE_AND_IN_LEVELS
+def test_compile(clusters: tuple[Tensor, ...], levels: tuple[int, ...] | None) -> None:
+    compiled = torch.compile(Decode(levels), fullgraph=True, backend="aot_eager")
+    assert_same(compiled(*clusters), Decode(None)(*clusters))
     without_arm = (None, None, *clusters[2:])
-    assert_same(compiled(*without_arm), Decode()(*without_arm))
+    assert_same(compiled(*without_arm), Decode(None)(*without_arm))
 
 
-def test_export_with_any_batch_size(clusters: tuple[Tensor, ...]) -> None:
+@WHOLE_AND_IN_LEVELS
+def test_export_with_any_batch_size(clusters: tuple[Tensor, ...], levels: tuple[int, ...] | None) -> None:
     batch = torch.export.Dim("batch", max=64)
-    exported = torch.export.export(Decode(), clusters, dynamic_shapes=(*[{0: batch}] * 4, None))
-    assert_same(exported.module()(*clusters), Decode()(*clusters))
+    exported = torch.export.export(Decode(levels), clusters, dynamic_shapes=(*[{0: batch}] * 4, None))
+    assert_same(exported.module()(*clusters), Decode(None)(*clusters))
     single = (*(tensor[:1] for tensor in clusters[:4]), clusters[4])
-    assert_same(exported.module()(*single), Decode()(*single))
+    assert_same(exported.module()(*single), Decode(None)(*single))

@@ -32,7 +32,7 @@ class ScriptedModel(nn.Module):
         self.batch_sizes = []
         self.modes = []
 
-    def forward(self, images):
+    def forward(self, images, *, by_level=False):
         self.batch_sizes.append(len(images))
         self.modes.append(self.training)
         outputs = [next(self.script)(image[None]) for image in images]

@@ -8,6 +8,8 @@ from test_detect import (  # noqa: F401  these run here too, with the fixture `d
     test_equals_reference,
     test_fewer_rows_are_the_first_rows,
     test_images_do_not_meet,
+    test_levels_of_any_size,
+    test_levels_of_the_network,
     test_literal,
     test_official_layer,
     test_official_layer_with_ties,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import refinedet
-from refinedet import OFFICIAL, PAPER
+from refinedet import OFFICIAL, PAPER, ops
 from refinedet.errors import CheckpointError, InputError
 from refinedet.models import ModelConfig, RefineDet, build, caffe_multipliers, from_config
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
@@ -575,3 +575,47 @@ def test_exports_with_any_batch_size(light: RefineDet) -> None:
     with torch.no_grad():
         for ours, theirs in zip(program.module()(images), light(images), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Detector(nn.Module):
+    """From images to detections in one graph."""
+
+    def __init__(self, network: RefineDet, *, by_level: bool) -> None:
+        super().__init__()
+        self.network, self.by_level = network, by_level
+
+    def forward(self, images: Tensor) -> ops.Detected:
+        return ops.detect(*self.network(images, by_level=self.by_level), self.network.anchors, keep_top_k=50)
+
+
+def test_levels_are_the_whole_output(light: RefineDet) -> None:
+    light.eval()
+    images = torch.randn(2, 3, 64, 128)
+    with torch.no_grad():
+        levels, whole = light(images, by_level=True), light(images)
+        assert [level.shape[1] for level in levels.arm_loc] == [3 * 8 * 16, 3 * 4 * 8, 3 * 2 * 4, 3 * 1 * 2]
+        for ours, theirs in zip(levels, whole, strict=True):
+            assert all(level.is_contiguous() for level in ours)
+            assert torch.equal(torch.cat(ours, dim=1), theirs)
+        for ours, theirs in zip(*(Detector(light, by_level=flag)(images) for flag in (True, False)), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_levels_of_a_network_without_arm() -> None:
+    network = build("squeezenet", 64, 4, preset=replace(OFFICIAL, tcb=False)).eval()
+    levels = network(torch.randn(1, 3, 64, 64), by_level=True)
+    assert levels.arm_loc is None
+    assert levels.arm_conf is None
+    assert len(levels.odm_conf) == 4
+
+
+def test_images_to_detections_compile_and_export(light: RefineDet) -> None:
+    images = torch.randn(2, 3, 64, 128)
+    detector = Detector(light.eval(), by_level=True)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        compiled = torch.compile(detector, fullgraph=True, backend="aot_eager")
+        exported = torch.export.export(detector, (images,), dynamic_shapes=({0: batch},)).module()
+        for ours, theirs, expected in zip(compiled(images), exported(images), detector(images), strict=True):
+            torch.testing.assert_close(ours, expected)
+            torch.testing.assert_close(theirs, expected)

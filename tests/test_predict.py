@@ -125,7 +125,7 @@ def test_limits_of_the_preset_are_used():
 
 def test_without_cascade_boxes_are_decoded_from_the_plain_anchors():
     plain = model(preset=replace(OFFICIAL, cascade=False))
-    plain.forward = lambda images, whole=plain.forward: whole(images)._replace(
+    plain.forward = lambda images, by_level, whole=plain.forward: whole(images)._replace(
         arm_loc=torch.full_like(plain.loc, 3.0).repeat(len(images), 1, 1)
     )
     torch.testing.assert_close(detect(plain, image())[0].boxes, detect(model(), image())[0].boxes)
@@ -168,6 +168,20 @@ def test_results_are_those_of_the_network_and_the_operator_alone():
     clipped = torch.minimum((expected.boxes[0, :count] * scale).clamp(min=0), torch.tensor([127.0, 95.0, 127.0, 95.0]))
     torch.testing.assert_close(found.boxes, clipped)
     assert found.names == [CLASSES[label - 1] for label in expected.labels[0, :count].tolist()]
+
+
+def test_the_levels_are_not_concatenated():
+    network, picture = tiny_model((64, 128)), scene(1)[0]
+
+    def concatenations(run):
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            run()
+        return sum(event.name == "aten::cat" for event in profile.events())
+
+    images = prepare(picture, (64, 128), network.config.preprocessing)[None]
+    of_backbone = concatenations(lambda: network.backbone(images))
+    assert concatenations(lambda: network.detect(picture)) == of_backbone + 1  # the images, to a batch
+    assert concatenations(lambda: network(images)) == of_backbone + 4
 
 
 def test_images_in_a_batch_do_not_influence_each_other():

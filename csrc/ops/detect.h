@@ -6,6 +6,9 @@
 //   odm_conf  [B,N,C]    logits, class 0 = background
 //   anchors   [N,4]      cx, cy, w, h in units of the image side
 //
+// The outputs come whole or in 2 to 4 levels, [B,n,*] each: consecutive anchors of every image, n of them. A head map in
+// NHWC order, [B,h,w,3 * k], is just that for the n = 3 * h * w anchors of its level, so it is read where it lies.
+//
 //   boxes     [B,K,4] float32   corners x1, y1, x2, y2, not clipped   | K = keep_top_k rows per image, whatever
 //   scores    [B,K]   float32   probability of the class              | is found; rows from counts[b] on are padding:
 //   labels    [B,K]   int64     1 .. C-1                              | box 0, score 0, label 0, index -1
@@ -31,12 +34,26 @@
 
 namespace refinedet {
 
+constexpr int kMaxLevels = 4;  // RefineDet has strides 8, 16, 32, 64
+
+// Aligned to an element.
+template <class T>
+struct DetectLevel {
+  const T* arm_loc;   // may be null, in all levels or none
+  const T* arm_conf;  // may be null, in all levels or none
+  const T* odm_loc;
+  const T* odm_conf;
+  int64_t num_anchors;
+};
+
+template <class T>
 struct DetectInputs {
-  const float* arm_loc;   // may be null
-  const float* arm_conf;  // may be null
-  const float* odm_loc;
-  const float* odm_conf;
-  const float* anchors;
+  int num_levels;
+  DetectLevel<T> levels[kMaxLevels];
+  const float* anchors;  // of all levels
+};
+
+struct DetectShape {
   int64_t batch, num_anchors, num_classes;
 };
 
@@ -56,7 +73,8 @@ struct DetectOutputs {
 
 namespace cpu {
 
-void detect(const DetectInputs& inputs, const DetectOptions& options, const DetectOutputs& outputs);
+void detect(const DetectInputs<float>& inputs, const DetectShape& shape, const DetectOptions& options,
+            const DetectOutputs& outputs);
 
 }  // namespace cpu
 }  // namespace refinedet

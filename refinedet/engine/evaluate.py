@@ -278,7 +278,7 @@ def _run(
     """Boxes [n,4] in units of the image side, labels [n] and scores [n] of each image of a batch, on the CPU."""
     device = model.anchors.device
     with _timed(seconds, "forward", device):
-        raw = model(blobs.to(device))
+        raw = model(blobs.to(device), by_level=True)
     with _timed(seconds, "detect", device):
         detected = select_detections(model, raw, score_threshold)
         boxes, labels, scores = detected.boxes.cpu(), detected.labels.cpu(), detected.scores.cpu()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from refinedet.anchors import ANCHORS_PER_CELL
@@ -33,15 +32,15 @@ class Heads(nn.Module):
         for conv in (*self.loc, *self.conf):
             caffe_xavier_(conv)
 
-    def forward(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Offsets [B,N,4] and logits [B,N,C]: level by level, cells row by row, the cell's three anchors."""
+    def forward(self, features: Features) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Offsets [B,n,4] and logits [B,n,C] of each level: cells row by row, the cell's three anchors."""
         if self.blocks:
             features = tuple(block(x) for block, x in zip(self.blocks, features, strict=True))
-        loc = [_flatten(conv(x), 4) for conv, x in zip(self.loc, features, strict=True)]
-        conf = [_flatten(conv(x), self.num_classes) for conv, x in zip(self.conf, features, strict=True)]
-        return torch.cat(loc, dim=1), torch.cat(conf, dim=1)
+        loc = tuple(_flatten(conv(x), 4) for conv, x in zip(self.loc, features, strict=True))
+        conf = tuple(_flatten(conv(x), self.num_classes) for conv, x in zip(self.conf, features, strict=True))
+        return loc, conf
 
 
 def _flatten(x: Tensor, values: int) -> Tensor:
-    """[B,3*values,h,w] to [B,h*w*3,values]."""
+    """[B,3*values,h,w] to [B,h*w*3,values]; a view of a channels-last map."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)

@@ -17,7 +17,7 @@ from refinedet.models.heads import Heads
 from refinedet.models.transfer import TransferConnection
 from refinedet.preprocessing import Preprocessing
 from refinedet.presets import OFFICIAL, Preset, get_preset
-from refinedet.structures import Detections, RawOutput
+from refinedet.structures import Detections, LevelOutput, RawOutput
 
 if TYPE_CHECKING:
     from refinedet.predict import Image
@@ -95,19 +95,22 @@ class RefineDet(nn.Module):
         self.register_buffer("anchors", generate_anchors(config.size), persistent=False)
         self.to(memory_format=backbone.memory_format)
 
-    def forward(self, images: Tensor) -> RawOutput:
+    def forward(self, images: Tensor, *, by_level: bool = False) -> RawOutput | LevelOutput:
         """Logits and offsets of preprocessed images [B,3,H,W] (``config.preprocessing``), float32 or under autocast.
 
         H and W may differ from ``config.size`` but must be multiples of 64 (else InputError); the anchors are then
-        those of :meth:`anchors_for`. Returns tensors [B,N,*] in the order of the anchors.
+        those of :meth:`anchors_for`. Returns tensors [B,N,*] in the order of the anchors, or with ``by_level`` those
+        of each level, not concatenated, which is all that :func:`refinedet.ops.detect` needs.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"images have shape {list(images.shape)}; give a batch [B,3,H,W]")
         check_size((images.shape[2], images.shape[3]))
         features = self.backbone(images)
         if self.arm is None or self.tcb is None:
-            return RawOutput(None, None, *self.odm(features))
-        return RawOutput(*self.arm(features), *self.odm(self.tcb(features)))
+            output = LevelOutput(None, None, *self.odm(features))
+        else:
+            output = LevelOutput(*self.arm(features), *self.odm(self.tcb(features)))
+        return output if by_level else output.concatenate()
 
     def anchors_for(self, size: tuple[int, int]) -> Tensor:
         """Anchors [N,4] of an input of ``size`` = (height, width), on the model's device."""

@@ -22,7 +22,8 @@ def call(name: str, *arguments: Any) -> Any:
         message = str(error).splitlines()[0]
         if message.startswith(f"refinedet.{name}: "):
             raise InputError(message) from None
-        gpus = [value.device for value in arguments if isinstance(value, torch.Tensor) and value.is_cuda]
+        values = [value for item in arguments for value in (item if isinstance(item, list) else [item])]
+        gpus = [value.device for value in values if isinstance(value, torch.Tensor) and value.is_cuda]
         problem = _extension.cuda_problem(gpus[0]) if gpus else None
         if problem is not None:
             raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None

@@ -1,7 +1,7 @@
 """From the raw outputs of the network to detections: the whole inference path after the last convolution."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,11 +27,15 @@ class Detected(NamedTuple):
     counts: Tensor  # [B] int64
 
 
+Levels: TypeAlias = Tensor | Sequence[Tensor]
+"""An output of the network for all anchors, or a tensor for each level."""
+
+
 def detect(
-    arm_loc: Tensor | None,
-    arm_conf: Tensor | None,
-    odm_loc: Tensor,
-    odm_conf: Tensor,
+    arm_loc: Levels | None,
+    arm_conf: Levels | None,
+    odm_loc: Levels,
+    odm_conf: Levels,
     anchors: Tensor,
     *,
     objectness_threshold: float = 0.01,
@@ -46,6 +50,11 @@ def detect(
     An anchor whose P(object) is below ``objectness_threshold`` is dropped before any other work. The others are moved
     twice (ARM, then ODM offsets). Per class, boxes scoring above ``score_threshold`` compete: the best ``top_k`` go
     through non-maximum suppression. The best ``keep_top_k`` of all classes of the image are returned.
+
+    Each output of the network is one tensor [B,N,*], or a sequence of one to four tensors [B,n,*], the levels: outputs
+    of consecutive anchors, as many of each level in all four. Levels are read where they lie, so nothing has to be
+    concatenated before: give ``conv(x).permute(0, 2, 3, 1).reshape(B, -1, 4)``, a view if the convolution puts out
+    channels-last. What is not contiguous is copied once.
 
     Args:
         arm_loc: [B,N,4] offsets of the refinement stage; None to decode the plain anchors (no cascade).
@@ -64,12 +73,14 @@ def detect(
     coordinate that is not finite are dropped.
 
     Raises:
-        InputError: shapes that do not fit together, integers instead of floating-point numbers, ``top_k`` or
-            ``keep_top_k`` below 1, or a negative or NaN ``iou_threshold``.
+        InputError: shapes that do not fit together, levels that are more than four or differ in number, integers
+            instead of floating-point numbers, ``top_k`` or ``keep_top_k`` below 1, or a negative or NaN
+            ``iou_threshold``.
     """
     outputs = call(
         "detect",
-        *(None if tensor is None else tensor.detach() for tensor in (arm_loc, arm_conf, odm_loc, odm_conf, anchors)),
+        *(_to_levels(output) for output in (arm_loc, arm_conf, odm_loc, odm_conf)),
+        anchors.detach(),
         objectness_threshold,
         score_threshold,
         iou_threshold,
@@ -80,12 +91,18 @@ def detect(
     return Detected(*outputs)
 
 
+def _to_levels(output: Levels | None) -> list[Tensor]:
+    if output is None:
+        return []
+    return [level.detach() for level in ([output] if isinstance(output, Tensor) else output)]
+
+
 @_extension.register_fake("detect")
 def _(
-    arm_loc: Tensor | None,
-    arm_conf: Tensor | None,
-    odm_loc: Tensor,
-    odm_conf: Tensor,
+    arm_loc: Sequence[Tensor],
+    arm_conf: Sequence[Tensor],
+    odm_loc: Sequence[Tensor],
+    odm_conf: Sequence[Tensor],
     anchors: Tensor,
     objectness_threshold: float,
     score_threshold: float,
@@ -94,21 +111,21 @@ def _(
     keep_top_k: int,
     variances: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch = odm_loc.shape[0]
+    batch = odm_loc[0].shape[0]
     return (
-        odm_loc.new_empty((batch, keep_top_k, 4), dtype=torch.float32),
-        odm_loc.new_empty((batch, keep_top_k), dtype=torch.float32),
-        odm_loc.new_empty((batch, keep_top_k), dtype=torch.int64),
-        odm_loc.new_empty((batch, keep_top_k), dtype=torch.int64),
-        odm_loc.new_empty((batch,), dtype=torch.int64),
+        anchors.new_empty((batch, keep_top_k, 4), dtype=torch.float32),
+        anchors.new_empty((batch, keep_top_k), dtype=torch.float32),
+        anchors.new_empty((batch, keep_top_k), dtype=torch.int64),
+        anchors.new_empty((batch, keep_top_k), dtype=torch.int64),
+        anchors.new_empty((batch,), dtype=torch.int64),
     )
 
 
 def detect_reference(
-    arm_loc: Tensor | None,
-    arm_conf: Tensor | None,
-    odm_loc: Tensor,
-    odm_conf: Tensor,
+    arm_loc: Levels | None,
+    arm_conf: Levels | None,
+    odm_loc: Levels,
+    odm_conf: Levels,
     anchors: Tensor,
     *,
     objectness_threshold: float = 0.01,
@@ -119,6 +136,7 @@ def detect_reference(
     variances: Sequence[float] = VARIANCES,
 ) -> Detected:
     """Plain-PyTorch twin of :func:`detect`."""
+    arm_loc, arm_conf, odm_loc, odm_conf = (_concatenate(output) for output in (arm_loc, arm_conf, odm_loc, odm_conf))
     refined = anchors if arm_loc is None else refine_reference(anchors, arm_loc, variances)
     boxes = to_corners(refine_reference(refined, odm_loc, variances))
     usable = boxes.isfinite().all(dim=-1)
@@ -144,6 +162,10 @@ def detect_reference(
         detected.indices[b, : len(best)] = indices
         detected.counts[b] = len(best)
     return detected
+
+
+def _concatenate(output: Levels | None) -> Tensor | None:
+    return output if output is None or isinstance(output, Tensor) else torch.cat(tuple(output), dim=1)
 
 
 def _suppress(

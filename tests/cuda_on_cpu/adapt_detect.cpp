@@ -8,7 +8,7 @@ using refinedet::cuda::InputType;
 namespace {
 
 using refinedet::DetectOptions;
-using refinedet::cuda::DetectShape;
+using refinedet::DetectShape;
 
 // As the registration does.
 void check(const DetectShape& shape, const DetectOptions& options) {

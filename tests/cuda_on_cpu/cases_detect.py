@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from cuda_on_cpu.harness import Harness
 from cuda_on_cpu.torch_arrays import DTYPES, to_array
-from detect_cases import random_anchors, random_tensor
+from detect_cases import in_levels, random_anchors, random_tensor
 from torch import Tensor
 
 from refinedet import ops
 from refinedet.ops import Detected
 
 HEADS = ("arm_loc", "arm_conf", "odm_loc", "odm_conf")
-Inputs = tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]  # HEADS, then anchors
+Output = Tensor | Sequence[Tensor]  # whole or in levels
+Inputs = tuple[Output | None, Output | None, Output, Output, Tensor]  # HEADS, then anchors
 
 
 def detect(
     harness: Harness,
     inputs: Inputs,
     *,
-    levels: Sequence[int] | None = None,
     misaligned: bool = False,
     seed: int = 0,
     objectness_threshold: float = 0.01,
@@ -31,19 +31,17 @@ def detect(
     keep_top_k: int = 500,
     variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
 ) -> Detected:
-    """The CUDA ``detect``; ``levels``: numbers of anchors of the head maps, one map of all anchors by default."""
-    heads, anchors = inputs[:4], inputs[4]
-    batch, count, _ = inputs[2].shape
-    dtype = inputs[2].dtype if inputs[2].dtype in DTYPES else torch.float32
-    levels = [count] if levels is None else levels
-    arrays = {"anchors": anchors.float().numpy()}
-    for name, tensor in zip(HEADS, heads, strict=True):
-        if tensor is not None:
-            for i, part in enumerate(tensor.split(list(levels), dim=1)):
-                arrays[f"{name}{i}"] = to_array(part.to(dtype).contiguous())
+    """The CUDA ``detect``."""
+    *heads, anchors = ([value] if isinstance(value, Tensor) else value for value in inputs)
+    batch, dtype = len(heads[2][0]), heads[2][0].dtype
+    dtype = dtype if dtype in DTYPES else torch.float32
+    arrays = {"anchors": anchors[0].float().numpy()}
+    for name, levels in zip(HEADS, heads, strict=True):
+        for i, level in enumerate(levels or ()):
+            arrays[f"{name}{i}"] = to_array(level.to(dtype).contiguous())
     scalars = {
         "type": DTYPES.index(dtype),
-        "num_levels": len(levels),
+        "num_levels": len(heads[2]),
         "objectness_threshold": float(objectness_threshold),
         "score_threshold": float(score_threshold),
         "iou_threshold": float(iou_threshold),
@@ -64,8 +62,9 @@ def detect(
 
 
 def check_case(harness: Harness, inputs: Inputs, *, levels: Sequence[int] | None = None, **arguments: Any) -> Detected:
-    """Runs the kernels and the CPU operator; the results must be the same bit for bit."""
-    found = detect(harness, inputs, levels=levels, **arguments)
+    """Runs the kernels, with outputs in levels of so many anchors, and the CPU operator, with whole ones; the results
+    must be the same bit for bit."""
+    found = detect(harness, inputs if levels is None else in_levels(inputs, levels), **arguments)
     options = {name: value for name, value in arguments.items() if name not in ("misaligned", "seed")}
     expected = ops.detect(*inputs, **options)
     for name, ours, theirs in zip(Detected._fields, found, expected, strict=True):

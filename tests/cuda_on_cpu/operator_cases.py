@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from detect_cases import in_levels
 from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError
+
+SIZES = (200, 60, 0, 40)  # anchors of levels
 
 
 def outputs(dtype: torch.dtype = torch.float32, anchors: int = 300, classes: int = 5) -> list[Tensor]:
@@ -51,12 +54,25 @@ def test_one_head_of_another_type(other: int) -> None:
     assert_equal(ops.detect(*heads, anchors()), ops.detect(*(tensor.float() for tensor in heads), anchors()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_levels_of_any_type(dtype: torch.dtype) -> None:
+    heads = outputs(dtype)
+    *levels, places = in_levels((*heads, anchors()), SIZES)
+    assert_equal(ops.detect(*levels, places), ops.detect(*heads, places))
+    mixed = [list(output) for output in levels]
+    mixed[1][2] = mixed[1][2].float()
+    assert_equal(ops.detect(*mixed, places), ops.detect(*(tensor.float() for tensor in heads), places))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_views_need_not_be_aligned(dtype: torch.dtype) -> None:
     heads, places = outputs(dtype), anchors()
     odd = [at_odd_address(tensor) for tensor in heads]
     assert odd[0].data_ptr() % 16 != 0
     assert_equal(ops.detect(*odd, at_odd_address(places)), ops.detect(*heads, places))
+    *levels, _ = in_levels((*heads, places), SIZES)
+    odd_levels = [[at_odd_address(level) for level in output] for output in levels]
+    assert_equal(ops.detect(*odd_levels, places), ops.detect(*heads, places))
     assert torch.equal(ops.refine(at_odd_address(places), odd[0]), ops.refine(places, heads[0]))
     scores = torch.rand(300)
     assert torch.equal(ops.nms(at_odd_address(places), at_odd_address(scores), 0.5), ops.nms(places, scores, 0.5))

@@ -298,7 +298,7 @@ Heads<T> to_heads(const DetectHeads& in, unsigned* num_blocks) {
   Heads<T> heads;
   int64_t anchors = 0, blocks = 0;
   for (int i = 0; i < kMaxLevels; ++i) {
-    const DetectLevel level = i < in.num_levels ? in.levels[i] : DetectLevel{};
+    const auto level = i < in.num_levels ? in.levels[i] : DetectLevel<void>{};
     heads.levels[i] = {static_cast<const T*>(level.arm_loc),
                        static_cast<const T*>(level.arm_conf),
                        static_cast<const T*>(level.odm_loc),

@@ -11,32 +11,14 @@
 
 namespace refinedet::cuda {
 
-constexpr int kMaxLevels = 4;             // RefineDet has strides 8, 16, 32, 64
 constexpr int64_t kMaxTopK = 2048;        // keys and kept boxes of a class fit in the 48 KiB of shared memory that
 constexpr int64_t kMaxKeepTopK = 1024;    //   every GPU gives a block
 constexpr int64_t kMaxClasses = 4095;     // the exponentials of an anchor fit in 16 KiB of shared memory
 constexpr int64_t kMaxBatch = 65535;      // second dimension of a grid
 
-// Outputs of the network for consecutive anchors of every image, [B,n,*] with rows as in ops/detect.h. A head map in
-// NHWC order, [B,h,w,3 * k], is just that for the n = 3 * h * w anchors of its level, so the maps of the network need no
-// copy; concatenated tensors are one level. Aligned to an element; reads are faster where aligned to four.
-struct DetectLevel {
-  const void* arm_loc;   // may be null, in all levels or none
-  const void* arm_conf;  // may be null, in all levels or none
-  const void* odm_loc;
-  const void* odm_conf;
-  int64_t num_anchors;
-};
-
-struct DetectHeads {
+// Reads are faster where the levels are aligned to four elements.
+struct DetectHeads : DetectInputs<void> {
   InputType type;
-  int num_levels;
-  DetectLevel levels[kMaxLevels];
-  const float* anchors;  // [N,4], of all levels
-};
-
-struct DetectShape {
-  int64_t batch, num_anchors, num_classes;
 };
 
 #if !defined(__CUDACC_RTC__)
