@@ -154,13 +154,12 @@ def cuda_problem(device: torch.device) -> tuple[str, str] | None:
 
 
 def _runs_on(capability: tuple[int, int], code: str) -> bool:
-    """Machine code runs on later GPUs of its generation, "9.0a" on no other GPU, PTX on all later GPUs."""
-    major, minor = (int(number) for number in re.match(r"(\d+)\.(\d)", code).groups())
-    if re.search(r"\d[af]", code):
-        return capability == (major, minor)
-    if code.endswith("+PTX"):
-        return capability >= (major, minor)
-    return capability[0] == major and capability[1] >= minor
+    """Machine code and "10.0f" run on later GPUs of their generation, "9.0a" on no other GPU, PTX on all later GPUs."""
+    major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", code).groups()
+    built_for = int(major), int(minor)
+    if kind == "a":
+        return capability == built_for
+    return capability >= built_for and (capability[0] == built_for[0] or (ptx is not None and kind == ""))
 
 
 def kernel_resources() -> str:

@@ -177,8 +177,8 @@ def test_golden_cases_equal_the_cpu(name: str) -> None:
 
 
 def test_order_of_special_scores() -> None:
-    """-0 and 0 are equal and keep their order, in torch's sort for few and for many."""
-    for count in (8, 100_000):
+    """-0 and 0 are equal and keep their order, in each of torch's sorts: for up to 128, up to 4096, and more."""
+    for count in (8, 1000, 100_000):
         scores = torch.zeros(count)
         scores[1::2] = -0.0
         scores[5] = float("nan")
@@ -324,6 +324,14 @@ def test_launch_nms(launchers) -> None:
         stream=stream(),
     )
     assert_same(kept[: count.item()], ops.batched_nms(boxes, scores, labels, 0.5))
+
+
+def test_an_error_is_reported_once(launchers) -> None:
+    """The launch after a failed call succeeds."""
+    none = dict.fromkeys(("boxes", "scores", "labels", "order", "kept", "count", "workspace"), 0)
+    with pytest.raises(RuntimeError, match=r"^memset: invalid argument$"):
+        launchers.nms(type="float32", num_boxes=0, iou_threshold=0.5, stream=stream(), **none)
+    test_launch_refine(launchers)
 
 
 # --- The detector -----------------------------------------------------------------------------------------------------
