@@ -393,12 +393,12 @@ def test_an_error_is_reported_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch):
-    """Pretends that the extension was built so, on a machine with a driver and a GPU of compute capability 6.1."""
+    """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def pretend(driver: int, **info: str | bool) -> None:
+    def pretend(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(_extension, "_module", module)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     return pretend
 
@@ -434,6 +434,16 @@ def test_kernels_for_other_gpus(extension, architectures: str) -> None:
 def test_kernels_that_run_on_the_gpu(extension, architectures: str) -> None:
     extension(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert _extension.cuda_problem(torch.device("cuda", 0)) is None
+
+
+def test_jetson_takes_only_its_own_machine_code(extension) -> None:
+    def problem_with(architectures: str) -> tuple[str, str] | None:
+        extension(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
+        return _extension.cuda_problem(torch.device("cuda", 0))
+
+    assert problem_with("8.7") is None
+    assert problem_with("8.0+PTX") is None
+    assert "TORCH_CUDA_ARCH_LIST=8.7" in problem_with("7.5 8.0 8.6")[1]
 
 
 def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch) -> None:
