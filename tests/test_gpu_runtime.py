@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -222,6 +223,18 @@ def test_tensors_on_two_devices() -> None:
         ops.refine(anchors(), heads()[0].to(DEVICE))
     with pytest.raises(InputError, match=r"^refinedet\.detect: odm_conf is on the CPU, but odm_loc is on GPU 0: move"):
         ops.detect(*to(DEVICE, tuple(heads()[:3])), heads()[3], anchors().to(DEVICE))
+
+
+@pytest.mark.parametrize("gpu", range(torch.cuda.device_count()))
+@CAPTURABLE
+def test_new_thread(name: str, gpu: int) -> None:
+    """In which no GPU is current yet, neither for torch nor for the runtime of the kernels."""
+    operator, arguments = CALLS[name]
+    moved = to(torch.device("cuda", gpu), arguments)
+    torch.cuda.synchronize(gpu)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(operator, *moved).result()
+    assert_same(found, operator(*arguments))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
