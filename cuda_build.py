@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Every generation from Turing on; the machine code of 8.0 also runs on 8.7, that of 10.0 on 10.3, of 12.0 on 12.1.
+# Every generation from Turing on; the machine code of 10.0 also runs on 10.3, that of 12.0 on 12.1. That of 8.0 does
+# not run on 8.7: a Jetson takes only its own.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 # No FMA contraction, on either side: CPU and CUDA take the same IoU decisions. Line numbers let Nsight Compute show the

@@ -31,6 +31,7 @@ from refinedet import __version__
 from refinedet.errors import ExtensionError
 
 OLDEST_TORCH = (2, 10)
+JETSONS = ((5, 3), (6, 2), (7, 2), (8, 7))  # CUDA C++ programming guide, "binary compatibility": not on Tegra
 
 _PACKAGE = Path(__file__).resolve().parent
 _Function = TypeVar("_Function", bound=Callable)
@@ -154,13 +155,17 @@ def cuda_problem(device: torch.device) -> tuple[str, str] | None:
 
 
 def _runs_on(capability: tuple[int, int], code: str) -> bool:
-    """Machine code runs on later GPUs of its generation, "9.0a" on no other GPU, PTX on all later GPUs."""
-    major, minor = (int(number) for number in re.match(r"(\d+)\.(\d)", code).groups())
-    if re.search(r"\d[af]", code):
-        return capability == (major, minor)
-    if code.endswith("+PTX"):
-        return capability >= (major, minor)
-    return capability[0] == major and capability[1] >= minor
+    """Does code compiled for ``code`` run on a GPU of this capability?
+
+    Machine code and "10.0f" run on later GPUs of their generation but for a Jetson, which takes only its own; "9.0a" on
+    no other GPU; PTX on all later GPUs.
+    """
+    major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", code).groups()
+    built_for = int(major), int(minor)
+    if capability <= built_for or kind == "a":
+        return capability == built_for
+    same_generation = capability[0] == built_for[0] and capability not in JETSONS
+    return same_generation or (ptx is not None and kind == "")
 
 
 def kernel_resources() -> str:

@@ -357,14 +357,48 @@ def test_launchers_refuse(build_info) -> None:
         launchers.detect_workspace_bytes(**sizes, top_k=5000)
 
 
+FAILING_RUNTIME = """
+#include <cstddef>
+#include <utility>
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+using cudaStream_t = void*;
+inline cudaError_t last_error = cudaSuccess;
+inline cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return last_error = cudaErrorInvalidValue; }
+inline cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
+"""
+REPORTS_AN_ERROR = """
+#include "ops/cuda/runtime.h"
+#include <cstring>
+
+int main() {
+  try {
+    refinedet::cuda::memset_async(nullptr, 0, 8, nullptr);
+  } catch (const std::runtime_error& error) {
+    return std::strcmp(error.what(), "memset: invalid argument") == 0 && last_error == cudaSuccess ? 0 : 1;
+  }
+  return 2;
+}
+"""
+
+
+def test_an_error_is_reported_once(tmp_path: Path) -> None:
+    """CUDA's runtime remembers an error until it is asked: the launch after it must not be blamed."""
+    (tmp_path / "cuda_runtime_api.h").write_text(FAILING_RUNTIME)
+    (tmp_path / "program.cpp").write_text(REPORTS_AN_ERROR)
+    command = ["c++", "-std=c++20", "-I.", f"-I{ROOT / 'csrc'}", "program.cpp", "-o", "program"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "program"], check=True)
+
+
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch):
-    """Pretends that the extension was built so, on a machine with a driver and a GPU of compute capability 6.1."""
+    """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def pretend(driver: int, **info: str | bool) -> None:
+    def pretend(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(_extension, "_module", module)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     return pretend
 
@@ -387,22 +421,29 @@ def test_driver_that_is_too_old(extension) -> None:
     )
 
 
-@pytest.mark.parametrize("architectures", ["7.5 9.0+PTX", "6.2", "5.2", "6.1a+PTX 7.0"])
+@pytest.mark.parametrize("architectures", ["7.5 9.0+PTX", "6.2", "5.2", "6.0a+PTX 5.2f+PTX"])
 def test_kernels_for_other_gpus(extension, architectures: str) -> None:
     extension(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
-    if "6.1a" in architectures:
-        assert _extension.cuda_problem(torch.device("cuda", 0)) is None
-        return
     assert problem().startswith(
         f"the CUDA kernels were compiled for compute capability {architectures}, and cuda:0 has 6.1: "
         "run `TORCH_CUDA_ARCH_LIST=6.1 python setup.py build_ext --inplace` in "
     )
 
 
-@pytest.mark.parametrize("architectures", ["6.1", "6.0 7.5", "5.2+PTX", "7.5 6.1+PTX"])
+@pytest.mark.parametrize("architectures", ["6.1", "6.0 7.5", "5.2+PTX", "7.5 6.1+PTX", "6.0f", "6.1a+PTX 7.0"])
 def test_kernels_that_run_on_the_gpu(extension, architectures: str) -> None:
     extension(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert _extension.cuda_problem(torch.device("cuda", 0)) is None
+
+
+def test_jetson_takes_only_its_own_machine_code(extension) -> None:
+    def problem_with(architectures: str) -> tuple[str, str] | None:
+        extension(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
+        return _extension.cuda_problem(torch.device("cuda", 0))
+
+    assert problem_with("8.7") is None
+    assert problem_with("8.0+PTX") is None
+    assert "TORCH_CUDA_ARCH_LIST=8.7" in problem_with("7.5 8.0 8.6")[1]
 
 
 def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch) -> None:

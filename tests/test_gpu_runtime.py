@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -177,8 +178,8 @@ def test_golden_cases_equal_the_cpu(name: str) -> None:
 
 
 def test_order_of_special_scores() -> None:
-    """-0 and 0 are equal and keep their order, in torch's sort for few and for many."""
-    for count in (8, 100_000):
+    """-0 and 0 are equal and keep their order, in each of torch's sorts: for up to 128, up to 4096, and more."""
+    for count in (8, 1000, 100_000):
         scores = torch.zeros(count)
         scores[1::2] = -0.0
         scores[5] = float("nan")
@@ -222,6 +223,18 @@ def test_tensors_on_two_devices() -> None:
         ops.refine(anchors(), heads()[0].to(DEVICE))
     with pytest.raises(InputError, match=r"^refinedet\.detect: odm_conf is on the CPU, but odm_loc is on GPU 0: move"):
         ops.detect(*to(DEVICE, tuple(heads()[:3])), heads()[3], anchors().to(DEVICE))
+
+
+@pytest.mark.parametrize("gpu", range(torch.cuda.device_count()))
+@CAPTURABLE
+def test_new_thread(name: str, gpu: int) -> None:
+    """In which no GPU is current yet, neither for torch nor for the runtime of the kernels."""
+    operator, arguments = CALLS[name]
+    moved = to(torch.device("cuda", gpu), arguments)
+    torch.cuda.synchronize(gpu)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(operator, *moved).result()
+    assert_same(found, operator(*arguments))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
@@ -324,6 +337,14 @@ def test_launch_nms(launchers) -> None:
         stream=stream(),
     )
     assert_same(kept[: count.item()], ops.batched_nms(boxes, scores, labels, 0.5))
+
+
+def test_an_error_is_reported_once(launchers) -> None:
+    """The launch after a failed call succeeds."""
+    none = dict.fromkeys(("boxes", "scores", "labels", "order", "kept", "count", "workspace"), 0)
+    with pytest.raises(RuntimeError, match=r"^memset: invalid argument$"):
+        launchers.nms(type="float32", num_boxes=0, iou_threshold=0.5, stream=stream(), **none)
+    test_launch_refine(launchers)
 
 
 # --- The detector -----------------------------------------------------------------------------------------------------

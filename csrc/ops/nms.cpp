@@ -55,7 +55,7 @@ Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, const std::optional<Te
 }
 
 #ifdef REFINEDET_WITH_CUDA
-// Positions of the scores, highest first, equal scores in their order.
+// Positions of the scores, highest first, equal scores (-0 and 0 among them) in their order.
 Tensor descending_order(const Tensor& scores) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t{-1}), from(true)};

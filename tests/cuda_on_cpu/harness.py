@@ -114,7 +114,8 @@ def ninja_file(variant: str, overlay: Path | None) -> str:
     ninja.variable("link_flags", escape(shlex.join(VARIANTS[variant].instrument)))
     command = "$cxx -MD -MF $out.d $flags -x c++ -c $in -o $out"
     ninja.rule("compile", command, depfile="$out.d", deps="gcc", description="compile $in")
-    ninja.rule("link", "$cxx $link_flags $in -o $out", description="link $out")
+    # In one step, so that a test that runs meanwhile finds the old driver or the new one.
+    ninja.rule("link", "$cxx $link_flags $in -o $out.new && mv $out.new $out", description="link $out")
     plain_flags = {"flags": escape(shlex.join(flags(variant, overlay, instrumented=False)))}
     ninja.build("scheduler.o", "compile", str(HERE / "scheduler.cpp"), variables=plain_flags)
     ninja.build("driver.o", "compile", str(HERE / "driver.cpp"))

@@ -47,7 +47,9 @@ inline void memset_async(void* destination, int value, size_t bytes, Stream) { s
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // the runtime keeps an error until it is asked: the next launch would find this one
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 inline void memset_async(void* destination, int value, size_t bytes, Stream stream) {
