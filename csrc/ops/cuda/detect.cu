@@ -4,6 +4,7 @@
 #include "ops/cuda/block.h"
 #include "ops/cuda/layout.h"
 #include "ops/cuda/load.h"
+#include "ops/cuda/softmax.h"
 #include "ops/cuda/suppress.h"
 
 namespace refinedet::cuda {
@@ -12,7 +13,6 @@ namespace {
 constexpr int kThreads = 256;       // of a block; also the anchors of a block of score_anchors_kernel
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMergeThreads = 512;  // of a block of merge_classes_kernel, which has an image to itself
-constexpr int kTileTerms = 4096;    // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
 static_assert(kMaxClasses <= kTileTerms && kMaxClasses % 2 == 1);
 
 // All written before it is read, but for the counters, which start at 0.
@@ -68,47 +68,22 @@ __device__ Corners decode_anchor(const Level<T>& level, Center anchor, int64_t r
   return to_corners(decode(anchor, load_center(level.odm_loc, row), variances));
 }
 
-// Anchors of one block that are scored together: as many as have room for their exponentials.
-struct Tile {
-  const int* anchors;  // within the block
-  int count;
-  float* terms;   // exponentials, a row per anchor
-  float* totals;  // their sums
-  int row_size;   // odd, so that reading down a column meets every memory bank
+// A tile with the sums of its terms: scores.
+struct ScoreTile : SoftmaxTile {
+  float* totals;
 
-  __device__ float score(int i, int c) const { return terms[i * row_size + c] / totals[i]; }
+  __device__ float score(int i, int c) const { return row(i)[c] / totals[i]; }
 };
 
-// Softmax up to the division. A warp per anchor reads its logits; a thread per anchor sums in class order, as the CPU
-// does, so that the scores are the same bit for bit. `logits` is the row of the block's first anchor.
-template <class T>
-__device__ void take_exponentials(const Tile& tile, const T* logits, int num_classes) {
-  for (int i = warp_index(); i < tile.count; i += kWarps) {
-    const T* const row = logits + int64_t{tile.anchors[i]} * num_classes;
-    float* const terms = tile.terms + i * tile.row_size;
-    float highest = load(row);
-    for (int c = lane_index(); c < num_classes; c += kWarpSize) {
-      terms[c] = load(row + c);
-      highest = terms[c] > highest ? terms[c] : highest;
-    }
-    for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
-      const float other = __shfl_xor_sync(kFullWarp, highest, lanes);
-      highest = other > highest ? other : highest;
-    }
-    for (int c = lane_index(); c < num_classes; c += kWarpSize) terms[c] = portable_exp(terms[c] - highest);
-  }
-  __syncthreads();
+// A thread per anchor sums; ends with a barrier.
+__device__ inline void take_totals(const ScoreTile& tile, int num_classes) {
   const int i = threadIdx.x;
-  if (i < tile.count) {
-    float total = 0.0f;
-    for (int c = 0; c < num_classes; ++c) total += tile.terms[i * tile.row_size + c];
-    tile.totals[i] = total;
-  }
+  if (i < tile.count) tile.totals[i] = sum_terms(tile.row(i), num_classes);
   __syncthreads();
 }
 
 // Appends the candidates of a tile to the lists of their classes. A warp takes a class and reserves its places at once.
-__device__ inline void append_candidates(const Tile& tile, int64_t image, int64_t first_anchor, const Sizes& sizes,
+__device__ inline void append_candidates(const ScoreTile& tile, int64_t image, int64_t first_anchor, const Sizes& sizes,
                                          float threshold, const Workspace& work) {
   const int lane = lane_index();
   for (int c = 1 + warp_index(); c < sizes.num_classes; c += kWarps) {
@@ -154,10 +129,11 @@ __global__ void __launch_bounds__(kThreads)
   const Rank rank = rank_in_block(survives, warp_counts);
   if (survives) survivors[rank.position] = thread;
   __syncthreads();
-  const int row_size = sizes.num_classes | 1, fit = kTileTerms / row_size;
+  const int row_size = softmax_row_size(sizes.num_classes), fit = kTileTerms / row_size;
   for (int s = 0; s < rank.total; s += fit) {
-    const Tile tile{survivors + s, min(rank.total - s, fit), terms, totals, row_size};
+    const ScoreTile tile{{survivors + s, min(rank.total - s, fit), terms, row_size}, totals};
     take_exponentials(tile, level.odm_conf + first_row * sizes.num_classes, sizes.num_classes);
+    take_totals(tile, sizes.num_classes);
     append_candidates(tile, image, first_anchor, sizes, options.score_threshold, work);
     __syncthreads();
   }

@@ -4,6 +4,7 @@
 #include "ops/cuda/block.h"
 #include "ops/cuda/layout.h"
 #include "ops/cuda/load.h"
+#include "ops/cuda/softmax.h"
 
 namespace refinedet::cuda {
 namespace {
@@ -11,8 +12,6 @@ namespace {
 constexpr int kThreads = 256;        // of the ranking kernels: an anchor each
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kImageThreads = 1024;  // of select_negatives_kernel, which waits for memory: as many as there can be
-constexpr int kTileTerms = 4096;     // exponentials a block keeps: 16 KiB, so that several blocks share a multiprocessor
-constexpr int kLogitsAtOnce = 4;     // that a thread loads: hides latency, and leaves few threads idle
 constexpr float kSmallestNormal = 1.17549435e-38f;  // FLT_MIN
 
 // How hard an anchor is: the high word of descending_key(loss, anchor), so the hardest has the smallest.
@@ -54,55 +53,15 @@ __global__ void __launch_bounds__(kThreads) rank_losses_kernel(MineInput in, Wor
   count_by_warp(rank != kNoRank, &work.candidates[image]);
 }
 
-// Anchors of one block whose softmax is taken together: as many as have room for their exponentials.
-struct Tile {
-  const int* anchors;  // within the block
-  int count;
-  float* terms;  // exponentials, a row per anchor
-  int row_size;  // odd, so that reading down a column meets every memory bank
-};
-
-// `lanes` threads, a power of two, take an anchor's exponentials. `logits` is the row of the block's first anchor.
-template <class T>
-__device__ void take_exponentials(const Tile& tile, const T* logits, int num_classes, int lanes) {
-  const float minus_infinity = bits_float(0xff800000u);
-  const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = kThreads / lanes;
-  for (int first = 0; first < tile.count; first += groups) {
-    const bool used = first + group < tile.count;
-    const int i = used ? first + group : 0;  // a group too many looks on: shuffles need all lanes
-    const T* const row = logits + int64_t{tile.anchors[i]} * num_classes;
-    float* const terms = tile.terms + i * tile.row_size;
-    float highest = minus_infinity;
-    for (int c = lane; c < num_classes; c += kLogitsAtOnce * lanes) {
-      float loaded[kLogitsAtOnce];
-      for (int k = 0; k < kLogitsAtOnce; ++k)
-        loaded[k] = c + k * lanes < num_classes ? load(row + c + k * lanes) : minus_infinity;
-      for (int k = 0; k < kLogitsAtOnce; ++k) {
-        highest = loaded[k] > highest ? loaded[k] : highest;
-        if (used && c + k * lanes < num_classes) terms[c + k * lanes] = loaded[k];
-      }
-    }
-    for (int distance = lanes / 2; distance > 0; distance /= 2) {
-      const float other = __shfl_xor_sync(kFullWarp, highest, distance);
-      highest = other > highest ? other : highest;
-    }
-    if (!used) continue;
-    for (int c = lane; c < num_classes; c += lanes) terms[c] = portable_exp(terms[c] - highest);
-  }
-}
-
-// What stands for the loss -ln(max(p0, FLT_MIN)) of an anchor: -max(p0, FLT_MIN), which orders alike. Summed in class
-// order, as the CPU does, so that it is the same bit for bit.
+// What stands for the loss -ln(max(p0, FLT_MIN)) of an anchor: -max(p0, FLT_MIN), which orders alike.
 __device__ inline float hardness(const float* terms, int num_classes) {
-  float total = 0.0f;
-  for (int c = 0; c < num_classes; ++c) total += terms[c];
-  const float background = terms[0] / total;
+  const float background = terms[0] / sum_terms(terms, num_classes);
   return background < kSmallestNormal ? -kSmallestNormal : -background;
 }
 
 // One block: 256 anchors of an image, ranked by their logits. Only eligible anchors' are read.
 template <class T>
-__global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInput in, int lanes, Workspace work) {
+__global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInput in, Workspace work) {
   REFINEDET_SHARED(float, terms, kTileTerms);
   REFINEDET_SHARED(int, eligible, kThreads);
   REFINEDET_SHARED(int, warp_counts, kWarps);
@@ -115,17 +74,16 @@ __global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInput in, int
   if (is_candidate) eligible[place.position] = threadIdx.x;
   if (inside && !is_candidate) work.ranks[row] = kNoRank;
   __syncthreads();
-  const int num_classes = static_cast<int>(in.num_classes), row_size = num_classes | 1;
+  const int num_classes = static_cast<int>(in.num_classes), row_size = softmax_row_size(num_classes);
   const int step = kTileTerms / row_size;
   const T* const logits = static_cast<const T*>(in.losses) + first_row * num_classes;
   for (int first = 0; first < place.total; first += step) {
-    const Tile tile{eligible + first, min(step, place.total - first), terms, row_size};
-    take_exponentials(tile, logits, num_classes, lanes);
-    __syncthreads();
+    const SoftmaxTile tile{eligible + first, min(step, place.total - first), terms, row_size};
+    take_exponentials(tile, logits, num_classes);
     const int i = threadIdx.x;
     uint32_t rank = kNoRank;
     if (i < tile.count) {
-      rank = to_rank(hardness(terms + i * row_size, num_classes));
+      rank = to_rank(hardness(tile.row(i), num_classes));
       work.ranks[first_row + tile.anchors[i]] = rank;
     }
     count_by_warp(rank != kNoRank, &work.candidates[image]);
@@ -164,9 +122,9 @@ __global__ void __launch_bounds__(kImageThreads) select_negatives_kernel(MineInp
 template __global__ void rank_losses_kernel<float>(MineInput, Workspace);
 template __global__ void rank_losses_kernel<Half>(MineInput, Workspace);
 template __global__ void rank_losses_kernel<BFloat16>(MineInput, Workspace);
-template __global__ void rank_logits_kernel<float>(MineInput, int, Workspace);
-template __global__ void rank_logits_kernel<Half>(MineInput, int, Workspace);
-template __global__ void rank_logits_kernel<BFloat16>(MineInput, int, Workspace);
+template __global__ void rank_logits_kernel<float>(MineInput, Workspace);
+template __global__ void rank_logits_kernel<Half>(MineInput, Workspace);
+template __global__ void rank_logits_kernel<BFloat16>(MineInput, Workspace);
 
 }  // namespace
 
@@ -185,10 +143,6 @@ int64_t lay_out(const MineInput& in, char* memory, Workspace* work) {
   work->candidates = work->positives == nullptr ? nullptr : work->positives + in.batch;
   work->ranks = layout.part<uint32_t>(in.batch * in.num_anchors);
   return layout.bytes();
-}
-
-int lanes_per_anchor(int64_t num_classes) {
-  return std::min(kWarpSize, power_of_two_at_least((num_classes + kLogitsAtOnce - 1) / kLogitsAtOnce));
 }
 
 }  // namespace
@@ -220,8 +174,7 @@ void mine(const MineInput& in, bool* mask, void* workspace, Stream stream) {
     if (in.num_classes == 0)
       launch("rank_losses_kernel", rank_losses_kernel<T>, grid, dim3(kThreads), 0, stream, in, work);
     else
-      launch("rank_logits_kernel", rank_logits_kernel<T>, grid, dim3(kThreads), 0, stream, in,
-             lanes_per_anchor(in.num_classes), work);
+      launch("rank_logits_kernel", rank_logits_kernel<T>, grid, dim3(kThreads), 0, stream, in, work);
   });
   launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, work, mask);
 }
