@@ -52,8 +52,8 @@ class ModelConfig:
             values = json.loads(text)
             return cls(
                 backbone=values["backbone"],
-                size=tuple(values["size"]),
-                classes=tuple(values["classes"]),
+                size=_items(values, "size", int),
+                classes=_items(values, "classes", str),
                 preset=Preset(**_tuples(values["preset"])),
                 preprocessing=Preprocessing(**_tuples(values["preprocessing"])),
                 tcb_channels=values["tcb_channels"],
@@ -62,6 +62,14 @@ class ModelConfig:
             raise CheckpointError(
                 f"not a model configuration ({error!r}): {str(text)[:80]}; use a checkpoint of this package"
             ) from error
+
+
+def _items(values: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    """The list ``values[key]``, whose items are of that ``kind``, as a tuple: a text would be taken apart unnoticed."""
+    items = values[key]
+    if not isinstance(items, list) or not items or any(type(item) is not kind for item in items):
+        raise TypeError(f"{key} is {items!r}, not a list of {kind.__name__}")
+    return tuple(items)
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
