@@ -168,6 +168,29 @@ def test_progress_shows_loss_rate_and_speed(data, tmp_path, capsys):
     assert "images/s" in shown
 
 
+def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
+    """A misspelt class is a class of its own unless the recipe lists them: it must be seen."""
+    root = make_voc(tmp_path / "voc")
+    for path in sorted((root / "Annotations").glob("*.xml"))[:2]:
+        path.write_text(path.read_text().replace("<name>disc</name>", "<name>dics</name>", 1))
+    dataset = open_training_data(tiny_recipe(data={"root": str(root)}))
+    labels = [dataset[i].labels for i in range(4)]
+    train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=root)
+    shown = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert ["class", "images", "objects"] in shown
+    for label, name in enumerate(("dics", "disc", "square"), start=1):
+        images = sum(label in found for found in labels)
+        assert [name, str(images), str(sum((found == label).sum() for found in labels))] in shown
+    assert any("data.classes" in line for line in shown)
+    with pytest.raises(DataError, match=r"class 'dics' is not among .* did you mean 'disc'"):
+        train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
+
+
+def test_no_word_of_the_list_of_classes_when_there_is_one(data, tmp_path, capsys):
+    train(tiny_recipe(train={"steps": 1}, data={"classes": CLASSES}), tmp_path / "run", data=data)
+    assert "data.classes" not in capsys.readouterr().err
+
+
 def test_amp_trains_in_bfloat16_on_the_cpu(run, data, tmp_path):
     out, _ = run
     train(tiny_recipe(train={"amp": True, "steps": 2}), tmp_path / "run", data=data, progress=False)

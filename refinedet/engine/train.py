@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def train(
         data: folder of the data set, instead of the recipe's ``data.root``.
         weights: pretrained backbone file, or refinedet checkpoint to start from, instead of ``model.weights``.
         resume: go on with the run in ``out``.
-        progress: show a progress bar on stderr.
+        progress: show on stderr how many images and objects each class has, and a progress bar.
 
     Raises:
         RecipeError, DataError, CheckpointError, InputError: recipe, data, weights or ``out`` cannot be used.
@@ -103,6 +104,8 @@ def train(
     dataset = open_training_data(recipe)
     _check_objects(dataset, recipe.data.use_difficult)
     test_data = open_test_data(recipe, dataset.classes) if recipe.evaluate.every else None
+    if progress:
+        _announce(dataset, recipe)
     run = _Run(recipe, out, dataset, test_data)
     if resume:
         run.restore()
@@ -359,6 +362,15 @@ def _check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
     """Raise DataError when nothing can be learned: every loss would be 0."""
     if not any(use_difficult or not all(record.difficult) for record in dataset.records if len(record.labels)):
         raise DataError(f"{dataset.name}: no image has a usable object to learn from; check the annotations")
+
+
+def _announce(dataset: DetectionDataset, recipe: Recipe) -> None:
+    """Say what is there to learn from: a misspelt class stands out by its few objects."""
+    print(f"{dataset.name}: {len(dataset)} images\n{dataset.class_table()}", file=sys.stderr)
+    if recipe.data.classes is None:
+        print(
+            "classes are those of the annotations; data.classes in the recipe makes any other an error", file=sys.stderr
+        )
 
 
 def _loader(recipe: Recipe, dataset: DetectionDataset, model: RefineDet) -> TrainLoader:
