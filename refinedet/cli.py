@@ -109,7 +109,10 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="data set folder, VOC or COCO layout")
     parser.add_argument("--split", default="test", help="split of the data set (default: test)")
     parser.add_argument(
-        "--metric", choices=("voc", "coco"), default="voc", help="AP at IoU 0.5, or COCO AP (default: voc)"
+        "--metric",
+        choices=("voc", "voc07", "coco"),
+        default="voc",
+        help="AP at IoU 0.5, as the area under the curve or by the 11 points of VOC 2007, or COCO AP (default: voc)",
     )
     parser.add_argument("--format", choices=("voc", "coco"), help="layout of the data set (default: found out)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for evaluation.json and the curves")
@@ -237,7 +240,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.split,
         format=arguments.format,
         device=device,
-        metric=arguments.metric,
+        metric="coco" if arguments.metric == "coco" else "voc",
+        use_07_metric=arguments.metric == "voc07",
         batch_size=arguments.batch_size,
     )
     say(evaluation.table())

@@ -1,6 +1,8 @@
 """Evaluation of a model on a data set, from images on disk to files in a folder."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -10,14 +12,17 @@ import torch
 from synthetic import CLASSES, FixedModel, make_coco, make_voc, tiny_checkpoint, tiny_model
 from torch import nn
 
+from refinedet import cli
 from refinedet.data import open_dataset
 from refinedet.engine.evaluate import evaluate, evaluate_checkpoint, truth_to_pixels
 from refinedet.errors import DataError, InputError
 from refinedet.metrics import coco_ap
+from refinedet.presets import OFFICIAL
 from refinedet.structures import RawOutput, Sample
 
 HEIGHT, WIDTH = 96, 128  # of the synthetic images
 SIDES = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+PADILLA = Path(__file__).parent / "golden" / "eval" / "padilla_voc"
 ONE = pytest.approx(1.0, abs=1e-12)  # COCOeval adds an epsilon to its denominators
 
 
@@ -280,3 +285,36 @@ def test_checkpoint_of_other_classes(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", classes=("disc", "triangle"))
     with pytest.raises(DataError, match="class 'square' is not among the 2 known classes"):
         evaluate_checkpoint(checkpoint, root, progress=False)
+
+
+def write_padilla(root, side=200):
+    """The published case of test_voc_ap.py as a VOC data set; returns a model that finds its detections."""
+    files = sorted((PADILLA / "gts").glob("*.txt"))
+    voc = make_voc(root, {"test": len(files)}, height=side, width=side)
+    models = []
+    for name, file in zip((voc / "ImageSets/Main/test.txt").read_text().split(), files, strict=True):
+        x, y, w, h = np.loadtxt(file, usecols=range(1, 5), ndmin=2).T
+        boxes = "".join(
+            f"<object><name>disc</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+            "</bndbox></object>"
+            for x1, y1, x2, y2 in zip(x + 1, y + 1, x + w + 1, y + h + 1, strict=True)  # VOC counts from 1
+        )
+        (voc / "Annotations" / f"{name}.xml").write_text(f"<annotation>{boxes}</annotation>")
+        score, x, y, w, h = np.loadtxt(PADILLA / "dets" / file.name, usecols=range(1, 6), ndmin=2).T
+        corners = np.stack([x, y, x + w, y + h], axis=1) / side
+        models.append(FixedModel(corners, [1] * len(score), score.tolist(), preset=replace(OFFICIAL, nms_iou=1.0)))
+    return ScriptedModel(models)
+
+
+@pytest.mark.parametrize(
+    ("metric", "method", "name"), [("voc", "every_point", "area"), ("voc07", "11point", "11-point")]
+)
+def test_published_values_at_the_command_line(tmp_path, monkeypatch, capsys, metric, method, name):
+    model = write_padilla(tmp_path)
+    monkeypatch.setattr("refinedet.engine.checkpoint.load", lambda path: model)
+    assert cli.main(["evaluate", "any", "--data", str(tmp_path), "--metric", metric, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = json.loads((PADILLA / "expected.json").read_text())[method]["0.5"]
+    assert document["rows"][0]["ap"] == pytest.approx(expected, abs=1e-9, rel=0)
+    assert (document["rows"][0]["ground_truth"], document["rows"][0]["detections"]) == (15, 24)
+    assert document["measure"] == f"AP@0.5 ({name})"
