@@ -69,7 +69,11 @@ def detect(
     """
     outputs = call(
         "detect",
-        *(None if tensor is None else tensor.detach() for tensor in (arm_loc, arm_conf, odm_loc, odm_conf, anchors)),
+        arm_loc,
+        arm_conf,
+        odm_loc,
+        odm_conf,
+        anchors,
         objectness_threshold,
         score_threshold,
         iou_threshold,
