@@ -230,7 +230,7 @@ def _resume_command(arguments: argparse.Namespace) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    device = _device(arguments.device)
+    from refinedet.devices import choose_device
     from refinedet.engine.evaluate import evaluate_checkpoint
 
     say = _speaker(arguments)
@@ -239,7 +239,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.data,
         arguments.split,
         format=arguments.format,
-        device=device,
+        device=choose_device(arguments.device),
         metric="coco" if arguments.metric == "coco" else "voc",
         use_07_metric=arguments.metric == "voc07",
         batch_size=arguments.batch_size,
@@ -284,30 +284,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _load(checkpoint: str, device: str) -> RefineDet:
     import refinedet
+    from refinedet.devices import choose_device
 
-    chosen = _device(device)
+    chosen = choose_device(device)
     return refinedet.load(checkpoint).to(chosen)
-
-
-def _device(name: str) -> str:
-    """The torch device of ``--device``; auto takes a GPU only when the extension has kernels for it."""
-    import torch
-
-    from refinedet._extension import build_info
-
-    kind, colon, index = name.partition(":")
-    if name not in ("auto", "cpu") and (kind != "cuda" or (colon and not index.isdecimal())):
-        raise InputError(f"--device is {name!r}; give auto, cpu, cuda or cuda:N")
-    has_kernels = (build_info() or {}).get("cuda", False)
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() and has_kernels else "cpu"
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device is {name} but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
-    if kind == "cuda" and not has_kernels:
-        raise InputError(
-            f"--device is {name} but the extension was built without CUDA kernels; give cpu, or rebuild it"
-        )
-    return name
 
 
 def _speaker(arguments: argparse.Namespace) -> Callable[[str], None]:

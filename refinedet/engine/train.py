@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dataset
+from refinedet.devices import choose_device
 from refinedet.engine.checkpoint import (
     is_checkpoint,
     load_training_state,
@@ -137,14 +138,6 @@ def open_test_data(recipe: Recipe, classes: tuple[str, ...]) -> DetectionDataset
     return _open_split(recipe, recipe.data.test_split, classes)
 
 
-def training_device() -> torch.device:
-    """A GPU when there is one and the extension has kernels for it, else the CPU."""
-    from refinedet._extension import build_info
-
-    usable = torch.cuda.is_available() and (build_info() or {}).get("cuda")
-    return torch.device("cuda" if usable else "cpu")
-
-
 class _Run:
     """A training run: the trainer, its data and its folder."""
 
@@ -171,7 +164,7 @@ class _Run:
         """Load the pretrained weights and save the state of step 0: a run can be resumed from its first moment."""
         if self.recipe.model.weights is not None:
             _load_pretrained(self.model, self.recipe.model.weights)
-        self.trainer = Trainer(self.model, self.recipe, training_device())
+        self.trainer = Trainer(self.model, self.recipe, choose_device())
         self._save()
         write_text(self.out / RECIPE_FILE, self.recipe.to_toml())
 
@@ -196,7 +189,7 @@ class _Run:
                 f"the run in {self.out} was started on other images or annotations ({state.facts['data']}; now "
                 f"{self.fingerprint}). Give the same data set, or start in another folder"
             )
-        self.trainer = Trainer(self.model, self.recipe, training_device())
+        self.trainer = Trainer(self.model, self.recipe, choose_device())
         self.trainer.restore(state, path)
         self.window = RunningMean(**state.facts["window"])
         _remove_leftovers(self.out)
