@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from refinedet.anchors import check_size, generate_anchors
+from refinedet.anchors import check_size, generate_anchors, parse_size
 from refinedet.errors import CheckpointError, InputError
 from refinedet.models.backbone import Backbone
 from refinedet.models.heads import Heads
@@ -154,10 +155,7 @@ def build(
     for the backbone (see its ``load_pretrained``). ``tcb_channels``: width of the transfer connection blocks, 256 in
     the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
     """
-    height_width = (size, size) if isinstance(size, int) else tuple(size)
-    if len(height_width) != 2:
-        raise InputError(f"size is {size!r}; give the side or (height, width)")
-    check_size(height_width)
+    height_width = parse_size((size, size) if isinstance(size, Integral) else size)
     if tcb_channels < 1:
         raise InputError(f"tcb_channels is {tcb_channels}; give at least 1 (256 in the paper)")
     names = _class_names(num_classes, classes)
@@ -171,7 +169,7 @@ def build(
 
 def from_config(config: ModelConfig) -> RefineDet:
     """Build the network of ``config`` with fresh parameters."""
-    check_size(config.size)
+    parse_size(config.size)
     return RefineDet(config, make_backbone(config.backbone))
 
 
@@ -193,8 +191,8 @@ def make_backbone(name: str) -> Backbone:
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
-        if num_classes is None or num_classes < 2:
-            raise InputError(f"num_classes is {num_classes}; give at least 2 (background and one class), or classes")
+        if not isinstance(num_classes, Integral) or num_classes < 2:
+            raise InputError(f"num_classes is {num_classes!r}; give at least 2 (background and one class), or classes")
         return tuple(f"class{label}" for label in range(1, num_classes))
     if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
         raise InputError(f"classes is {classes!r}; give a sequence of different names, without the background")
