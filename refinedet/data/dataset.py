@@ -168,7 +168,7 @@ def unknown_class(name: str, annotation: str | os.PathLike[str], classes: Sequen
     hint = f"did you mean {near[0]!r}? " if near else ""
     return DataError(
         f"{annotation}: class {name!r} is not among the {len(classes)} known classes ({_names(classes)}); "
-        f"{hint}correct the annotation or add the class to the list"
+        f"{hint}correct the annotation; a trained model knows its own classes only, a recipe lists them in data.classes"
     )
 
 
