@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic import CLASSES, make_coco, make_voc, tiny_checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import PATIENCE, PLAIN, logged_losses, recipe_content, tiny_recipe
 
 import refinedet
@@ -125,6 +126,18 @@ def test_log_has_a_line_per_step_with_all_numbers(run):
     rates = [entry["lr"] for entry in steps]  # warm-up of 3 steps from 0, drop at step index 9
     assert rates == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, *[1e-3] * 6, *[1e-4] * 3], rel=1e-9)
     assert [entry["step"] for entry in entries if entry["group"] == "test"] == [6, 12]
+
+
+def test_tensorboard_has_losses_and_the_precision_of_each_class(run):
+    out, _ = run
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert {"train/total", "train/lr", "test/mean_ap", *(f"test/ap/{name}" for name in CLASSES)} <= set(
+        events.Tags()["scalars"]
+    )
+    logged = [entry for entry in read_log(out / "log.jsonl") if entry["group"] == "test"]
+    for name in CLASSES:
+        found = [(event.step, event.value) for event in events.Scalars(f"test/ap/{name}")]
+        assert found == [(entry["step"], pytest.approx(entry["ap"][name])) for entry in logged]
 
 
 def test_evaluation_does_not_count_as_slow_training(data, tmp_path, monkeypatch):
@@ -463,6 +476,19 @@ def test_missing_test_split_is_found_before_training(tmp_path, data):
 
 def test_unknown_backbone(tmp_path, data):
     refused(tmp_path, tiny_recipe(model={"backbone": "vgg17"}), InputError, "vgg17", data=data)
+
+
+@pytest.mark.parametrize("size", [64, [64, 64]])
+def test_a_batch_too_small_for_batch_normalisation(tmp_path, data, size):
+    recipe = tiny_recipe(model={"size": size}, train={"batch_size": 1})
+    with pytest.raises(RecipeError, match=r"train\.batch_size is 1 at model\.size .*64.*; give at least 2 images"):
+        train(recipe, tmp_path / "run", data=data, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_image_is_enough_where_a_channel_has_two_values(tmp_path, data):
+    recipe = tiny_recipe(model={"size": [64, 128]}, train={"batch_size": 1, "steps": 1})
+    assert train(recipe, tmp_path / "run", data=data, progress=False).steps == 1
 
 
 def test_missing_weights(tmp_path, data):

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from refinedet.anchors import STRIDES
 from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dataset
 from refinedet.devices import choose_device
 from refinedet.engine.checkpoint import (
@@ -155,6 +157,7 @@ class _Run:
             preset=recipe.model.full_preset,
             tcb_channels=recipe.model.tcb_channels,
         )
+        _check_statistics(self.model, recipe)
         self.loader = _loader(recipe, dataset, self.model)
         self.fingerprint = _fingerprint(dataset)
         self.window = RunningMean()
@@ -355,6 +358,17 @@ def _check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
     """Raise DataError when nothing can be learned: every loss would be 0."""
     if not any(use_difficult or not all(record.difficult) for record in dataset.records if len(record.labels)):
         raise DataError(f"{dataset.name}: no image has a usable object to learn from; check the annotations")
+
+
+def _check_statistics(model: RefineDet, recipe: Recipe) -> None:
+    """Raise RecipeError when a channel of the coarsest level has one value in a whole batch: that has no variance."""
+    height, width = recipe.model.input_size
+    values = recipe.train.batch_size * (height // STRIDES[-1]) * (width // STRIDES[-1])
+    if values == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise RecipeError(
+            f"recipe {recipe.name}: train.batch_size is 1 at model.size {recipe.model.size}, which leaves batch "
+            f"normalisation one value per channel at stride {STRIDES[-1]}; give at least 2 images or a larger size"
+        )
 
 
 def _announce(dataset: DetectionDataset, recipe: Recipe) -> None:
