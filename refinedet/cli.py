@@ -125,7 +125,8 @@ def _add_detect(commands: Any) -> None:
         "detect",
         help="find objects in images and videos",
         description="Find objects in images and videos. Annotated copies go to --out. Inputs that cannot be read are "
-        "reported at the end, with exit status 1, after all others are done.",
+        "reported at the end, with exit status 1, after all others are done. Ctrl-C finishes the images under way and "
+        "ends with the results so far, exit status 130.",
     )
     _add_checkpoint(parser)
     parser.add_argument(
@@ -271,6 +272,9 @@ def _detect(arguments: argparse.Namespace) -> int:
     _deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **job.to_json()})
     for error in job.failures.values():
         _say_error(error)
+    if job.interrupted:
+        print(f"refinedet: interrupted, {len(job.remaining)} of {len(targets)} inputs remain", file=sys.stderr)
+        return 130
     if not job.failures:
         return 0
     return 1 if job.done else 2
