@@ -96,6 +96,11 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="data set folder (default: the recipe's)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="pretrained backbone file (default: the recipe's)")
+    parser.add_argument(
+        "--weights-input",
+        choices=("torchvision", "caffe"),
+        help="what the backbone file reads: RGB in 0..1, standardised, or BGR in 0..255 (default: the recipe's)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     parser.add_argument("--json", action="store_true", help="print the result as JSON only")
     parser.set_defaults(run=_train)
@@ -204,7 +209,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     say = _speaker(arguments)
     out = _run_folder(arguments)
-    result = train(arguments.recipe, out, data=arguments.data, weights=arguments.weights, resume=arguments.resume)
+    result = train(
+        arguments.recipe,
+        out,
+        data=arguments.data,
+        weights=arguments.weights,
+        weights_input=arguments.weights_input,
+        resume=arguments.resume,
+    )
     say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min")
     if result.loss is not None:
         say(f"Mean loss of the last steps: {result.loss:.4f}")
@@ -224,9 +236,9 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
 
 def _resume_command(arguments: argparse.Namespace) -> str:
     command = ["refinedet", "train", str(arguments.recipe)]
-    for name in ("data", "weights"):
+    for name in ("data", "weights", "weights_input"):
         if getattr(arguments, name):
-            command += [f"--{name}", str(getattr(arguments, name))]
+            command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     return shlex.join([*command, "--out", str(_run_folder(arguments)), "--resume"])
 
 

@@ -324,6 +324,14 @@ def test_train_resumes_and_says_what_is_where(tmp_path, voc, capsys):
     assert "Trained to step 3" in capsys.readouterr().out
 
 
+def test_the_command_to_resume_repeats_the_options():
+    options = ["--data", "d", "--weights", "w.pth", "--weights-input", "caffe", "--out", "a run"]
+    arguments = cli._parser().parse_args(["train", "bccd", *options])
+    assert cli._resume_command(arguments) == (
+        "refinedet train bccd --data d --weights w.pth --weights-input caffe --out 'a run' --resume"
+    )
+
+
 def test_training_ends_well_where_the_test_split_has_no_object(tmp_path, capsys):
     root = make_voc(tmp_path / "voc")
     for path in (root / "Annotations").glob("00000[67].xml"):  # the test split

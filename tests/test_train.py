@@ -26,6 +26,7 @@ from refinedet.engine.recipe import read_recipe
 from refinedet.engine.train import open_training_data, train
 from refinedet.engine.trainer import Trainer
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
+from refinedet.models.squeezenet import SqueezeNet
 
 ROOT = Path(__file__).parent.parent
 
@@ -489,6 +490,18 @@ def test_a_batch_too_small_for_batch_normalisation(tmp_path, data, size):
 def test_one_image_is_enough_where_a_channel_has_two_values(tmp_path, data):
     recipe = tiny_recipe(model={"size": [64, 128]}, train={"batch_size": 1, "steps": 1})
     assert train(recipe, tmp_path / "run", data=data, progress=False).steps == 1
+
+
+def test_backbone_weights_for_another_input(tmp_path, data):
+    """The recipe or the caller says which; torchvision's SqueezeNet and the original have the same names."""
+    state = {f"features.{k}": v for k, v in SqueezeNet().features.state_dict().items()}
+    state["classifier.1.weight"] = 1000 * torch.ones(1000, 512, 1, 1) * torch.arange(1000).view(-1, 1, 1, 1)
+    torch.save(state, tmp_path / "weights.pth")
+    recipe = tiny_recipe(model={"weights_input": "caffe"}, train={"steps": 1})
+    options = {"data": data, "weights": tmp_path / "weights.pth"}
+    refused(tmp_path, recipe, CheckpointError, r"for torchvision's input, not caffe's", **options)
+    train(recipe, tmp_path / "run", weights_input="torchvision", progress=False, **options)
+    assert read_recipe(tmp_path / "run" / "recipe.toml").model.weights_input == "torchvision"
 
 
 def test_missing_weights(tmp_path, data):

@@ -77,6 +77,7 @@ def train(
     *,
     data: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    weights_input: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
@@ -93,6 +94,7 @@ def train(
         out: folder of the run; it must be empty or absent, unless ``resume``.
         data: folder of the data set, instead of the recipe's ``data.root``.
         weights: pretrained backbone file, or refinedet checkpoint to start from, instead of ``model.weights``.
+        weights_input: what the backbone file reads, "torchvision" or "caffe", instead of ``model.weights_input``.
         resume: go on with the run in ``out``.
         progress: show on stderr how many images and objects each class has, and a progress bar.
 
@@ -102,7 +104,7 @@ def train(
         TrainingInterrupted: Ctrl-C, after saving.
     """
     out = Path(out)
-    recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights)
+    recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights, weights_input)
     _check_folder(out, resume)
     dataset = open_training_data(recipe)
     _check_objects(dataset, recipe.data.use_difficult)
@@ -166,7 +168,7 @@ class _Run:
     def start(self) -> None:
         """Load the pretrained weights and save the state of step 0: a run can be resumed from its first moment."""
         if self.recipe.model.weights is not None:
-            _load_pretrained(self.model, self.recipe.model.weights)
+            _load_pretrained(self.model, self.recipe.model.weights, self.recipe.model.weights_input)
         self.trainer = Trainer(self.model, self.recipe, choose_device())
         self._save()
         write_text(self.out / RECIPE_FILE, self.recipe.to_toml())
@@ -315,12 +317,19 @@ class _Bar(tqdm):
         self.update()
 
 
-def _complete(recipe: Recipe, data: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None) -> Recipe:
+def _complete(
+    recipe: Recipe,
+    data: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    weights_input: str | None,
+) -> Recipe:
     """The recipe with the caller's data folder and weights in place of its own."""
     if data is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
     if weights is not None:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=str(weights)))
+    if weights_input is not None:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights_input=weights_input))
     return recipe
 
 
@@ -393,11 +402,11 @@ def _loader(recipe: Recipe, dataset: DetectionDataset, model: RefineDet) -> Trai
     )
 
 
-def _load_pretrained(model: RefineDet, path: str) -> None:
+def _load_pretrained(model: RefineDet, path: str, weights_input: str) -> None:
     if is_checkpoint(path):
         load_weights(model, path)
     else:
-        model.backbone.load_pretrained(path)
+        model.backbone.load_pretrained(path, weights_input)
 
 
 def _fingerprint(dataset: DetectionDataset) -> dict[str, Any]:

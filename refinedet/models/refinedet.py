@@ -145,6 +145,7 @@ def build(
     classes: Sequence[str] | None = None,
     preset: str | Preset = "official",
     weights: str | Path | None = None,
+    weights_input: str = "torchvision",
     tcb_channels: int = TCB_CHANNELS,
 ) -> RefineDet:
     """Build a network with fresh parameters (spec sections 2 to 5), in training mode.
@@ -152,8 +153,9 @@ def build(
     ``backbone``: "vgg16", "resnet101", "squeezenet" or "timm:NAME". ``size``: side, or (height, width), of the input
     in pixels, multiples of 64. ``num_classes`` counts the background; ``classes`` names the foreground classes, and
     then ``num_classes`` may be left out. ``preset``: "official", "paper" or a Preset. ``weights``: ImageNet weights
-    for the backbone (see its ``load_pretrained``). ``tcb_channels``: width of the transfer connection blocks, 256 in
-    the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
+    for the backbone (see its ``load_pretrained``); ``weights_input``: what they read, "torchvision" (RGB in 0..1,
+    standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection blocks,
+    256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
     """
     height_width = parse_size((size, size) if isinstance(size, Integral) else size)
     if tcb_channels < 1:
@@ -163,7 +165,7 @@ def build(
     config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
     model = RefineDet(config, features)
     if weights is not None:
-        features.load_pretrained(weights)
+        features.load_pretrained(weights, weights_input)
     return model
 
 
