@@ -2,6 +2,7 @@
 
 import pytest
 
+import refinedet
 from refinedet.data import VOC_CLASSES
 from refinedet.engine.recipe import differences, parse_recipe, read_recipe, recipe_names
 from refinedet.errors import RecipeError
@@ -65,8 +66,10 @@ def test_ablations_of_table_2_are_settings():
     assert (preset.objectness_threshold, preset.cascade, preset.tcb) == (0.0, False, False)
 
 
-def test_the_shipped_model_starts_from_weights_for_caffes_input():
-    assert read_recipe("bccd").model.weights_input == "caffe"
+def test_the_recipe_of_the_shipped_model_has_its_classes_and_weights_for_caffes_input():
+    recipe = read_recipe("bccd")
+    assert recipe.model.weights_input == "caffe"
+    assert recipe.data.classes == refinedet.load("bccd").config.classes
 
 
 def test_values_are_converted_to_the_types_of_the_fields():
