@@ -268,6 +268,7 @@ def test_json_that_is_no_config(text: str) -> None:
         (lambda: build("vgg16", (320, 320.0), 21), ["(320, 320.0)", "whole pixels"]),
         (lambda: build("vgg16", 320, "21"), ["num_classes is '21'", "at least 2"]),
         (lambda: build("vgg19", 320, 21), ["'vgg19'", "vgg16, resnet101, squeezenet"]),
+        (lambda: build(16, 320, 21), ["backbone is 16", "vgg16, resnet101, squeezenet"]),
         (lambda: build("vgg16", 320, 1), ["num_classes is 1", "at least 2"]),
         (lambda: build("vgg16", 320), ["num_classes is None"]),
         (lambda: build("vgg16", 320, 5, classes=["a", "b"]), ["num_classes is 5", "2 classes", "give 3"]),

@@ -182,7 +182,7 @@ def make_backbone(name: str) -> Backbone:
     from refinedet.models.vgg import VGG16
 
     kinds: dict[str, Callable[[], Backbone]] = {"vgg16": VGG16, "resnet101": ResNet101, "squeezenet": SqueezeNet}
-    if name.startswith("timm:"):
+    if isinstance(name, str) and name.startswith("timm:"):
         from refinedet.models.timm_backbone import TimmBackbone
 
         return TimmBackbone(name.removeprefix("timm:"))
