@@ -88,7 +88,7 @@ class DetectJob:
     failures: dict[Path, DataError] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     videos: list[dict[str, Any]] = field(default_factory=list)
-    _stop: StopRequest = field(default_factory=StopRequest)
+    _stop: StopRequest = field(default_factory=StopRequest, init=False)
 
     @property
     def interrupted(self) -> bool:

@@ -22,10 +22,17 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(("gpus", "problem", "chosen"), [(0, None, "cpu"), (1, None, "cuda"), (1, PROBLEM, "cpu")])
-def test_auto_is_a_gpu_where_the_operators_run_on_one(machine, gpus, problem, chosen):
-    machine(gpus, problem)
+@pytest.mark.parametrize(("gpus", "chosen"), [(0, "cpu"), (1, "cuda")])
+def test_auto_is_a_gpu_where_there_is_one(machine, gpus, chosen, recwarn):
+    machine(gpus, None)
     assert choose_device() == choose_device("auto") == torch.device(chosen)
+    assert not recwarn
+
+
+def test_a_gpu_that_the_operators_do_not_run_on_is_not_used_and_told(machine):
+    machine(1, PROBLEM)
+    with pytest.warns(UserWarning, match="the GPU is not used: this build of refinedet has no CUDA kernels: install"):
+        assert choose_device() == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:1"])
