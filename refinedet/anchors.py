@@ -1,5 +1,8 @@
 """Anchors of RefineDet (spec section 6, paper section 3.1): one scale a level, three shapes a cell, never clipped."""
 
+from collections.abc import Iterable
+from operator import index
+
 import torch
 from torch import Tensor
 
@@ -24,13 +27,23 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
+def parse_size(size: Iterable[int]) -> tuple[int, int]:
+    """``size`` as (height, width); InputError unless it is two whole numbers that `check_size` accepts."""
+    try:
+        height, width = map(index, size)
+    except (TypeError, ValueError):
+        raise InputError(f"input size is {size!r}; give (height, width) in whole pixels") from None
+    check_size((height, width))
+    return height, width
+
+
 def generate_anchors(size: tuple[int, int]) -> Tensor:
     """Return the anchors of an input of ``size`` = (height, width) pixels, multiples of 64.
 
     Returns float32 [N,4]: cx, cy, w, h in units of the image's width and height; level by level from stride 8 to
     64, rows top to bottom, cells left to right, ratios 1, 2, 1/2. N = 6375 at 320x320, 16320 at 512x512.
     """
-    check_size(size)
+    size = parse_size(size)
     return torch.cat([_level_anchors(size, stride) for stride in STRIDES])
 
 

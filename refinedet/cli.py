@@ -96,6 +96,11 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="data set folder (default: the recipe's)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of logs and checkpoints (default: runs/RECIPE)")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="pretrained backbone file (default: the recipe's)")
+    parser.add_argument(
+        "--weights-input",
+        choices=("torchvision", "caffe"),
+        help="what the backbone file reads: RGB in 0..1, standardised, or BGR in 0..255 (default: the recipe's)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
     parser.add_argument("--json", action="store_true", help="print the result as JSON only")
     parser.set_defaults(run=_train)
@@ -109,7 +114,10 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="data set folder, VOC or COCO layout")
     parser.add_argument("--split", default="test", help="split of the data set (default: test)")
     parser.add_argument(
-        "--metric", choices=("voc", "coco"), default="voc", help="AP at IoU 0.5, or COCO AP (default: voc)"
+        "--metric",
+        choices=("voc", "voc07", "coco"),
+        default="voc",
+        help="AP at IoU 0.5, as the area under the curve or by the 11 points of VOC 2007, or COCO AP (default: voc)",
     )
     parser.add_argument("--format", choices=("voc", "coco"), help="layout of the data set (default: found out)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for evaluation.json and the curves")
@@ -122,7 +130,8 @@ def _add_detect(commands: Any) -> None:
         "detect",
         help="find objects in images and videos",
         description="Find objects in images and videos. Annotated copies go to --out. Inputs that cannot be read are "
-        "reported at the end, with exit status 1, after all others are done.",
+        "reported at the end, with exit status 1, after all others are done. Ctrl-C finishes the images under way and "
+        "ends with the results so far, exit status 130.",
     )
     _add_checkpoint(parser)
     parser.add_argument(
@@ -200,7 +209,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     say = _speaker(arguments)
     out = _run_folder(arguments)
-    result = train(arguments.recipe, out, data=arguments.data, weights=arguments.weights, resume=arguments.resume)
+    result = train(
+        arguments.recipe,
+        out,
+        data=arguments.data,
+        weights=arguments.weights,
+        weights_input=arguments.weights_input,
+        resume=arguments.resume,
+    )
     say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min")
     if result.loss is not None:
         say(f"Mean loss of the last steps: {result.loss:.4f}")
@@ -220,14 +236,14 @@ def _run_folder(arguments: argparse.Namespace) -> Path:
 
 def _resume_command(arguments: argparse.Namespace) -> str:
     command = ["refinedet", "train", str(arguments.recipe)]
-    for name in ("data", "weights"):
+    for name in ("data", "weights", "weights_input"):
         if getattr(arguments, name):
-            command += [f"--{name}", str(getattr(arguments, name))]
+            command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     return shlex.join([*command, "--out", str(_run_folder(arguments)), "--resume"])
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    device = _device(arguments.device)
+    from refinedet.devices import choose_device
     from refinedet.engine.evaluate import evaluate_checkpoint
 
     say = _speaker(arguments)
@@ -236,8 +252,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.data,
         arguments.split,
         format=arguments.format,
-        device=device,
-        metric=arguments.metric,
+        device=choose_device(arguments.device),
+        metric="coco" if arguments.metric == "coco" else "voc",
+        use_07_metric=arguments.metric == "voc07",
         batch_size=arguments.batch_size,
     )
     say(evaluation.table())
@@ -267,6 +284,9 @@ def _detect(arguments: argparse.Namespace) -> int:
     _deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **job.to_json()})
     for error in job.failures.values():
         _say_error(error)
+    if job.interrupted:
+        print(f"refinedet: interrupted, {len(job.remaining)} of {len(targets)} inputs remain", file=sys.stderr)
+        return 130
     if not job.failures:
         return 0
     return 1 if job.done else 2
@@ -280,30 +300,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _load(checkpoint: str, device: str) -> RefineDet:
     import refinedet
+    from refinedet.devices import choose_device
 
-    chosen = _device(device)
+    chosen = choose_device(device)
     return refinedet.load(checkpoint).to(chosen)
-
-
-def _device(name: str) -> str:
-    """The torch device of ``--device``; auto takes a GPU only when the extension has kernels for it."""
-    import torch
-
-    from refinedet._extension import build_info
-
-    kind, colon, index = name.partition(":")
-    if name not in ("auto", "cpu") and (kind != "cuda" or (colon and not index.isdecimal())):
-        raise InputError(f"--device is {name!r}; give auto, cpu, cuda or cuda:N")
-    has_kernels = (build_info() or {}).get("cuda", False)
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() and has_kernels else "cpu"
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device is {name} but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
-    if kind == "cuda" and not has_kernels:
-        raise InputError(
-            f"--device is {name} but the extension was built without CUDA kernels; give cpu, or rebuild it"
-        )
-    return name
 
 
 def _speaker(arguments: argparse.Namespace) -> Callable[[str], None]:

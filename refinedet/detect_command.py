@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from refinedet.data import list_images, read_image
 from refinedet.draw import draw
+from refinedet.engine.interrupt import StopRequest, stop_on_interrupt
 from refinedet.errors import DataError, InputError
 from refinedet.files import atomic_write
 from refinedet.models import RefineDet
@@ -74,7 +75,8 @@ def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
 @dataclass
 class DetectJob:
     """One call of the command. An input that cannot be read goes to ``failures`` and the others go on; a video that
-    breaks off is both there and in ``done``."""
+    breaks off is both there and in ``done``. After Ctrl-C (``interrupted``) what was begun is finished, the rest is
+    left."""
 
     model: RefineDet
     targets: dict[Path, Path]  # annotated copy of each input
@@ -86,13 +88,26 @@ class DetectJob:
     failures: dict[Path, DataError] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     videos: list[dict[str, Any]] = field(default_factory=list)
+    _stop: StopRequest = field(default_factory=StopRequest, init=False)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._stop.made
+
+    @property
+    def remaining(self) -> list[Path]:
+        """The inputs that were not reached."""
+        return [path for path in self.targets if path not in self.failures and path not in self.done]
 
     def run(self, images: Sequence[Path], videos: Sequence[Path]) -> None:
         """Detect in all images, then in all videos; writes the annotated copies and tells what was found."""
-        if images:
-            self._run_images(images)
-        for video in videos:
-            self._run_video(video)
+        with stop_on_interrupt(self._stop):
+            if images:
+                self._run_images(images)
+            for video in videos:
+                if not self.interrupted:
+                    self._run_video(video)
 
     def to_json(self) -> dict[str, Any]:
         """What was found, for ``--json``: boxes are x1, y1, x2, y2 in pixels of the original image or frame."""
@@ -102,6 +117,7 @@ class DetectJob:
             "images": self.images,
             "videos": self.videos,
             "failed": [{"path": str(path), "error": str(error)} for path, error in self.failures.items()],
+            "remaining": [str(path) for path in self.remaining],
         }
 
     def _run_images(self, images: Sequence[Path]) -> None:
@@ -125,6 +141,8 @@ class DetectJob:
 
     def _readable(self, images: Sequence[Path], bar: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
         for path in images:
+            if self.interrupted:
+                return
             try:
                 yield path, read_image(path, apply_exif=True)
             except DataError as error:
@@ -167,6 +185,7 @@ class DetectJob:
                 batch_size=self.batch_size,
                 progress=True,
                 on_frame=on_frame,
+                stop=lambda: self.interrupted,
             )
         except DataError as error:
             self.failures[path] = error
@@ -179,10 +198,9 @@ class DetectJob:
         )
         self.done.append(path)
         if result.damaged:
-            self.failures[path] = DataError(
-                f"{path}: breaks off after {result.frames} of {result.info.frames} frames, and so does the annotated "
-                "copy; replace the damaged file"
-            )
+            cause, fix = ("is interrupted", "") if self.interrupted else ("breaks off", "; replace the damaged file")
+            reached = f"{result.frames} of {result.info.frames} frames"
+            self.failures[path] = DataError(f"{path}: {cause} after {reached}, where the annotated copy ends{fix}")
         if self.keep_records:
             record = {"path": str(path), "output": str(result.output), "width": result.info.width}
             record |= {"height": result.info.height, "fps": result.info.fps, "damaged": result.damaged}

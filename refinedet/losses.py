@@ -51,13 +51,15 @@ class MultiBoxLoss(nn.Module):
         """Loss of a batch.
 
         Args:
-            raw: logits and offsets of the network, [B,N,*]; ``arm_loc`` and ``arm_conf`` are None without an ARM.
+            raw: logits and offsets of the network, [B,N,*]; ``arm_loc`` and ``arm_conf`` are None without an ARM. A
+                plain tuple will do, as exported networks give it; so it will for ``targets``.
             anchors: [N,4] cx,cy,w,h in units of the image side.
             targets: ground truth of the B images; difficult boxes that shall not count are left out by the caller.
 
         Raises:
             InputError: a label is not one of 1..C-1, or B is not a multiple of ``normalize_groups``.
         """
+        raw, targets = RawOutput(*raw), Targets(*targets)
         _check_labels(targets.labels, raw.odm_conf.shape[-1])
         with torch.autocast(raw.odm_loc.device.type, enabled=False):
             zero = raw.odm_loc.new_zeros((), dtype=torch.float32)

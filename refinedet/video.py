@@ -62,11 +62,13 @@ def detect_video(
     batch_size: int = 8,
     progress: bool = False,
     on_frame: Callable[[int, Detections], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> VideoResult:
     """Detect in every frame of the video ``source`` and write the annotated mp4 ``output``, whole or not at all.
 
     ``batch_size`` frames are in memory at a time. ``on_frame(index, detections)`` is called for each frame in order;
-    the boxes are in pixels of the frame. The mp4 has even sides: of an odd one the last row or column is cut.
+    the boxes are in pixels of the frame. When ``stop()`` is true after a batch, that is the last. The mp4 has even
+    sides: of an odd one the last row or column is cut.
     A video that breaks off is written as far as it goes, see `VideoResult.damaged`.
     Raises DataError when ``source`` is absent, no video, or without a readable frame, or ``output`` cannot be written.
     """
@@ -83,6 +85,8 @@ def detect_video(
                         on_frame(count, detections)
                     count += 1
                 bar.update(len(batch))
+                if stop is not None and stop():
+                    break
         _check_written(temporary, output)
     return VideoResult(info, count, Path(output))
 

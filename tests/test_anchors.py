@@ -5,6 +5,7 @@ The official ``priorbox_ssd_like`` case is not here: max_size, further ratios an
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,12 @@ def test_specification_decoding() -> None:
         np.testing.assert_allclose(value, vector[name], rtol=1e-7, err_msg=name)
     same = generate_anchors((vector["size"], vector["size"]))[vector["prior_index"]]
     torch.testing.assert_close(to_corners(same).double(), prior, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [320, 320.0, (320,), (320, 320, 3), (320, 320.0), "320"])
+def test_a_size_that_is_no_pair_of_whole_numbers(size: object) -> None:
+    with pytest.raises(InputError, match=re.escape(f"input size is {size!r}; give (height, width) in whole pixels")):
+        generate_anchors(size)
 
 
 @pytest.mark.parametrize(

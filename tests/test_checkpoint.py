@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import resource
 from contextlib import contextmanager
 
@@ -313,6 +314,15 @@ def test_wild_values_in_the_configuration(saved, change):
     config = None if change is None else json.dumps({**json.loads(read_metadata(saved)["config"]), **change})
     rewrite(saved, config=config)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
+        refinedet.load(saved)
+
+
+@pytest.mark.parametrize("classes", ["ab", [], ["a", 2], [["a"], ["b"]]])
+def test_class_names_that_are_no_list_of_texts(saved, classes):
+    """The text "ab" has as many letters as the network has classes: every tensor would fit."""
+    rewrite(saved, config=json.dumps({**json.loads(read_metadata(saved)["config"]), "classes": classes}))
+    message = re.escape(f"classes is {classes!r}, not a list of str")
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: its model cannot be built: .*{message}"):
         refinedet.load(saved)
 
 

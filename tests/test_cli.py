@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -162,6 +163,7 @@ def test_json_alone_on_stdout(fixed, photos, tmp_path, capsys):
         ],
         "videos": [],
         "failed": [],
+        "remaining": [],
     }
     target = tmp_path / "deep" / "result.json"
     assert cli.main([*arguments, "--json", str(target)]) == 0
@@ -322,6 +324,14 @@ def test_train_resumes_and_says_what_is_where(tmp_path, voc, capsys):
     assert "Trained to step 3" in capsys.readouterr().out
 
 
+def test_the_command_to_resume_repeats_the_options():
+    options = ["--data", "d", "--weights", "w.pth", "--weights-input", "caffe", "--out", "a run"]
+    arguments = cli._parser().parse_args(["train", "bccd", *options])
+    assert cli._resume_command(arguments) == (
+        "refinedet train bccd --data d --weights w.pth --weights-input caffe --out 'a run' --resume"
+    )
+
+
 def test_training_ends_well_where_the_test_split_has_no_object(tmp_path, capsys):
     root = make_voc(tmp_path / "voc")
     for path in (root / "Annotations").glob("00000[67].xml"):  # the test split
@@ -353,6 +363,55 @@ def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
     assert "Traceback" not in stderr
     assert f"refinedet train {recipe} --data {voc} --out '{out}' --resume" in stderr
     assert (out / "last.safetensors").stat().st_size > 0
+
+
+@pytest.fixture
+def ctrl_c(fixed, monkeypatch):
+    """Ctrl-C while the network runs on the n-th batch."""
+
+    def press_at(batch):
+        forward = fixed.forward
+
+        def interrupted(images):
+            raw = forward(images)
+            if len(fixed.inputs) == batch:
+                os.kill(os.getpid(), signal.SIGINT)
+            return raw
+
+        monkeypatch.setattr(fixed, "forward", interrupted)
+
+    return press_at
+
+
+def test_ctrl_c_keeps_what_is_detected_already(ctrl_c, fixed, photos, tmp_path, capsys):
+    ctrl_c(2)
+    out, results = tmp_path / "out", tmp_path / "found.json"
+    arguments = ["detect", "any", str(photos), "--out", str(out), "--batch-size", "2", "--json", str(results)]
+    assert cli.main(arguments) == 130
+    captured = capsys.readouterr()
+    rows = [line.split()[0] for line in captured.out.splitlines() if line.startswith(str(photos))]
+    assert list(dict.fromkeys(rows)) == [str(photos / f"{index}.png") for index in range(4)]
+    assert captured.err.splitlines()[-1] == "refinedet: interrupted, 1 of 5 inputs remain"
+    document = json.loads(results.read_text())
+    assert [image["path"] for image in document["images"]] == [str(photos / f"{index}.png") for index in range(4)]
+    assert document["remaining"] == [str(photos / "4.png")]
+    assert sorted(path.name for path in out.iterdir()) == [f"{index}.png" for index in range(4)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_keeps_the_video_so_far(ctrl_c, fixed, tmp_path, capsys):
+    ctrl_c(2)
+    sources = [make_video(tmp_path / f"{name}.mp4", frames=40) for name in "ab"]
+    out = tmp_path / "out"
+    arguments = ["detect", "any", *map(str, sources), "--out", str(out), "--batch-size", "2", "--json"]
+    assert cli.main(arguments) == 130
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    (video,) = document["videos"]
+    assert (video["damaged"], [frame["frame"] for frame in video["frames"]]) == (True, [0, 1, 2, 3])
+    assert "interrupted after 4 of 40 frames" in document["failed"][0]["error"]
+    assert document["remaining"] == [str(sources[1])]
+    assert [path.name for path in out.iterdir()] == ["a.mp4"]
 
 
 def test_ctrl_c_elsewhere_says_so(fixed, photos, tmp_path, capsys, monkeypatch):

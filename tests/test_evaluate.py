@@ -1,6 +1,9 @@
 """Evaluation of a model on a data set, from images on disk to files in a folder."""
 
 import json
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -10,14 +13,17 @@ import torch
 from synthetic import CLASSES, FixedModel, make_coco, make_voc, tiny_checkpoint, tiny_model
 from torch import nn
 
+from refinedet import cli
 from refinedet.data import open_dataset
 from refinedet.engine.evaluate import evaluate, evaluate_checkpoint, truth_to_pixels
 from refinedet.errors import DataError, InputError
 from refinedet.metrics import coco_ap
+from refinedet.presets import OFFICIAL
 from refinedet.structures import RawOutput, Sample
 
 HEIGHT, WIDTH = 96, 128  # of the synthetic images
 SIDES = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+PADILLA = Path(__file__).parent / "golden" / "eval" / "padilla_voc"
 ONE = pytest.approx(1.0, abs=1e-12)  # COCOeval adds an epsilon to its denominators
 
 
@@ -108,7 +114,7 @@ def test_eleven_points(voc):
 def test_network_box_to_pixels_is_that_of_the_released_scripts(voc):
     """x * W, clipped to [0, W-1]; COCO's width x2 - x1 + 1 (spec 1.3, 10.5)."""
     model = FixedModel([(0.25, 0.5, 1.5, 0.75), (-0.5, 0.0, 0.5, 0.25)], [1, 2], [0.9, 0.8])
-    found = evaluate(model, voc, progress=False).detections
+    found = list(evaluate(model, voc, progress=False).coco_results())
     assert len(found) == 6
     assert [row["image_id"] for row in found] == [voc[i].image_id for i in (0, 0, 1, 1, 2, 2)]
     assert [row["category_id"] for row in found] == [1, 2] * 3
@@ -211,14 +217,14 @@ def test_table(coco):
 def test_no_detections(voc, tmp_path):
     for metric in ("voc", "coco"):
         result = evaluate(tiny_model(), voc, metric=metric, score_threshold=1.0, progress=False)
-        assert (result.mean_ap, result.detections) == (0.0, [])
+        assert (result.mean_ap, list(result.coco_results())) == (0.0, [])
         assert [(row.ap, row.detections, row.score_threshold) for row in result.rows] == [(0.0, 0, None)] * 2
         result.save(tmp_path / metric)
 
 
 def test_score_threshold_overrides_the_preset(voc):
     model = FixedModel([(0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9)], [1, 1], [0.9, 0.4])
-    found = [len(evaluate(model, voc, score_threshold=t, progress=False).detections) for t in (None, 0.5, 0.95)]
+    found = [len(evaluate(model, voc, score_threshold=t, progress=False).found.scores) for t in (None, 0.5, 0.95)]
     assert found == [6, 3, 0]
 
 
@@ -270,13 +276,64 @@ def test_checkpoint(tmp_path):
     result = evaluate_checkpoint(checkpoint, root, progress=False)
     expected = evaluate(tiny_model(), open_dataset(root, "test"), progress=False)
     assert result.images == 2
-    assert len(result.detections) > 0
-    assert result.detections == expected.detections
+    assert len(result.found.scores) > 0
+    assert list(result.coco_results()) == list(expected.coco_results())
     assert result.rows == expected.rows
 
 
 def test_checkpoint_of_other_classes(tmp_path):
     root = make_voc(tmp_path / "voc", {"test": 2})
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", classes=("disc", "triangle"))
-    with pytest.raises(DataError, match="class 'square' is not among the 2 known classes"):
+    message = "class 'square' is not among the 2 known classes .* a trained model knows its own classes only"
+    with pytest.raises(DataError, match=message):
         evaluate_checkpoint(checkpoint, root, progress=False)
+
+
+def write_padilla(root, side=200):
+    """The published case of test_voc_ap.py as a VOC data set; returns a model that finds its detections."""
+    files = sorted((PADILLA / "gts").glob("*.txt"))
+    voc = make_voc(root, {"test": len(files)}, height=side, width=side)
+    models = []
+    for name, file in zip((voc / "ImageSets/Main/test.txt").read_text().split(), files, strict=True):
+        x, y, w, h = np.loadtxt(file, usecols=range(1, 5), ndmin=2).T
+        boxes = "".join(
+            f"<object><name>disc</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+            "</bndbox></object>"
+            for x1, y1, x2, y2 in zip(x + 1, y + 1, x + w + 1, y + h + 1, strict=True)  # VOC counts from 1
+        )
+        (voc / "Annotations" / f"{name}.xml").write_text(f"<annotation>{boxes}</annotation>")
+        score, x, y, w, h = np.loadtxt(PADILLA / "dets" / file.name, usecols=range(1, 6), ndmin=2).T
+        corners = np.stack([x, y, x + w, y + h], axis=1) / side
+        models.append(FixedModel(corners, [1] * len(score), score.tolist(), preset=replace(OFFICIAL, nms_iou=1.0)))
+    return ScriptedModel(models)
+
+
+@pytest.mark.parametrize(
+    ("metric", "method", "name"), [("voc", "every_point", "area"), ("voc07", "11point", "11-point")]
+)
+def test_published_values_at_the_command_line(tmp_path, monkeypatch, capsys, metric, method, name):
+    model = write_padilla(tmp_path)
+    monkeypatch.setattr("refinedet.engine.checkpoint.load", lambda path: model)
+    assert cli.main(["evaluate", "any", "--data", str(tmp_path), "--metric", metric, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = json.loads((PADILLA / "expected.json").read_text())[method]["0.5"]
+    assert document["rows"][0]["ap"] == pytest.approx(expected, abs=1e-9, rel=0)
+    assert (document["rows"][0]["ground_truth"], document["rows"][0]["detections"]) == (15, 24)
+    assert document["measure"] == f"AP@0.5 ({name})"
+
+
+def test_detections_are_kept_as_arrays(tmp_path):
+    """Of a large data set the detections are what fills the memory: 52 bytes each, and 24 in the curves."""
+    count, images = 160, 40
+    dataset = open_dataset(make_voc(tmp_path, {"test": images}), "test")
+    low = np.random.default_rng(0).random((count, 2)) / 2
+    boxes = np.concatenate([low, low + 0.3], axis=1)
+    model = FixedModel(boxes, [1, 2] * (count // 2), [0.5] * count, preset=replace(OFFICIAL, nms_iou=1.0))
+    evaluate(model, dataset, progress=False)  # loads what is loaded once
+    model.inputs.clear()
+    tracemalloc.start()
+    result = evaluate(model, dataset, progress=False)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(result.found.scores) == count * images
+    assert kept < 150 * count * images

@@ -181,6 +181,10 @@ def test_computes_in_float32_under_autocast(dtype: torch.dtype) -> None:
     assert found.total.dtype == torch.float32
 
 
+def test_plain_tuples() -> None:
+    assert MultiBoxLoss()(tuple(GATE.raw), GATE.anchors, tuple(GATE.targets)) == run(GATE.raw, torch.float32, False)
+
+
 @pytest.mark.parametrize("label", [0, 21, -1])
 def test_label_out_of_range(label: int) -> None:
     labels = GATE.targets.labels.clone()

@@ -21,6 +21,7 @@ from refinedet.errors import CheckpointError, InputError
 from refinedet.models import ModelConfig, RefineDet, build, caffe_multipliers, from_config
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
 from refinedet.models.resnet import ResNet101, rename_torchvision
+from refinedet.models.rgb import fold_rgb_input
 from refinedet.models.squeezenet import SqueezeNet
 from refinedet.models.timm_backbone import TimmBackbone
 from refinedet.models.vgg import TORCHVISION_CONVS, VGG16, conv_names, reduce_torchvision
@@ -262,7 +263,12 @@ def test_json_that_is_no_config(text: str) -> None:
         (lambda: build("vgg16", 300, 21), ["(300, 300)", "multiples of 64", "nearest (320, 320)"]),
         (lambda: build("vgg16", (320, 500), 21), ["(320, 500)", "nearest (320, 512)"]),
         (lambda: build("vgg16", (320,), 21), ["(320,)", "(height, width)"]),
+        (lambda: build("vgg16", 320.0, 21), ["320.0", "(height, width)"]),
+        (lambda: build("vgg16", "320", 21), ["'320'", "(height, width)"]),
+        (lambda: build("vgg16", (320, 320.0), 21), ["(320, 320.0)", "whole pixels"]),
+        (lambda: build("vgg16", 320, "21"), ["num_classes is '21'", "at least 2"]),
         (lambda: build("vgg19", 320, 21), ["'vgg19'", "vgg16, resnet101, squeezenet"]),
+        (lambda: build(16, 320, 21), ["backbone is 16", "vgg16, resnet101, squeezenet"]),
         (lambda: build("vgg16", 320, 1), ["num_classes is 1", "at least 2"]),
         (lambda: build("vgg16", 320), ["num_classes is None"]),
         (lambda: build("vgg16", 320, 5, classes=["a", "b"]), ["num_classes is 5", "2 classes", "give 3"]),
@@ -309,8 +315,9 @@ def squeezenet_file_state() -> dict[str, Tensor]:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_squeezenet_weights(tmp_path: Path, suffix: str) -> None:
     state, path = squeezenet_file_state(), tmp_path / f"squeezenet{suffix}"
+    state["classifier.1.weight"].zero_()  # tells nothing
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    model = build("squeezenet", 64, 4, tcb_channels=8, weights=path)
+    model = build("squeezenet", 64, 4, tcb_channels=8, weights=path, weights_input="caffe")
     for name, value in model.backbone.features.state_dict().items():
         torch.testing.assert_close(value, state[f"features.{name}"])
     assert (model.backbone.norm8.weight == 10).all()
@@ -325,6 +332,69 @@ def test_squeezenet_values_are_torchvisions() -> None:
     shifted = nn.functional.pad(image, (1, -1, 1, -1))
     with torch.no_grad():
         torch.testing.assert_close(backbone.features[0](shifted)[..., 1:, 1:], original(image))
+
+
+def trained_squeezenet_state() -> dict[str, Tensor]:
+    """SqueezeNet with a classifier that responds to torchvision's input as a trained one does, by a few units."""
+    network = torchvision.models.squeezenet1_1().eval()
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        network.classifier[1].weight.mul_(4.0 / network.classifier[1](network.features(image)).mean((2, 3)).std())
+    return network.state_dict()
+
+
+def squeezenet_file(path: Path, made_for: str) -> dict[str, Tensor]:
+    """Write a SqueezeNet file for that input; returns the same network's weights for torchvision's."""
+    original = trained_squeezenet_state()
+    state = dict(original)
+    if made_for == "caffe":
+        kernel, shift = fold_rgb_input(state["features.0.weight"], SqueezeNet.preprocessing)
+        state |= {"features.0.weight": kernel, "features.0.bias": state["features.0.bias"] + shift}
+    torch.save(state, path)
+    return original
+
+
+@pytest.mark.parametrize("made_for", ["torchvision", "caffe"])
+def test_squeezenet_reads_bgr_whatever_its_file_was_made_for(tmp_path: Path, made_for: str) -> None:
+    state = squeezenet_file(tmp_path / "squeezenet.pth", made_for)
+    model = build("squeezenet", 64, 2, tcb_channels=8, weights=tmp_path / "squeezenet.pth", weights_input=made_for)
+    first, mean = model.backbone.features[0], torch.tensor(SqueezeNet.preprocessing.mean).view(3, 1, 1)
+    bgr = torch.randint(256, (1, 3, 32, 32)).float()
+    convolve = nn.functional.conv2d
+    expected = convolve(torchvision_input(bgr), state["features.0.weight"], state["features.0.bias"])
+    torch.testing.assert_close(convolve(bgr - mean, first.weight, first.bias), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("made_for", "given"), [("torchvision", "caffe"), ("caffe", "torchvision")])
+def test_squeezenet_file_for_another_input(tmp_path: Path, made_for: str, given: str) -> None:
+    path = tmp_path / "squeezenet.pth"
+    squeezenet_file(path, made_for)
+    message = rf"squeezenet.pth: its weights are for {made_for}'s input, not {given}'s .*--weights-input {made_for}"
+    with pytest.raises(CheckpointError, match=message):
+        SqueezeNet().load_pretrained(path, given)
+    torch.save({name: value for name, value in torch.load(path).items() if "classifier" not in name}, path)
+    SqueezeNet().load_pretrained(path, given)  # without the classifier nothing tells
+
+
+def test_other_backbones_take_caffe_files_as_they_are() -> None:
+    state = vgg_file_state()
+    reduced = reduce_torchvision(state, VGG16.preprocessing, "file", "caffe")
+    for kind in ("weight", "bias"):
+        assert torch.equal(reduced[f"conv1_1.{kind}"], state[f"features.0.{kind}"])
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet101().state_dict()
+    theirs["conv1.weight"], theirs["bn1.running_mean"] = torch.randn(64, 3, 7, 7), torch.randn(64)
+    renamed = rename_torchvision(theirs, ResNet101.preprocessing, "file", "caffe")
+    assert torch.equal(renamed["conv1.conv.weight"], theirs["conv1.weight"])
+    assert torch.equal(renamed["conv1.norm.running_mean"], theirs["bn1.running_mean"])
+
+
+def test_an_input_that_there_is_not(tmp_path: Path) -> None:
+    squeezenet_file(tmp_path / "squeezenet.pth", "caffe")
+    with pytest.raises(InputError, match=r"weights_input is 'bgr'; choose one of torchvision, caffe"):
+        SqueezeNet().load_pretrained(tmp_path / "squeezenet.pth", "bgr")
+    with pytest.raises(InputError, match=r"weights_input is 'caffe', but a timm model has its own input"):
+        TimmBackbone(TINY_TIMM).load_pretrained(tmp_path / "any.pth", "caffe")
 
 
 def vgg_file_state() -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+import refinedet
 from refinedet.data import VOC_CLASSES
 from refinedet.engine.recipe import differences, parse_recipe, read_recipe, recipe_names
 from refinedet.errors import RecipeError
@@ -65,6 +66,12 @@ def test_ablations_of_table_2_are_settings():
     assert (preset.objectness_threshold, preset.cascade, preset.tcb) == (0.0, False, False)
 
 
+def test_the_recipe_of_the_shipped_model_has_its_classes_and_weights_for_caffes_input():
+    recipe = read_recipe("bccd")
+    assert recipe.model.weights_input == "caffe"
+    assert recipe.data.classes == refinedet.load("bccd").config.classes
+
+
 def test_values_are_converted_to_the_types_of_the_fields():
     recipe = parse(
         model={"size": [128, 64]},
@@ -101,6 +108,7 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"train": {"batch_size": 6, "normalize_groups": 4}}, r"train\.batch_size is 6; give a multiple of .*4"),
         ({"model": {"size": 300}}, r"model\.size is 300; sides must be multiples of 64"),
         ({"model": {"size": [320, 64, 64]}}, r"model\.size is .* a whole number or a list of 2 items"),
+        ({"model": {"weights_input": "bgr"}}, r"model\.weights_input is 'bgr'; choose one of torchvision, caffe"),
         ({"model": {"preset": "caffe"}}, r"model\.preset is 'caffe'; choose one of official, paper"),
         ({"model": {"objectness_threshold": 1.5}}, r"model\.objectness_threshold is 1\.5; it must be >= 0 and <= 1"),
         ({"data": {"format": "yolo"}}, r"data\.format is 'yolo'; choose one of voc, coco"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic import CLASSES, make_coco, make_voc, tiny_checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import PATIENCE, PLAIN, logged_losses, recipe_content, tiny_recipe
 
 import refinedet
@@ -25,6 +26,7 @@ from refinedet.engine.recipe import read_recipe
 from refinedet.engine.train import open_training_data, train
 from refinedet.engine.trainer import Trainer
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
+from refinedet.models.squeezenet import SqueezeNet
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,6 +129,18 @@ def test_log_has_a_line_per_step_with_all_numbers(run):
     assert [entry["step"] for entry in entries if entry["group"] == "test"] == [6, 12]
 
 
+def test_tensorboard_has_losses_and_the_precision_of_each_class(run):
+    out, _ = run
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert {"train/total", "train/lr", "test/mean_ap", *(f"test/ap/{name}" for name in CLASSES)} <= set(
+        events.Tags()["scalars"]
+    )
+    logged = [entry for entry in read_log(out / "log.jsonl") if entry["group"] == "test"]
+    for name in CLASSES:
+        found = [(event.step, event.value) for event in events.Scalars(f"test/ap/{name}")]
+        assert found == [(entry["step"], pytest.approx(entry["ap"][name])) for entry in logged]
+
+
 def test_evaluation_does_not_count_as_slow_training(data, tmp_path, monkeypatch):
     evaluate = train_module.evaluate
 
@@ -166,6 +180,29 @@ def test_progress_shows_loss_rate_and_speed(data, tmp_path, capsys):
     assert "loss " in shown
     assert "lr 3.33e-04" in shown
     assert "images/s" in shown
+
+
+def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
+    """A misspelt class is a class of its own unless the recipe lists them: it must be seen."""
+    root = make_voc(tmp_path / "voc")
+    for path in sorted((root / "Annotations").glob("*.xml"))[:2]:
+        path.write_text(path.read_text().replace("<name>disc</name>", "<name>dics</name>", 1))
+    dataset = open_training_data(tiny_recipe(data={"root": str(root)}))
+    labels = [dataset[i].labels for i in range(4)]
+    train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=root)
+    shown = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert ["class", "images", "objects"] in shown
+    for label, name in enumerate(("dics", "disc", "square"), start=1):
+        images = sum(label in found for found in labels)
+        assert [name, str(images), str(sum((found == label).sum() for found in labels))] in shown
+    assert any("data.classes" in line for line in shown)
+    with pytest.raises(DataError, match=r"class 'dics' is not among .* did you mean 'disc'"):
+        train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
+
+
+def test_no_word_of_the_list_of_classes_when_there_is_one(data, tmp_path, capsys):
+    train(tiny_recipe(train={"steps": 1}, data={"classes": CLASSES}), tmp_path / "run", data=data)
+    assert "data.classes" not in capsys.readouterr().err
 
 
 def test_amp_trains_in_bfloat16_on_the_cpu(run, data, tmp_path):
@@ -440,6 +477,31 @@ def test_missing_test_split_is_found_before_training(tmp_path, data):
 
 def test_unknown_backbone(tmp_path, data):
     refused(tmp_path, tiny_recipe(model={"backbone": "vgg17"}), InputError, "vgg17", data=data)
+
+
+@pytest.mark.parametrize("size", [64, [64, 64]])
+def test_a_batch_too_small_for_batch_normalisation(tmp_path, data, size):
+    recipe = tiny_recipe(model={"size": size}, train={"batch_size": 1})
+    with pytest.raises(RecipeError, match=r"train\.batch_size is 1 at model\.size .*64.*; give at least 2 images"):
+        train(recipe, tmp_path / "run", data=data, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_image_is_enough_where_a_channel_has_two_values(tmp_path, data):
+    recipe = tiny_recipe(model={"size": [64, 128]}, train={"batch_size": 1, "steps": 1})
+    assert train(recipe, tmp_path / "run", data=data, progress=False).steps == 1
+
+
+def test_backbone_weights_for_another_input(tmp_path, data):
+    """The recipe or the caller says which; torchvision's SqueezeNet and the original have the same names."""
+    state = {f"features.{k}": v for k, v in SqueezeNet().features.state_dict().items()}
+    state["classifier.1.weight"] = 1000 * torch.ones(1000, 512, 1, 1) * torch.arange(1000).view(-1, 1, 1, 1)
+    torch.save(state, tmp_path / "weights.pth")
+    recipe = tiny_recipe(model={"weights_input": "caffe"}, train={"steps": 1})
+    options = {"data": data, "weights": tmp_path / "weights.pth"}
+    refused(tmp_path, recipe, CheckpointError, r"for torchvision's input, not caffe's", **options)
+    train(recipe, tmp_path / "run", weights_input="torchvision", progress=False, **options)
+    assert read_recipe(tmp_path / "run" / "recipe.toml").model.weights_input == "torchvision"
 
 
 def test_missing_weights(tmp_path, data):

@@ -31,7 +31,7 @@ class COCODataset(DetectionDataset):
     categories in the file's order (spec 10.5), or follow ``classes`` by name where given.
 
     For evaluation: ``annotation_file``; ``category_ids``, from label to category id (a class that the file does not
-    have is absent); the record's and sample's ``image_id``, the file's id as text.
+    have is absent); the record's and sample's ``image_id``, the file's id as text; ``image_ids``, from that to the id.
 
     Everything but the pixels is checked here, so that an error comes before any work: DataError for malformed JSON,
     a missing image, an unknown image, category or class. Unusable boxes are dropped with a warning; see
@@ -47,6 +47,7 @@ class COCODataset(DetectionDataset):
         names = tuple(categories.values()) if classes is None else check_classes(classes)
         ids_by_name = {name: category for category, name in categories.items()}
         self.category_ids = {label: ids_by_name[name] for label, name in enumerate(names, 1) if name in ids_by_name}
+        self.image_ids = {str(image.get("id")): image.get("id") for image in content["images"]}
         findings = Findings()
         records = self._read_records(content, categories, names, findings)
         super().__init__(f"{self.root} (split {split})", names, records, findings.lines())

@@ -55,6 +55,17 @@ class DetectionDataset:
         image = read_image(record.path)
         return Sample(image, record.boxes, record.labels, record.difficult, str(record.path), record.image_id)
 
+    def class_table(self) -> str:
+        """A line per class: how many images have it, and how many objects it has, difficult ones included."""
+        empty = np.empty(0, np.int64)
+        slots = len(self.classes) + 1
+        objects = np.bincount(np.concatenate([empty, *(r.labels for r in self.records)]), minlength=slots)
+        images = np.bincount(np.concatenate([empty, *(np.unique(r.labels) for r in self.records)]), minlength=slots)
+        width = max(len("class"), *map(len, self.classes))
+        rows = zip(self.classes, images[1:], objects[1:], strict=True)
+        lines = [f"{name:<{width}}  {in_images:>6}  {count:>7}" for name, in_images, count in rows]
+        return "\n".join([f"{'class':<{width}}  images  objects", *lines])
+
 
 class Findings:
     """Collects irregularities per kind, with the files they were found in."""
@@ -157,7 +168,7 @@ def unknown_class(name: str, annotation: str | os.PathLike[str], classes: Sequen
     hint = f"did you mean {near[0]!r}? " if near else ""
     return DataError(
         f"{annotation}: class {name!r} is not among the {len(classes)} known classes ({_names(classes)}); "
-        f"{hint}correct the annotation or add the class to the list"
+        f"{hint}correct the annotation; a trained model knows its own classes only, a recipe lists them in data.classes"
     )
 
 

@@ -23,7 +23,7 @@ from refinedet.errors import CheckpointError, InputError
 from refinedet.files import atomic_write
 
 if TYPE_CHECKING:
-    from refinedet.models import RefineDet
+    from refinedet.models import ModelConfig, RefineDet
 
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
@@ -88,14 +88,20 @@ def load(path_or_name: str | os.PathLike[str]) -> RefineDet:
 
 
 def load_weights(model: RefineDet, path: str | os.PathLike[str]) -> None:
-    """Start ``model`` from the weights of another checkpoint of the same architecture and number of classes.
+    """Start ``model`` from the weights of another checkpoint of the same architecture.
+
+    Where the checkpoint has all classes of ``model`` among its own, in any order, and VOC's under COCO's names too, the
+    classifiers of those are taken: a VOC model starts from a COCO model so (spec section 9.3).
 
     Raises:
-        CheckpointError: as `load`.
+        CheckpointError: as `load`; also for another number of other classes.
     """
+    from refinedet.weights.coco_to_voc import select_classes
+
     path = resolve(path)
     tensors, header = _read(path)
-    _assign(model, _inference_weights(tensors, header), path)
+    source = _config(path, header).classes
+    _assign(model, select_classes(_inference_weights(tensors, header), source, model.config.classes), path)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -209,12 +215,22 @@ def _inference_weights(tensors: dict[str, Tensor], header: Mapping[str, Any]) ->
     return _group(tensors, _AVERAGE) or _group(tensors, _MODEL)
 
 
-def _build(path: Path, header: Mapping[str, Any]) -> RefineDet:
-    from refinedet.models import ModelConfig, from_config
+def _config(path: Path, header: Mapping[str, Any]) -> ModelConfig:
+    from refinedet.models import ModelConfig
 
     try:
-        return from_config(ModelConfig.from_json(header["config"]))
-    except (InputError, CheckpointError, TypeError, ValueError, RuntimeError) as error:  # the last three: wild values
+        return ModelConfig.from_json(header["config"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
+
+
+def _build(path: Path, header: Mapping[str, Any]) -> RefineDet:
+    from refinedet.models import from_config
+
+    config = _config(path, header)
+    try:
+        return from_config(config)
+    except (InputError, TypeError, ValueError, RuntimeError) as error:  # the last three: wild values
         raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from refinedet.data import COCODataset, VOCDataset, eval_batches, open_dataset
 from refinedet.errors import InputError
-from refinedet.files import write_text
+from refinedet.files import atomic_write, write_text
 from refinedet.metrics import ClassResult, COCOResult, GroundTruth, ScoredBoxes, best_f1, coco_ap, mean_ap, voc_ap
 from refinedet.metrics.voc_ap import check_iou_threshold
 from refinedet.predict import select_detections, to_pixels
@@ -44,6 +44,7 @@ METRICS = ("voc", "coco")
 STAGES = ("load", "forward", "detect", "metric")
 # Boxes travel as float32 fractions of the image side; annotation files hold at most a few decimals of a pixel.
 ANNOTATION_DECIMALS = 3
+_NOT_IN_JSON = ("rows", "curves", "found", "image_ids", "category_ids")
 BOX_DECIMALS, SCORE_DECIMALS = 4, 8  # in detections.json and so in COCO's metric
 
 
@@ -81,11 +82,13 @@ class Evaluation:
     coco: dict[str, float | None] | None  # COCO's twelve numbers, None where nothing is to be found
     seconds: dict[str, float]  # per stage: load, forward, detect, metric
     curves: list[ClassResult] = field(repr=False)
-    detections: list[dict[str, Any]] = field(repr=False)  # COCO results format, boxes in 0-based pixels
+    found: ScoredBoxes = field(repr=False)  # all detections: image numbers, labels, boxes in 0-based pixels, scores
+    image_ids: list[int | str] = field(repr=False)  # by image number
+    category_ids: dict[int, int] = field(repr=False)  # by label; one that a COCO annotation file lacks is absent
 
     def to_json(self) -> str:
-        """Everything but curves and detections as JSON text; numbers that do not exist are null."""
-        values = {name: value for name, value in vars(self).items() if name not in ("curves", "detections", "rows")}
+        """The numbers, without curves and detections, as JSON text; numbers that do not exist are null."""
+        values = {name: value for name, value in vars(self).items() if name not in _NOT_IN_JSON}
         return json.dumps({**values, "rows": [asdict(row) for row in self.rows]}, indent=2)
 
     def table(self) -> str:
@@ -103,6 +106,10 @@ class Evaluation:
         lines.append(f"{self.images} images, {sum(self.seconds.values()):.2f} s: {stages}")
         return "\n".join(lines)
 
+    def coco_results(self) -> Iterator[dict[str, Any]]:
+        """The detections in COCO's results format, one by one; those of a class without a category are left out."""
+        return _coco_results(self.found, self.image_ids, self.category_ids)
+
     def save(self, out_dir: str | os.PathLike[str]) -> None:
         """Write ``evaluation.json``, ``detections.json`` (COCO results format) and ``precision_recall.png``, each whole
         or not at all. The folder is made."""
@@ -110,7 +117,7 @@ class Evaluation:
 
         folder = Path(out_dir)
         write_text(folder / "evaluation.json", self.to_json() + "\n")
-        write_text(folder / "detections.json", json.dumps(self.detections))
+        _write_list(folder / "detections.json", self.coco_results())
         plot_precision_recall(
             folder / "precision_recall.png",
             [row.name for row in self.rows],
@@ -160,10 +167,12 @@ def evaluate(
             iou_threshold=iou_threshold,
             use_07_metric=use_07_metric,
         )
-        view = _coco_view(dataset, collected)
-        results = view.results(collected.found)
-        coco = coco_ap(view.ground_truth, results) if metric == "coco" else None
-    ap = [result.ap for result in curves] if coco is None else view.class_ap(coco, len(curves))
+        image_ids, category_ids = _coco_ids(dataset, collected.images)
+        coco = None
+        if metric == "coco":
+            results = _coco_results(collected.found, image_ids, category_ids)
+            coco = coco_ap(_coco_ground_truth(dataset, collected), results)
+    ap = [result.ap for result in curves] if coco is None else _class_ap(coco, category_ids, len(curves))
     return Evaluation(
         metric=metric,
         measure=_measure(metric, iou_threshold, use_07_metric),
@@ -176,7 +185,9 @@ def evaluate(
         coco=None if coco is None else {name: _optional(value) for name, value in coco.metrics.items()},
         seconds=seconds,
         curves=curves,
-        detections=results,
+        found=collected.found,
+        image_ids=image_ids,
+        category_ids=category_ids,
     )
 
 
@@ -266,7 +277,9 @@ def _collect(
             ):
                 number, size = len(images), sample.image.shape[:2]
                 truth.append((number, sample.labels, truth_to_pixels(sample, one_based=one_based), sample.difficult))
-                found.append((number, labels.numpy(), to_pixels(boxes, size).double().numpy(), scores.numpy()))
+                pixels = to_pixels(boxes, size).double().numpy()
+                # Copies: a view would keep the padding of the whole batch.
+                found.append((number, labels.numpy().copy(), pixels, scores.numpy().copy()))
                 images.append(_Image(sample.image_id, *size))
             bar.update(len(samples))
     return _Collected(GroundTruth(*_stack(truth)), ScoredBoxes(*_stack(found)), images)
@@ -328,50 +341,46 @@ def _timed(seconds: dict[str, float], stage: str, device: torch.device | None = 
     seconds[stage] += time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class _COCOView:
-    """A data set in COCO's terms."""
+def _coco_ids(dataset: DetectionDataset, images: list[_Image]) -> tuple[list[int | str], dict[int, int]]:
+    """Image ids by image number and category ids by label: those of the annotation file, or else made."""
+    if isinstance(dataset, COCODataset):
+        return [dataset.image_ids[image.image_id] for image in images], dataset.category_ids
+    return [image.image_id for image in images], {label: label for label in range(1, len(dataset.classes) + 1)}
 
-    ground_truth: dict[str, Any]
-    image_ids: list[int | str]  # by image number
-    category_ids: dict[int, int]  # by label; a class that the annotation file lacks is absent
 
-    def results(self, found: ScoredBoxes) -> list[dict[str, Any]]:
-        """Detections in COCO's results format; those of a class without a category are left out."""
-        sizes = found.boxes[:, 2:] - found.boxes[:, :2] + 1
-        boxes = np.round(np.concatenate([found.boxes[:, :2], sizes], axis=1), BOX_DECIMALS).tolist()
-        scores = np.round(found.scores.astype(np.float64), SCORE_DECIMALS).tolist()
-        rows = zip(found.images.tolist(), found.labels.tolist(), boxes, scores, strict=True)
-        return [
-            {
-                "image_id": self.image_ids[image],
-                "category_id": self.category_ids[label],
-                "bbox": box,
-                "score": score,
+def _coco_results(
+    found: ScoredBoxes, image_ids: list[int | str], category_ids: dict[int, int]
+) -> Iterator[dict[str, Any]]:
+    sizes = found.boxes[:, 2:] - found.boxes[:, :2] + 1
+    boxes = np.round(np.concatenate([found.boxes[:, :2], sizes], axis=1), BOX_DECIMALS)
+    scores = np.round(found.scores.astype(np.float64), SCORE_DECIMALS)
+    for image, label, box, score in zip(found.images, found.labels, boxes, scores, strict=True):
+        if label in category_ids:
+            yield {
+                "image_id": image_ids[image],
+                "category_id": category_ids[label],
+                "bbox": box.tolist(),
+                "score": score.item(),
             }
-            for image, label, box, score in rows
-            if label in self.category_ids
-        ]
-
-    def class_ap(self, result: COCOResult, classes: int) -> list[float]:
-        """AP of the labels 1..classes; NaN for a class without a category."""
-        ap = {label: result.category_ap[category] for label, category in self.category_ids.items()}
-        return [ap.get(label, float("nan")) for label in range(1, classes + 1)]
 
 
-def _coco_view(dataset: DetectionDataset, collected: _Collected) -> _COCOView:
+def _class_ap(result: COCOResult, category_ids: dict[int, int], classes: int) -> list[float]:
+    """AP of the labels 1..classes; NaN for a class without a category."""
+    ap = {label: result.category_ap[category] for label, category in category_ids.items()}
+    return [ap.get(label, float("nan")) for label in range(1, classes + 1)]
+
+
+def _coco_ground_truth(dataset: DetectionDataset, collected: _Collected) -> dict[str, Any]:
     """COCO data keep their own annotations, whose areas are those of the objects' outlines; others get them made."""
     if isinstance(dataset, COCODataset):
         content = json.loads(dataset.annotation_file.read_bytes())
         # As the data set does; pycocotools could never match these, but would count them as missed.
         content["annotations"] = [item for item in content["annotations"] if _has_area(item["bbox"])]
-        ids = {str(image["id"]): image["id"] for image in content["images"]}
-        return _COCOView(content, [ids[image.image_id] for image in collected.images], dataset.category_ids)
-    truth = collected.truth
+        return content
+    truth, images = collected.truth, collected.images
     boxes = np.concatenate([truth.boxes[:, :2], truth.boxes[:, 2:] - truth.boxes[:, :2] + 1], axis=1)
     rows = zip(truth.images.tolist(), truth.labels.tolist(), boxes.tolist(), truth.difficult.tolist(), strict=True)
-    images = collected.images
-    ground_truth = {
+    return {
         "images": [{"id": image.image_id, "height": image.height, "width": image.width} for image in images],
         "categories": [{"id": label, "name": name} for label, name in enumerate(dataset.classes, start=1)],
         "annotations": [
@@ -379,13 +388,20 @@ def _coco_view(dataset: DetectionDataset, collected: _Collected) -> _COCOView:
             for image, label, box, difficult in rows
         ],
     }
-    labels = range(1, len(dataset.classes) + 1)
-    return _COCOView(ground_truth, [image.image_id for image in images], {label: label for label in labels})
 
 
 def _has_area(box: list[float]) -> bool:
     """Whether a COCO box x, y, width, height is finite, not inverted and not empty."""
     return all(map(math.isfinite, box)) and min(box[2:]) > 0
+
+
+def _write_list(path: Path, items: Iterator[Any]) -> None:
+    """A JSON list, written item by item: a large one need not fit in memory."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for number, item in enumerate(items):
+            file.write((", " if number else "") + json.dumps(item))
+        file.write("]")
 
 
 def _row(name: str, result: ClassResult, ap: float) -> ClassRow:

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets a step finish."""
+"""Ctrl-C that lets what is under way finish."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Turn the first SIGINT into a request to stop; the second one kills the process, as without any handler.
+def stop_on_interrupt(request: StopRequest | None = None) -> Iterator[StopRequest]:
+    """Turn the first SIGINT into a request to stop (``request``, or a new one); the second one kills the process, as
+    without any handler.
 
     Outside the main thread, where Python allows no handlers, SIGINT keeps its meaning.
     """
-    request = StopRequest()
+    request = request or StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

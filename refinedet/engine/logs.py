@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,13 @@ class TrainingLog:
             threading.excepthook = self._excepthook
 
     def write(self, step: int, group: str, values: Mapping[str, Any]) -> None:
-        """Log ``values`` (JSON-able) after ``step`` steps; numbers go to TensorBoard as ``group/name``."""
+        """Log ``values`` (JSON-able) after ``step`` steps; numbers go to TensorBoard as ``group/name``, those of a
+        dictionary as ``group/name/key``."""
         try:
             self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._writer.add_scalar(f"{group}/{name}", value, step)
+            for name, value in _flat(values, group):
+                self._writer.add_scalar(name, value, step)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -88,6 +88,15 @@ class TrainingLog:
         """TensorBoard writes in a thread, which keeps an OSError for our next call: a traceback would say it twice."""
         if not (failed.exc_type is not None and issubclass(failed.exc_type, OSError)):
             self._excepthook(failed)
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """The numbers of nested dictionaries with their paths."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}/{name}")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}/{name}", value
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

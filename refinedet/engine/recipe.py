@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 from refinedet.data.augment import AugmentConfig
 from refinedet.errors import InputError, RecipeError
+from refinedet.models.rgb import WEIGHTS_INPUTS
 from refinedet.presets import PRESETS, Preset
 
 if sys.version_info >= (3, 11):
@@ -51,6 +52,9 @@ class ModelRecipe:
     tcb: bool = True
     tcb_channels: int = _setting(256, low=1)
     weights: str | None = None
+    weights_input: str = _setting(
+        "torchvision", choices=WEIGHTS_INPUTS
+    )  # what a backbone file reads; not a checkpoint's
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from refinedet.anchors import STRIDES
 from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dataset
+from refinedet.devices import choose_device
 from refinedet.engine.checkpoint import (
     is_checkpoint,
     load_training_state,
@@ -73,6 +77,7 @@ def train(
     *,
     data: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    weights_input: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
@@ -89,8 +94,9 @@ def train(
         out: folder of the run; it must be empty or absent, unless ``resume``.
         data: folder of the data set, instead of the recipe's ``data.root``.
         weights: pretrained backbone file, or refinedet checkpoint to start from, instead of ``model.weights``.
+        weights_input: what the backbone file reads, "torchvision" or "caffe", instead of ``model.weights_input``.
         resume: go on with the run in ``out``.
-        progress: show a progress bar on stderr.
+        progress: show on stderr how many images and objects each class has, and a progress bar.
 
     Raises:
         RecipeError, DataError, CheckpointError, InputError: recipe, data, weights or ``out`` cannot be used.
@@ -98,11 +104,13 @@ def train(
         TrainingInterrupted: Ctrl-C, after saving.
     """
     out = Path(out)
-    recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights)
+    recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights, weights_input)
     _check_folder(out, resume)
     dataset = open_training_data(recipe)
     _check_objects(dataset, recipe.data.use_difficult)
     test_data = open_test_data(recipe, dataset.classes) if recipe.evaluate.every else None
+    if progress:
+        _announce(dataset, recipe)
     run = _Run(recipe, out, dataset, test_data)
     if resume:
         run.restore()
@@ -134,14 +142,6 @@ def open_test_data(recipe: Recipe, classes: tuple[str, ...]) -> DetectionDataset
     return _open_split(recipe, recipe.data.test_split, classes)
 
 
-def training_device() -> torch.device:
-    """A GPU when there is one and the extension has kernels for it, else the CPU."""
-    from refinedet._extension import build_info
-
-    usable = torch.cuda.is_available() and (build_info() or {}).get("cuda")
-    return torch.device("cuda" if usable else "cpu")
-
-
 class _Run:
     """A training run: the trainer, its data and its folder."""
 
@@ -159,6 +159,7 @@ class _Run:
             preset=recipe.model.full_preset,
             tcb_channels=recipe.model.tcb_channels,
         )
+        _check_statistics(self.model, recipe)
         self.loader = _loader(recipe, dataset, self.model)
         self.fingerprint = _fingerprint(dataset)
         self.window = RunningMean()
@@ -167,8 +168,8 @@ class _Run:
     def start(self) -> None:
         """Load the pretrained weights and save the state of step 0: a run can be resumed from its first moment."""
         if self.recipe.model.weights is not None:
-            _load_pretrained(self.model, self.recipe.model.weights)
-        self.trainer = Trainer(self.model, self.recipe, training_device())
+            _load_pretrained(self.model, self.recipe.model.weights, self.recipe.model.weights_input)
+        self.trainer = Trainer(self.model, self.recipe, choose_device())
         self._save()
         write_text(self.out / RECIPE_FILE, self.recipe.to_toml())
 
@@ -193,7 +194,7 @@ class _Run:
                 f"the run in {self.out} was started on other images or annotations ({state.facts['data']}; now "
                 f"{self.fingerprint}). Give the same data set, or start in another folder"
             )
-        self.trainer = Trainer(self.model, self.recipe, training_device())
+        self.trainer = Trainer(self.model, self.recipe, choose_device())
         self.trainer.restore(state, path)
         self.window = RunningMean(**state.facts["window"])
         _remove_leftovers(self.out)
@@ -316,12 +317,19 @@ class _Bar(tqdm):
         self.update()
 
 
-def _complete(recipe: Recipe, data: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None) -> Recipe:
+def _complete(
+    recipe: Recipe,
+    data: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    weights_input: str | None,
+) -> Recipe:
     """The recipe with the caller's data folder and weights in place of its own."""
     if data is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(data)))
     if weights is not None:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=str(weights)))
+    if weights_input is not None:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights_input=weights_input))
     return recipe
 
 
@@ -361,6 +369,26 @@ def _check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
         raise DataError(f"{dataset.name}: no image has a usable object to learn from; check the annotations")
 
 
+def _check_statistics(model: RefineDet, recipe: Recipe) -> None:
+    """Raise RecipeError when a channel of the coarsest level has one value in a whole batch: that has no variance."""
+    height, width = recipe.model.input_size
+    values = recipe.train.batch_size * (height // STRIDES[-1]) * (width // STRIDES[-1])
+    if values == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise RecipeError(
+            f"recipe {recipe.name}: train.batch_size is 1 at model.size {recipe.model.size}, which leaves batch "
+            f"normalisation one value per channel at stride {STRIDES[-1]}; give at least 2 images or a larger size"
+        )
+
+
+def _announce(dataset: DetectionDataset, recipe: Recipe) -> None:
+    """Say what is there to learn from: a misspelt class stands out by its few objects."""
+    print(f"{dataset.name}: {len(dataset)} images\n{dataset.class_table()}", file=sys.stderr)
+    if recipe.data.classes is None:
+        print(
+            "classes are those of the annotations; data.classes in the recipe makes any other an error", file=sys.stderr
+        )
+
+
 def _loader(recipe: Recipe, dataset: DetectionDataset, model: RefineDet) -> TrainLoader:
     settings = recipe.train
     return TrainLoader(
@@ -374,11 +402,11 @@ def _loader(recipe: Recipe, dataset: DetectionDataset, model: RefineDet) -> Trai
     )
 
 
-def _load_pretrained(model: RefineDet, path: str) -> None:
+def _load_pretrained(model: RefineDet, path: str, weights_input: str) -> None:
     if is_checkpoint(path):
         load_weights(model, path)
     else:
-        model.backbone.load_pretrained(path)
+        model.backbone.load_pretrained(path, weights_input)
 
 
 def _fingerprint(dataset: DetectionDataset) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class COCOResult:
     category_ap50: dict[int, float]  # category id -> AP at IoU 0.50
 
 
-def coco_ap(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> COCOResult:
+def coco_ap(ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> COCOResult:
     """Evaluate boxes in COCO's results format against ground truth in COCO's annotation format.
 
     ground_truth: ``images`` (``id``), ``categories`` (``id``), ``annotations`` (``image_id``, ``category_id``, ``bbox``
@@ -41,12 +41,13 @@ def coco_ap(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]
     """
     image_ids = _ids(ground_truth, "images")
     category_ids = _ids(ground_truth, "categories")
-    annotations = ground_truth.get("annotations", [])
-    _check_rows(annotations, "ground truth annotation", image_ids, category_ids, scored=False)
-    _check_rows(results, "result", image_ids, category_ids, scored=True)
+    rows = ground_truth.get("annotations", [])
+    rows = _checked(rows, "ground truth annotation", image_ids, category_ids, scored=False)
+    annotations = [_annotation(number, row) for number, row in enumerate(rows, start=1)]
+    rows = _checked(results, "result", image_ids, category_ids, scored=True)
+    detections = [_detection(number, row) for number, row in enumerate(rows, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and its summary
-        truth = _index(ground_truth, [_annotation(number, row) for number, row in enumerate(annotations, start=1)])
-        found = _index(ground_truth, [_detection(number, row) for number, row in enumerate(results, start=1)])
+        truth, found = _index(ground_truth, annotations), _index(ground_truth, detections)
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -67,9 +68,10 @@ def _ids(ground_truth: Mapping[str, Any], kind: str) -> set[int]:
     return {row["id"] for row in rows}
 
 
-def _check_rows(
+def _checked(
     rows: Iterable[Mapping[str, Any]], what: str, image_ids: set[int], category_ids: set[int], *, scored: bool
-) -> None:
+) -> Iterator[Mapping[str, Any]]:
+    """The rows, each one checked before it is given."""
     for position, row in enumerate(rows):
         place = f"COCO {what} {position}"
         missing = [key for key in ("image_id", "category_id", "bbox", "score")[: 3 + scored] if key not in row]
@@ -88,6 +90,7 @@ def _check_rows(
         numbers = [*row["bbox"], row["score"]] if scored else row["bbox"]
         if len(row["bbox"]) != 4 or not all(map(math.isfinite, numbers)):
             raise InputError(f"{place}: bbox {row['bbox']} or its score is not finite numbers [x, y, width, height]")
+        yield row
 
 
 def _annotation(number: int, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,11 @@ class Backbone(nn.Module, ABC):
         """Features of preprocessed images [B,3,H,W] (``preprocessing``); H and W are multiples of 64."""
 
     @abstractmethod
-    def load_pretrained(self, path: str | Path) -> None:
-        """Load ImageNet weights; CheckpointError when the file does not fit."""
+    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
+        """Load ImageNet weights trained for ``weights_input``, "torchvision" or "caffe" (`refinedet.models.rgb`).
+
+        Raises CheckpointError when the file does not fit and InputError for another ``weights_input``.
+        """
 
 
 def read_state_dict(path: str | Path) -> StateDict:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from refinedet.anchors import check_size, generate_anchors
+from refinedet.anchors import check_size, generate_anchors, parse_size
 from refinedet.errors import CheckpointError, InputError
 from refinedet.models.backbone import Backbone
 from refinedet.models.heads import Heads
@@ -52,8 +53,8 @@ class ModelConfig:
             values = json.loads(text)
             return cls(
                 backbone=values["backbone"],
-                size=tuple(values["size"]),
-                classes=tuple(values["classes"]),
+                size=_items(values, "size", int),
+                classes=_items(values, "classes", str),
                 preset=Preset(**_tuples(values["preset"])),
                 preprocessing=Preprocessing(**_tuples(values["preprocessing"])),
                 tcb_channels=values["tcb_channels"],
@@ -62,6 +63,14 @@ class ModelConfig:
             raise CheckpointError(
                 f"not a model configuration ({error!r}): {str(text)[:80]}; use a checkpoint of this package"
             ) from error
+
+
+def _items(values: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    """The list ``values[key]``, whose items are of that ``kind``, as a tuple: a text would be taken apart unnoticed."""
+    items = values[key]
+    if not isinstance(items, list) or not items or any(type(item) is not kind for item in items):
+        raise TypeError(f"{key} is {items!r}, not a list of {kind.__name__}")
+    return tuple(items)
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +148,7 @@ def build(
     classes: Sequence[str] | None = None,
     preset: str | Preset = "official",
     weights: str | Path | None = None,
+    weights_input: str = "torchvision",
     tcb_channels: int = TCB_CHANNELS,
 ) -> RefineDet:
     """Build a network with fresh parameters (spec sections 2 to 5), in training mode.
@@ -146,13 +156,11 @@ def build(
     ``backbone``: "vgg16", "resnet101", "squeezenet" or "timm:NAME". ``size``: side, or (height, width), of the input
     in pixels, multiples of 64. ``num_classes`` counts the background; ``classes`` names the foreground classes, and
     then ``num_classes`` may be left out. ``preset``: "official", "paper" or a Preset. ``weights``: ImageNet weights
-    for the backbone (see its ``load_pretrained``). ``tcb_channels``: width of the transfer connection blocks, 256 in
-    the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
+    for the backbone (see its ``load_pretrained``); ``weights_input``: what they read, "torchvision" (RGB in 0..1,
+    standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection blocks,
+    256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
     """
-    height_width = (size, size) if isinstance(size, int) else tuple(size)
-    if len(height_width) != 2:
-        raise InputError(f"size is {size!r}; give the side or (height, width)")
-    check_size(height_width)
+    height_width = parse_size((size, size) if isinstance(size, Integral) else size)
     if tcb_channels < 1:
         raise InputError(f"tcb_channels is {tcb_channels}; give at least 1 (256 in the paper)")
     names = _class_names(num_classes, classes)
@@ -160,13 +168,13 @@ def build(
     config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
     model = RefineDet(config, features)
     if weights is not None:
-        features.load_pretrained(weights)
+        features.load_pretrained(weights, weights_input)
     return model
 
 
 def from_config(config: ModelConfig) -> RefineDet:
     """Build the network of ``config`` with fresh parameters."""
-    check_size(config.size)
+    parse_size(config.size)
     return RefineDet(config, make_backbone(config.backbone))
 
 
@@ -177,7 +185,7 @@ def make_backbone(name: str) -> Backbone:
     from refinedet.models.vgg import VGG16
 
     kinds: dict[str, Callable[[], Backbone]] = {"vgg16": VGG16, "resnet101": ResNet101, "squeezenet": SqueezeNet}
-    if name.startswith("timm:"):
+    if isinstance(name, str) and name.startswith("timm:"):
         from refinedet.models.timm_backbone import TimmBackbone
 
         return TimmBackbone(name.removeprefix("timm:"))
@@ -188,8 +196,8 @@ def make_backbone(name: str) -> Backbone:
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
-        if num_classes is None or num_classes < 2:
-            raise InputError(f"num_classes is {num_classes}; give at least 2 (background and one class), or classes")
+        if not isinstance(num_classes, Integral) or num_classes < 2:
+            raise InputError(f"num_classes is {num_classes!r}; give at least 2 (background and one class), or classes")
         return tuple(f"class{label}" for label in range(1, num_classes))
     if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
         raise InputError(f"classes is {classes!r}; give a sequence of different names, without the background")

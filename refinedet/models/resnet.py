@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refinedet.models.backbone import Backbone, Features, StateDict, load_checked, read_state_dict, require
 from refinedet.models.layers import Bottleneck, CaffeBatchNorm2d, ConvBlock
-from refinedet.models.rgb import fold_rgb_input
+from refinedet.models.rgb import fold_input
 from refinedet.preprocessing import Preprocessing
 
 
@@ -55,18 +55,20 @@ class ResNet101(Backbone):
             ends.append(x)
         return tuple(ends[1:])
 
-    def load_pretrained(self, path: str | Path) -> None:
-        """Load a torchvision ResNet-101 file (:func:`rename_torchvision`); res6 keeps its initialisation.
+    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
+        """Load a ResNet-101 file with torchvision's names (:func:`rename_torchvision`); res6 keeps its initialisation.
 
         Torchvision's network has the stride in the 3x3 convolutions and pads pool1, so with its weights this one is
         an approximation that training has to settle.
         """
-        state = rename_torchvision(read_state_dict(path), self.preprocessing, path)
+        state = rename_torchvision(read_state_dict(path), self.preprocessing, path, weights_input)
         load_checked(self, state, path, new=("res6.",), ignored=("fc.",))
 
 
-def rename_torchvision(state: StateDict, preprocessing: Preprocessing, path: str | Path) -> StateDict:
-    """Give torchvision's ResNet-101 weights, read from ``path``, our names; conv1 takes over its input convention."""
+def rename_torchvision(
+    state: StateDict, preprocessing: Preprocessing, path: str | Path, weights_input: str = "torchvision"
+) -> StateDict:
+    """Give torchvision's ResNet-101 weights, read from ``path``, our names; conv1 takes over the file's input."""
     require(state, ("conv1.weight", "bn1.running_mean", "layer3.22.conv3.weight"), path, "torchvision's ResNet-101")
     prefixes = {"conv1.": "conv1.conv.", "bn1.": "conv1.norm."}
     for layer, (names, *_) in enumerate(STAGES[:-1], start=1):
@@ -80,6 +82,6 @@ def rename_torchvision(state: StateDict, preprocessing: Preprocessing, path: str
     for name, value in state.items():
         module, _, kind = name.rpartition(".")
         renamed[prefixes.get(f"{module}.", f"{module}.") + kind] = value
-    renamed["conv1.conv.weight"], shift = fold_rgb_input(renamed["conv1.conv.weight"], preprocessing)
+    renamed["conv1.conv.weight"], shift = fold_input(renamed["conv1.conv.weight"], weights_input, preprocessing)
     renamed["conv1.norm.running_mean"] = renamed["conv1.norm.running_mean"] - shift
     return renamed

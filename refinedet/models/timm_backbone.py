@@ -43,11 +43,14 @@ class TimmBackbone(Backbone):
         c8, c16, c32 = self.body(images)
         return c8, c16, c32, self.extra64(c32)
 
-    def load_pretrained(self, path: str | Path) -> None:
+    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
         """Load a state dict with timm's names, or, for an EfficientNet, those of the package efficientnet-pytorch.
 
+        Its input is the timm model's own; ``weights_input`` "caffe" is refused.
         What timm's classifier has beyond the feature network is ignored.
         """
+        if weights_input != "torchvision":
+            raise InputError(f"weights_input is {weights_input!r}, but a timm model has its own input; leave it out")
         whole = _import_timm().create_model(self.name).state_dict()
         state = read_state_dict(path)
         if "_conv_stem.weight" in state:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from refinedet.errors import CheckpointError
 from refinedet.models.backbone import Backbone, Features, StateDict, load_checked, read_state_dict, require
 from refinedet.models.layers import L2Norm, caffe_xavier_
-from refinedet.models.rgb import fold_rgb_input
+from refinedet.models.rgb import fold_input
 from refinedet.preprocessing import Preprocessing
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of conv1 .. conv5
@@ -55,9 +55,10 @@ class VGG16(Backbone):
     def _conv(self, name: str, x: Tensor) -> Tensor:
         return F.relu(getattr(self, name)(x), inplace=True)
 
-    def load_pretrained(self, path: str | Path) -> None:
-        """Load a torchvision VGG-16 file (:func:`reduce_torchvision`); the L2Norms, conv6_1 and conv6_2 stay."""
-        state = reduce_torchvision(read_state_dict(path), self.preprocessing, path)
+    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
+        """Load a VGG-16 file with torchvision's names (:func:`reduce_torchvision`); the L2Norms, conv6_1 and conv6_2
+        stay."""
+        state = reduce_torchvision(read_state_dict(path), self.preprocessing, path, weights_input)
         load_checked(self, state, path, new=("conv4_3_norm", "conv5_3_norm", "conv6_"))
 
 
@@ -66,12 +67,14 @@ def conv_names() -> list[str]:
     return [f"conv{block}_{index}" for block, (_, depth) in enumerate(BLOCKS, 1) for index in range(1, depth + 1)]
 
 
-def reduce_torchvision(state: StateDict, preprocessing: Preprocessing, path: str | Path) -> StateDict:
+def reduce_torchvision(
+    state: StateDict, preprocessing: Preprocessing, path: str | Path, weights_input: str = "torchvision"
+) -> StateDict:
     """Turn torchvision's VGG-16 weights, read from ``path``, into those of VGG-16 reduced.
 
     fc6 and fc7 are subsampled: taps 0, 3, 6 of fc6's 7x7 kernel in each direction and every 4th of the 4096 channels
-    (spec section 2; which channels the official file kept is not published). conv1_1 takes over torchvision's input
-    convention (:func:`fold_rgb_input`).
+    (spec section 2; which channels the official file kept is not published). conv1_1 takes over the file's input
+    (:func:`fold_input`).
     """
     pairs = {f"features.{position}": name for position, name in zip(TORCHVISION_CONVS, conv_names(), strict=True)}
     pairs |= {"classifier.0": "fc6", "classifier.3": "fc7"}
@@ -84,7 +87,7 @@ def reduce_torchvision(state: StateDict, preprocessing: Preprocessing, path: str
                 f"{path}: {name} is {list(state[name].shape)} instead of {list(shape)}; use torchvision's VGG-16 file"
             )
     reduced = {new: state[old] for old, new in names.items()}
-    reduced["conv1_1.weight"], shift = fold_rgb_input(reduced["conv1_1.weight"], preprocessing)
+    reduced["conv1_1.weight"], shift = fold_input(reduced["conv1_1.weight"], weights_input, preprocessing)
     reduced["conv1_1.bias"] = reduced["conv1_1.bias"] + shift
     step, taps = FC_CHANNEL_STEP, torch.tensor(FC_TAPS)
     reduced["fc6.weight"] = reduced["fc6.weight"].view(4096, 512, 7, 7)[::step, :, taps][..., taps]

@@ -80,7 +80,7 @@ def detect(
     outputs = call(
         "detect",
         *(_to_levels(output) for output in (arm_loc, arm_conf, odm_loc, odm_conf)),
-        anchors.detach(),
+        anchors,
         objectness_threshold,
         score_threshold,
         iou_threshold,
@@ -91,10 +91,10 @@ def detect(
     return Detected(*outputs)
 
 
-def _to_levels(output: Levels | None) -> list[Tensor]:
+def _to_levels(output: Levels | None) -> Sequence[Tensor]:
     if output is None:
         return []
-    return [level.detach() for level in ([output] if isinstance(output, Tensor) else output)]
+    return [output] if isinstance(output, Tensor) else output
 
 
 @_extension.register_fake("detect")

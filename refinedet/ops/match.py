@@ -56,8 +56,8 @@ def match(
     """
     outputs = call(
         "match",
-        anchors.detach(),
-        gt_boxes.detach(),
+        anchors,
+        gt_boxes,
         gt_labels,
         gt_offsets,
         iou_threshold,

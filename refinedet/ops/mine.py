@@ -47,10 +47,10 @@ def mine(
     """
     return call(
         "mine",
-        losses.detach(),
+        losses,
         labels,
-        ious.detach(),
-        None if objectness is None else objectness.detach(),
+        ious,
+        objectness,
         negative_iou,
         negative_ratio,
         objectness_threshold,

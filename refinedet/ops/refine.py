@@ -28,7 +28,7 @@ def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIAN
     Raises:
         InputError: shapes that do not fit, integers, or not exactly four variances.
     """
-    return call("refine", anchors.detach(), offsets.detach(), tuple(variances))
+    return call("refine", anchors, offsets, tuple(variances))
 
 
 @_extension.register_fake("refine")
