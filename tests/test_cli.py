@@ -356,7 +356,7 @@ def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
 
 
 def test_ctrl_c_elsewhere_says_so(fixed, photos, tmp_path, capsys, monkeypatch):
-    def interrupt(images):
+    def interrupt(images, by_level):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fixed, "forward", interrupt)

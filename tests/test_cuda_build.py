@@ -405,7 +405,8 @@ def test_kernels_that_run_on_the_gpu(extension, architectures: str) -> None:
     assert _extension.cuda_problem(torch.device("cuda", 0)) is None
 
 
-def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
     """What the dispatcher says about a CUDA tensor in a build for the CPU is replaced by cause and fix."""
     extension(13000, cuda=False)
 
@@ -418,7 +419,7 @@ def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.M
     with pytest.raises(
         ExtensionError, match=r"^refinedet\.refine: this build of refinedet has no CUDA kernels: install"
     ):
-        call("refine", anchors, anchors[None], (0.1, 0.1, 0.2, 0.2))
+        call("refine", [anchors] if in_a_list else anchors, (0.1, 0.1, 0.2, 0.2))
 
 
 # --- What the kernels need --------------------------------------------------------------------------------------------
