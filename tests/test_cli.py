@@ -415,7 +415,7 @@ def test_ctrl_c_keeps_the_video_so_far(ctrl_c, fixed, tmp_path, capsys):
 
 
 def test_ctrl_c_elsewhere_says_so(fixed, photos, tmp_path, capsys, monkeypatch):
-    def interrupt(images):
+    def interrupt(images, by_level):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fixed, "forward", interrupt)

@@ -446,7 +446,8 @@ def test_jetson_takes_only_its_own_machine_code(extension) -> None:
     assert "TORCH_CUDA_ARCH_LIST=8.7" in problem_with("7.5 8.0 8.6")[1]
 
 
-def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
     """What the dispatcher says about a CUDA tensor in a build for the CPU is replaced by cause and fix."""
     extension(13000, cuda=False)
 
@@ -459,7 +460,7 @@ def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.M
     with pytest.raises(
         ExtensionError, match=r"^refinedet\.refine: this build of refinedet has no CUDA kernels: install"
     ):
-        call("refine", anchors, anchors[None], (0.1, 0.1, 0.2, 0.2))
+        call("refine", [anchors] if in_a_list else anchors, (0.1, 0.1, 0.2, 0.2))
 
 
 # --- What the kernels need --------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_order_of_the_outputs(light: RefineDet) -> None:
     """Channel anchor * k + value of cell (y, x) becomes row (y * width + x) * 3 + anchor of its level."""
     heads = light.odm
     maps = [torch.randn(1, 16, 8 // s, 16 // s) for s in (1, 2, 4, 8)]
-    _, conf = heads(maps)
+    conf = torch.cat(heads(maps)[1], dim=1)
     level = heads.conf[1](maps[1])[0]
     base = 3 * 8 * 16
     for y, x, anchor in [(0, 0, 0), (3, 7, 2), (1, 5, 1)]:

@@ -6,8 +6,8 @@
 //   odm_conf  [B,N,C]    logits, class 0 = background
 //   anchors   [N,4]      cx, cy, w, h in units of the image side
 //
-// The outputs come whole or in 2 to 4 levels, [B,n,*] each: consecutive anchors of every image, n of them. A head map in
-// NHWC order, [B,h,w,3 * k], is just that for the n = 3 * h * w anchors of its level, so it is read where it lies.
+// The outputs come whole or in 2 to 4 levels, [B,n,*] each, of n consecutive anchors of every image. A head map in NHWC
+// order, [B,h,w,3 * k], is just that for the n = 3 * h * w anchors of its level, so it is read where it lies.
 //
 //   boxes     [B,K,4] float32   corners x1, y1, x2, y2, not clipped   | K = keep_top_k rows per image, whatever
 //   scores    [B,K]   float32   probability of the class              | is found; rows from counts[b] on are padding:

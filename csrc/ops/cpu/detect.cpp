@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kLanes = 16;          // anchors that go through a vector function together
 constexpr int64_t kBlock = 512;     // anchors per task: few enough to balance threads, enough to pay for one
-static_assert(kBlock % kLanes == 0);
 constexpr int64_t kMinChunk = 256;  // candidates sorted at a time
+static_assert(kBlock % kLanes == 0);
 
 // One row per class or coordinate, one column per anchor.
 using TileRow = float[kLanes];
