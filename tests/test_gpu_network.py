@@ -3,6 +3,7 @@
 The network's own arithmetic is cuDNN's: close to the CPU's, not equal to it, and only without TF32.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from synthetic import make_voc
 from training import logged_losses, tiny_recipe
 
 import refinedet
-from refinedet import MultiBoxLoss
+from refinedet import MultiBoxLoss, cli, doctor
 from refinedet.data import TrainAugment, TrainLoader, open_dataset
 from refinedet.engine import train as train_module
 from refinedet.engine.checkpoint import TrainingState, load_training_state, save_training_state
@@ -68,7 +69,7 @@ def test_boxes_of_one_output_are_the_same_on_both_devices(bccd: RefineDet, blob:
 
 
 def test_detect(bccd: RefineDet) -> None:
-    """No score of the picture is within 0.04 of the threshold; neighbours in the list are 0.001 apart at least."""
+    """No score of the picture is within 0.04 of the threshold; neighbours in the list are 0.002 apart or more."""
     (expected,) = refinedet.load("bccd").detect([IMAGE], score_threshold=0.5)
     (found,) = bccd.detect([IMAGE], score_threshold=0.5)
     assert found.names == expected.names
@@ -102,6 +103,25 @@ def test_official_losses_and_gradients(case: GoldenLoss) -> None:
         for part in ("loc", "conf"):
             gradient = getattr(raw, f"{module}_{part}").grad
             torch.testing.assert_close(gradient.cpu(), expected[f"{part}_grad"], rtol=1e-5, atol=1e-7)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes the GPU by itself."""
+    arguments = ["detect", "bccd", str(IMAGE), "--score-threshold", "0.5", "--json", "--out", str(tmp_path)]
+    labels = {}
+    for device in ("auto", "cuda", "cpu"):
+        assert cli.main([*arguments, "--device", device]) == 0
+        (image,) = json.loads(capsys.readouterr().out)["images"]
+        labels[device] = [found["label"] for found in image["detections"]]
+    assert len(labels["cpu"]) > 20
+    assert labels["auto"] == labels["cuda"] == labels["cpu"]
+
+
+def test_doctor_names_the_gpu() -> None:
+    found = doctor.report()
+    assert len(found.gpus) == torch.cuda.device_count()
+    assert torch.cuda.get_device_name(DEVICE) in found.text()
+    assert not [problem for problem in found.problems if "CUDA" in problem.what or "GPU" in problem.what]
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
