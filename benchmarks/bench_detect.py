@@ -55,7 +55,7 @@ def peer(
     return found
 
 
-def assert_same(inputs: tuple[Tensor, ...]) -> None:
+def assert_same_as_peer(inputs: tuple[Tensor, ...]) -> None:
     detected = ops.detect(*inputs)
     for image, (boxes, scores, labels, indices) in enumerate(peer(*inputs)):
         count = int(detected.counts[image])
@@ -68,7 +68,7 @@ def assert_same(inputs: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("name", ["typical_voc320", "clusters_voc320", "typical_voc512", "coco81_320"])
 def test_detect(name: str, compare: Callable[..., None]) -> None:
     inputs = load(name)
-    assert_same(inputs)
+    assert_same_as_peer(inputs)
     compare(lambda: ops.detect(*inputs), lambda: peer(*inputs), at_least=BAR.get(name, 1.0))
 
 

@@ -1,10 +1,16 @@
-"""Shared by all tests: one thread per worker, and a run in which nothing ran is a failure."""
+"""Shared by all tests: one thread per worker, a GPU for its own tests only, and a run of nothing is a failure."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist fills the cores
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPU from a run that does not name its tests: the others train, and demand the same bits every time."""
+    if not any("test_gpu" in argument for argument in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -330,7 +330,7 @@ def test_torch_has_the_function_that_names_its_stream() -> None:
     assert library.aoti_torch_get_current_cuda_stream
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(_extension.driver_version() is not None, reason="there is an NVIDIA driver here")
 def test_launchers_without_a_driver(build_info) -> None:
     launchers = sys.modules["refinedet._C"].launchers
     assert _extension.driver_version() is None

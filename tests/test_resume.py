@@ -15,8 +15,11 @@ from training import PATIENCE, logged_losses, tiny_recipe
 
 from refinedet.engine.checkpoint import load_training_state
 from refinedet.engine.train import train
+from refinedet.engine.trainer import Trainer
 from refinedet.errors import CheckpointError, InputError, RecipeError
+from refinedet.models import build
 
+CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
 SECTIONS = {"train": {"ema_decay": 0.9, "clip_norm": 50.0}}
 
@@ -125,6 +128,16 @@ def test_resume_restores_the_random_generator(finished, data):
     expected = torch.rand(3)
     train(tiny_recipe(**SECTIONS), finished, data=data, resume=True, progress=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_run_of_a_cpu_goes_on_where_gradients_are_scaled(finished):
+    """As a GPU with train.amp does."""
+    path = finished / "last.safetensors"
+    trainer = Trainer(build("squeezenet", 64, num_classes=3, tcb_channels=16), tiny_recipe(**SECTIONS), CPU)
+    trainer.scaler = torch.amp.GradScaler("cpu")
+    trainer.restore(load_training_state(path), path)
+    assert trainer.steps == 12
+    assert trainer.scaler.state_dict() == torch.amp.GradScaler("cpu").state_dict()
 
 
 def test_finished_run_can_be_finished_again(finished, data, uninterrupted):

@@ -122,7 +122,8 @@ class Trainer:
                 # empty_like: a buffer of another memory layout than its parameter makes every step slower.
                 buffer = torch.empty_like(parameter, requires_grad=False)
                 self.optimizer.state[parameter][BUFFER] = buffer.copy_(state.momentum[name])
-        self.scaler.load_state_dict(state.facts["scaler"])
+        if state.facts["scaler"]:  # empty after steps on a CPU
+            self.scaler.load_state_dict(state.facts["scaler"])
         self.steps = state.step
         torch.set_rng_state(state.random["cpu"])
         if self.device.type == "cuda" and "cuda" in state.random:
