@@ -213,11 +213,12 @@ def test_tensors_on_two_devices() -> None:
         ops.refine(anchors(), offsets)
     with pytest.raises(InputError, match=r"^refinedet\.detect: odm_conf is on the CPU, but odm_loc is on GPU 0: move"):
         ops.detect(offsets, None, offsets, heads()[3], anchors().to(DEVICE))
+    levels, scores = offsets.split(500, dim=1), heads()[3].split(500, dim=1)
+    scores = (scores[0].to(DEVICE), scores[1])
     with pytest.raises(
         InputError, match=r"^refinedet\.detect: odm_conf\[1\] is on the CPU, but odm_loc\[0\] is on GPU 0"
     ):
-        levels, scores = offsets.split(500, dim=1), heads()[3].split(500, dim=1)
-        ops.detect(levels, None, levels, (scores[0].to(DEVICE), scores[1]), anchors().to(DEVICE))
+        ops.detect(levels, None, levels, scores, anchors().to(DEVICE))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
