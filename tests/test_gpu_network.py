@@ -187,7 +187,7 @@ def test_resumed_run(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     half = tiny_recipe(train={**SECTIONS["train"], "amp": recipe.train.amp, "steps": 8})
     train(half, tmp_path / "parts", data=data, progress=False)
     resumed = train(recipe, tmp_path / "parts", data=data, resume=True, progress=False)
-    assert train_module.training_device().type == "cuda"
+    assert train_module.choose_device().type == "cuda"
     assert resumed.steps == whole.steps == 16
     losses = [[entry[1] for entry in logged_losses(tmp_path / out)] for out in ("whole", "parts")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
@@ -195,7 +195,7 @@ def test_resumed_run(recipe: Recipe, data: Path, tmp_path: Path) -> None:
 
 def test_run_moves_between_devices(recipe: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for steps, device in ((2, "cpu"), (4, "cuda"), (6, "cpu")):
-        monkeypatch.setattr(train_module, "training_device", lambda device=device: torch.device(device))
+        monkeypatch.setattr(train_module, "choose_device", lambda device=device: torch.device(device))
         settings = {**SECTIONS["train"], "amp": recipe.train.amp, "steps": steps}
         result = train(tiny_recipe(train=settings), tmp_path, data=data, resume=steps > 2, progress=False)
         assert result.steps == steps
