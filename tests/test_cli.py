@@ -372,8 +372,8 @@ def ctrl_c(fixed, monkeypatch):
     def press_at(batch):
         forward = fixed.forward
 
-        def interrupted(images):
-            raw = forward(images)
+        def interrupted(images, by_level):
+            raw = forward(images, by_level)
             if len(fixed.inputs) == batch:
                 os.kill(os.getpid(), signal.SIGINT)
             return raw
