@@ -373,7 +373,7 @@ def ctrl_c(fixed, monkeypatch):
         forward = fixed.forward
 
         def interrupted(images, by_level):
-            raw = forward(images, by_level)
+            raw = forward(images, by_level=by_level)
             if len(fixed.inputs) == batch:
                 os.kill(os.getpid(), signal.SIGINT)
             return raw
