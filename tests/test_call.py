@@ -28,6 +28,44 @@ def test_an_argument_of_the_wrong_type_is_named(function, arguments, message):
         function(*arguments)
 
 
+OUTPUTS = (torch.zeros(1, 3, 4), torch.zeros(1, 3, 2), torch.zeros(1, 3, 4), torch.zeros(1, 3, 5), BOXES)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"), [(2**40, f"tried to allocate {2**44} bytes"), (2**61, f"sizes=[1, {2**61}, 4]")]
+)
+def test_no_memory_for_the_results_is_the_error_that_torch_has_for_it(rows, words):
+    """With the operator and its shapes, and nothing of the place in torch's headers where it came from."""
+    shapes = r"\[1, 3, 4\], \[1, 3, 2\], \[1, 3, 4\], \[1, 3, 5\], \[3, 4\]"
+    with pytest.raises(torch.OutOfMemoryError, match=rf"^refinedet\.detect of {shapes}: ") as error:
+        ops.detect(*OUTPUTS, keep_top_k=rows)
+    assert words in str(error.value)
+    assert "ops.h" not in str(error.value)
+
+
+def test_no_memory_on_a_gpu(monkeypatch):
+    """What the boundary of torch's C interface makes of the error of its allocator, here in levels."""
+
+    def fail(*_):
+        raise RuntimeError(
+            "CUDA out of memory. Tried to allocate 342.76 GiB. GPU 0 has 79.10 GiB. (originally from "
+            "torch_call_dispatcher() API call failed at /torch/csrc/stable/ops.h, line 961)\nException raised from"
+        )
+
+    monkeypatch.setattr(torch.ops.refinedet.detect, "default", fail)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        ops.detect(None, None, [OUTPUTS[2], OUTPUTS[2]], [OUTPUTS[3], OUTPUTS[3]], torch.zeros(6, 4))
+    assert str(error.value) == (
+        "refinedet.detect of [1, 3, 4], [1, 3, 4], [1, 3, 5], [1, 3, 5], [6, 4]: "
+        "CUDA out of memory. Tried to allocate 342.76 GiB. GPU 0 has 79.10 GiB."
+    )
+
+
+def test_a_number_beyond_64_bits():
+    with pytest.raises(InputError, match=r"^refinedet\.detect: keep_top_k does not fit in 64 bits; give a smaller"):
+        ops.detect(*OUTPUTS, keep_top_k=2**63)
+
+
 def test_no_operator_is_differentiable():
     """The multi-task loss takes refined anchors, matches and mined negatives as constants (spec section 7)."""
     boxes = torch.rand(1, 3, 4, requires_grad=True)

@@ -1,6 +1,7 @@
 """The way from a Python face to its compiled operator."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from refinedet import _extension
 from refinedet.errors import ExtensionError, InputError
 
 _TYPE_MISMATCH = re.compile(r"Expected a value of type '(.+)' for argument '(.+)' but instead found type '(.+)'")
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
+_BOUNDARY = re.compile(r" \(originally from .*")  # the place in torch's headers that an error came through
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -17,6 +20,7 @@ def call(name: str, *arguments: Any) -> Any:
     Raises:
         InputError: csrc/ops/checks.h rejects an argument, or one is of the wrong type.
         ExtensionError: there are no operators, or none that run on the GPU where the tensors are.
+        torch.OutOfMemoryError: there is no memory for the results or the workspace.
     """
     _extension.require()
     arguments = tuple(_detached(value) for value in arguments)
@@ -28,13 +32,27 @@ def call(name: str, *arguments: Any) -> Any:
             raise InputError(message) from None
         if mismatch := _TYPE_MISMATCH.search(message):
             wanted, argument, found = mismatch.groups()
+            if wanted == found:  # an int that is larger than torch's
+                raise InputError(f"refinedet.{name}: {argument} does not fit in 64 bits; give a smaller one") from None
             raise InputError(f"refinedet.{name}: {argument} is of type {found}; give {wanted}") from None
-        values = [value for item in arguments for value in (item if isinstance(item, list) else [item])]
-        gpus = [value.device for value in values if isinstance(value, torch.Tensor) and value.is_cuda]
+        tensors = list(_tensors(arguments))
+        gpus = [tensor.device for tensor in tensors if tensor.is_cuda]
         problem = _extension.cuda_problem(gpus[0]) if gpus else None
         if problem is not None:
             raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None
+        if _OUT_OF_MEMORY.search(message):
+            shapes = ", ".join(str([*tensor.shape]) for tensor in tensors)
+            raise torch.OutOfMemoryError(f"refinedet.{name} of {shapes}: {_BOUNDARY.sub('', message)}") from None
         raise
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those in an argument, in their order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _detached(value: Any) -> Any:
