@@ -1,7 +1,6 @@
 """The CUDA kernels of detect on the harness: the tests of the operator; sizes and schedules that matter to kernels."""
 
 from collections.abc import Iterator
-from itertools import count
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from cuda_on_cpu import cases_detect
 from cuda_on_cpu.cases_detect import check_case, random_inputs
 from cuda_on_cpu.harness import Harness, LauncherError
+from cuda_on_cpu.schedules import SCHEDULES, under_schedules
 from detect_cases import GOLDEN_NAMES, load_golden, random_tensor
 from test_detect import (  # noqa: F401  these run here too, with the fixture `detect` of this file
     DetectOp,
@@ -43,15 +43,10 @@ def fast_harness() -> Iterator[Harness]:
         yield harness
 
 
-@pytest.fixture(scope="module")
-def detect(harness: Harness) -> DetectOp:
-    """The kernels under AddressSanitizer, every call with another schedule."""
-    seeds = count()
-
-    def detect(*inputs: cases_detect.Output | None, **options: object) -> cases_detect.Detected:
-        return cases_detect.detect(harness, inputs, **options, seed=next(seeds))
-
-    return detect
+@pytest.fixture(scope="module", params=SCHEDULES)
+def detect(harness: Harness, request: pytest.FixtureRequest) -> DetectOp:
+    """The kernels under AddressSanitizer."""
+    return under_schedules(request.param, lambda *inputs, **options: cases_detect.detect(harness, inputs, **options))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,13 +1,14 @@
 """The CUDA kernels of match on the harness: the tests of the operator, and what matters to kernels."""
 
 from collections.abc import Iterator
-from itertools import count
+from functools import partial
 
 import pytest
 import torch
 from cuda_on_cpu import cases_match
 from cuda_on_cpu.cases_match import check_case, random_inputs
 from cuda_on_cpu.harness import Harness, LauncherError
+from cuda_on_cpu.schedules import SCHEDULES, under_schedules
 from test_match import (  # noqa: F401  these run here too, with the fixture `match` of this file
     MatchOp,
     test_anchor_at_the_threshold_is_matched,
@@ -37,11 +38,10 @@ def harness() -> Iterator[Harness]:
         yield harness
 
 
-@pytest.fixture(scope="module")
-def match(harness: Harness) -> MatchOp:
-    """The kernels under AddressSanitizer, every call with another schedule."""
-    seeds = count()
-    return lambda *arguments, **options: cases_match.match(harness, *arguments, **options, seed=next(seeds))
+@pytest.fixture(scope="module", params=SCHEDULES)
+def match(harness: Harness, request: pytest.FixtureRequest) -> MatchOp:
+    """The kernels under AddressSanitizer."""
+    return under_schedules(request.param, partial(cases_match.match, harness))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,13 +1,14 @@
 """The CUDA kernels of mine on the harness: the tests of the operator, and what matters to kernels."""
 
 from collections.abc import Iterator
-from itertools import count
+from functools import partial
 
 import pytest
 import torch
 from cuda_on_cpu import cases_mine
 from cuda_on_cpu.cases_mine import check_case, near_ties, random_inputs
 from cuda_on_cpu.harness import Harness, LauncherError
+from cuda_on_cpu.schedules import SCHEDULES, under_schedules
 from test_mine import (  # noqa: F401  these run here too, with the fixture `mine` of this file
     MineOp,
     test_brute_force,
@@ -37,11 +38,10 @@ def harness() -> Iterator[Harness]:
         yield harness
 
 
-@pytest.fixture(scope="module")
-def mine(harness: Harness) -> MineOp:
-    """The kernels under AddressSanitizer, every call with another schedule."""
-    seeds = count()
-    return lambda *arguments, **options: cases_mine.mine(harness, *arguments, **options, seed=next(seeds))
+@pytest.fixture(scope="module", params=SCHEDULES)
+def mine(harness: Harness, request: pytest.FixtureRequest) -> MineOp:
+    """The kernels under AddressSanitizer."""
+    return under_schedules(request.param, partial(cases_mine.mine, harness))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1,13 +1,14 @@
 """The CUDA kernels of nms on the harness: the tests of the operator, and sizes and schedules that matter to kernels."""
 
 from collections.abc import Iterator
-from itertools import count
+from functools import partial
 
 import pytest
 import torch
 from cuda_on_cpu import cases_nms
 from cuda_on_cpu.cases_nms import BAND, check_case, random_case
 from cuda_on_cpu.harness import Harness
+from cuda_on_cpu.schedules import SCHEDULES, under_schedules
 from test_nms import (  # noqa: F401  these run here too, with the fixture `nms` of this file
     NmsOp,
     crowd,
@@ -19,7 +20,6 @@ from test_nms import (  # noqa: F401  these run here too, with the fixture `nms`
     test_survivors_survive_again,
     test_the_threshold_itself_does_not_suppress,
 )
-from torch import Tensor
 
 SEEDS = range(5)  # of schedules
 
@@ -32,25 +32,21 @@ def harness() -> Iterator[Harness]:
 
 @pytest.fixture(scope="module")
 def fast_harness() -> Iterator[Harness]:
-    """Without AddressSanitizer, for thousands of boxes."""
+    """Without AddressSanitizer, for several bands."""
     with Harness("nms") as harness:
         yield harness
 
 
-@pytest.fixture(scope="module")
-def nms(harness: Harness, fast_harness: Harness) -> NmsOp:
-    """The kernels, under AddressSanitizer unless there are thousands of boxes; every call with another schedule."""
-    seeds = count()
-
-    def nms(boxes: Tensor, *arguments: Tensor | float | None) -> Tensor:
-        chosen = harness if len(boxes) < 1000 else fast_harness
-        return cases_nms.nms(chosen, boxes, *arguments, seed=next(seeds))
-
-    return nms
+@pytest.fixture(scope="module", params=SCHEDULES)
+def nms(harness: Harness, request: pytest.FixtureRequest) -> NmsOp:
+    """The kernels under AddressSanitizer."""
+    return under_schedules(request.param, partial(cases_nms.nms, harness))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("boxes", [0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513])
+@pytest.mark.parametrize(
+    "boxes", [0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025]
+)
 def test_number_of_boxes(harness: Harness, boxes: int, seed: int) -> None:
     classes = 1 + 2 * (seed % 2)
     boxes, scores, labels = random_case(seed, boxes, classes)
@@ -58,7 +54,7 @@ def test_number_of_boxes(harness: Harness, boxes: int, seed: int) -> None:
     assert len(kept) <= len(boxes)
 
 
-@pytest.mark.parametrize("boxes", [1023, 1024, 1025, BAND - 1, BAND, BAND + 1, 2 * BAND + 65])
+@pytest.mark.parametrize("boxes", [BAND - 1, BAND, BAND + 1, 2 * BAND + 65])
 def test_number_of_bands(fast_harness: Harness, boxes: int) -> None:
     boxes, scores, labels = random_case(boxes, boxes, 2, size=0.1)
     kept = check_case(fast_harness, boxes, scores, labels, 0.3)
@@ -66,11 +62,11 @@ def test_number_of_bands(fast_harness: Harness, boxes: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_later_band_is_suppressed_by_an_earlier_one(fast_harness: Harness, seed: int) -> None:
+def test_a_later_band_is_suppressed_by_an_earlier_one(harness: Harness, seed: int) -> None:
     boxes, _, _ = random_case(seed, 100, 1, size=0.5)
     many = boxes.repeat(50, 1)
     falling = torch.arange(len(many), 0, -1).float()
-    kept = check_case(fast_harness, many, falling, None, 0.9, seed=seed)
+    kept = check_case(harness, many, falling, None, 0.9, seed=seed)
     assert len(kept) > 50
     assert kept.max() < 100
 

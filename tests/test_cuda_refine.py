@@ -1,13 +1,14 @@
 """The CUDA kernel of refine on the harness: the tests of the operator; sizes and schedules that matter to kernels."""
 
 from collections.abc import Iterator
-from itertools import count
+from functools import partial
 
 import pytest
 import torch
 from cuda_on_cpu import cases_refine
 from cuda_on_cpu.cases_refine import check_case
 from cuda_on_cpu.harness import Harness
+from cuda_on_cpu.schedules import SCHEDULES, under_schedules
 from test_refine import (  # noqa: F401  these run here too, with the fixture `refine` of this file
     RefineOp,
     test_both_stages_of_the_published_vector,
@@ -24,11 +25,10 @@ def harness() -> Iterator[Harness]:
         yield harness
 
 
-@pytest.fixture(scope="module")
-def refine(harness: Harness) -> RefineOp:
-    """The kernel under AddressSanitizer, every call with another schedule."""
-    seeds = count()
-    return lambda *arguments, **options: cases_refine.refine(harness, *arguments, **options, seed=next(seeds))
+@pytest.fixture(scope="module", params=SCHEDULES)
+def refine(harness: Harness, request: pytest.FixtureRequest) -> RefineOp:
+    """The kernel under AddressSanitizer."""
+    return under_schedules(request.param, partial(cases_refine.refine, harness))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
