@@ -27,7 +27,8 @@ lint: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable
 
-# What takes longer than a minute: the CUDA operators, run on the CPU through torch; the mutations of their kernels.
+# What takes longer than a minute: the CUDA operators, run on the CPU through torch; their kernels under several schedules
+# in every call; the mutations of the kernels.
 test-cuda: $(INSTALLED)
 	$(BIN)/python -m pytest tests --ignore-glob='*/test_gpu_*' -m long --numprocesses $(TEST_WORKERS)
 

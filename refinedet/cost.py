@@ -30,7 +30,7 @@ KEY = 8
 
 @dataclass(frozen=True)
 class Device:
-    """Clocks are the boost clocks of the data sheets, bandwidths their peaks."""
+    """Clocks are at or a little below the boost clocks of the data sheets, bandwidths their peaks."""
 
     name: str
     multiprocessors: int

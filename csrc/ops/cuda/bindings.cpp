@@ -197,7 +197,7 @@ void bind(py::module_& module) {
   py::module_ launchers = module.def_submodule(
       "launchers",
       "The kernels without torch in between: addresses of device memory as integers (0 = none), sizes, the address of "
-      "a stream (0 = the default stream). Contracts: csrc/ops/<op>.h and csrc/ops/cuda/<op>.h. Nothing is checked.");
+      "a stream (0 = the default stream). Contracts: csrc/ops/<op>.h and csrc/ops/cuda/<op>.h. Only sizes are checked.");
   bind_refine(launchers);
   bind_nms(launchers);
   bind_detect(launchers);
