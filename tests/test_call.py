@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from refinedet import ops
+from refinedet import _extension, ops
 from refinedet.errors import InputError
 
 BOXES, SCORES = torch.zeros(3, 4), torch.zeros(3)
@@ -58,6 +59,21 @@ def test_no_memory_on_a_gpu(monkeypatch):
     assert str(error.value) == (
         "refinedet.detect of [1, 3, 4], [1, 3, 4], [1, 3, 5], [1, 3, 5], [6, 4]: "
         "CUDA out of memory. Tried to allocate 342.76 GiB. GPU 0 has 79.10 GiB."
+    )
+
+
+def test_a_kernel_that_cannot_be_launched_is_told_with_operator_and_shapes(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("refine_anchors_kernel: an illegal memory access was encountered\nException raised from")
+
+    monkeypatch.setattr(torch.ops.refinedet.refine, "default", fail)
+    monkeypatch.setattr(_extension, "cuda_problem", lambda device: None)
+    with FakeTensorMode():
+        anchors, offsets = torch.empty(3, 4, device="cuda"), torch.empty(1, 3, 4, device="cuda")
+    with pytest.raises(RuntimeError) as error:
+        ops.refine(anchors, offsets)
+    assert str(error.value) == (
+        "refinedet.refine of [3, 4], [1, 3, 4]: refine_anchors_kernel: an illegal memory access was encountered"
     )
 
 

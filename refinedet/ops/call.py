@@ -21,6 +21,7 @@ def call(name: str, *arguments: Any) -> Any:
         InputError: csrc/ops/checks.h rejects an argument, or one is of the wrong type.
         ExtensionError: there are no operators, or none that run on the GPU where the tensors are.
         torch.OutOfMemoryError: there is no memory for the results or the workspace.
+        RuntimeError: a kernel cannot be launched.
     """
     _extension.require()
     arguments = tuple(_detached(value) for value in arguments)
@@ -40,9 +41,12 @@ def call(name: str, *arguments: Any) -> Any:
         problem = _extension.cuda_problem(gpus[0]) if gpus else None
         if problem is not None:
             raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None
+        shapes = ", ".join(str([*tensor.shape]) for tensor in tensors)
+        told = f"refinedet.{name} of {shapes}: {_BOUNDARY.sub('', message)}"
         if _OUT_OF_MEMORY.search(message):
-            shapes = ", ".join(str([*tensor.shape]) for tensor in tensors)
-            raise torch.OutOfMemoryError(f"refinedet.{name} of {shapes}: {_BOUNDARY.sub('', message)}") from None
+            raise torch.OutOfMemoryError(told) from None
+        if gpus and type(error) is RuntimeError:  # what a launch says names the kernel only
+            raise RuntimeError(told) from error
         raise
 
 
