@@ -142,7 +142,8 @@ def ninja_file(folder: Path, built: Path, sources: list[str], cuda: Cuda | None)
     from ninja.ninja_syntax import Writer, escape
 
     torch = package_folder("torch")
-    system_headers = [torch / "include", package_folder("pybind11") / "include", sysconfig.get_path("include")]
+    # pybind11 before torch, whose older releases carry one that refuses to be used beside the stable ABI.
+    system_headers = [package_folder("pybind11") / "include", torch / "include", sysconfig.get_path("include")]
     flags = [*compile_flags(), f"-I{CSRC}", f"-I{folder}", *(f"-isystem{path}" for path in system_headers)]
     # libtorch_cpu is found by its name among the libraries that `import torch` has loaded: no rpath.
     link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *environment_flags("LDFLAGS")]

@@ -37,7 +37,7 @@ def ninja_file(folder: Path) -> str:
     from ninja.ninja_syntax import Writer, escape
 
     torch_folder = Path(torch.__file__).parent
-    headers = [torch_folder / "include", pybind11.get_include(), sysconfig.get_path("include")]
+    headers = [pybind11.get_include(), torch_folder / "include", sysconfig.get_path("include")]
     (target,) = re.findall(r'TORCH_TARGET = "(\w+)"', (ROOT / "setup.py").read_text())
     flags = [
         *FLAGS,

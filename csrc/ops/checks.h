@@ -14,6 +14,10 @@
 
 #include "box_math.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // of newer headers, whose message is torch's own
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 // Dispatch keys of the implementations. tests/cuda_on_cpu exchanges them: it runs the CUDA kernels on CPU tensors.
 #ifdef REFINEDET_CUDA_ON_CPU
 #define REFINEDET_CPU_KEY CUDA

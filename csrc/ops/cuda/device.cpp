@@ -3,6 +3,8 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "ops/checks.h"
+
 namespace refinedet::cuda {
 namespace {
 
