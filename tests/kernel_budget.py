@@ -32,8 +32,8 @@ ABOUT = """\
 
 What the compilers make of the kernels: registers of a thread, and in brackets the share of a multiprocessor's warps
 that is in use when it is full of the kernel. No kernel spills on any architecture. `tests/test_cuda_build.py` fails
-when a kernel outgrows this table; `python tests/kernel_budget.py` writes it anew. NVRTC {nvrtc} compiled for sm_52,
-sm_61 and sm_70, nvcc {nvcc} for the others.
+when a kernel needs more than this, two registers excepted; `python tests/kernel_budget.py` writes the table anew. NVRTC
+{nvrtc} compiled for sm_52, sm_61 and sm_70, nvcc {nvcc} for the others.
 
 """
 

@@ -3,6 +3,7 @@
 
 #include "ops/cuda/block.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/limits.h"
 #include "ops/cuda/load.h"
 #include "ops/cuda/softmax.h"
 #include "ops/cuda/suppress.h"
@@ -297,14 +298,11 @@ int64_t detect_workspace_bytes(const DetectShape& shape, const DetectOptions& op
 }
 
 std::string detect_refusal(const DetectShape& shape, const DetectOptions& options) {
-  const auto refuse = [](const char* name, int64_t value, int64_t limit) {
-    return std::string(name) + " is " + std::to_string(value) + ", on CUDA at most " + std::to_string(limit);
-  };
   const int64_t top_k = std::min(options.top_k, shape.num_anchors);
-  if (shape.batch > kMaxBatch) return refuse("the batch size", shape.batch, kMaxBatch);
-  if (shape.num_classes > kMaxClasses) return refuse("the number of classes", shape.num_classes, kMaxClasses);
-  if (top_k > kMaxTopK) return refuse("top_k", options.top_k, kMaxTopK);
-  if (options.keep_top_k > kMaxKeepTopK) return refuse("keep_top_k", options.keep_top_k, kMaxKeepTopK);
+  if (shape.batch > kMaxBatch) return refusal("the batch size", shape.batch, kMaxBatch);
+  if (shape.num_classes > kMaxClasses) return refusal("the number of classes", shape.num_classes, kMaxClasses);
+  if (top_k > kMaxTopK) return refusal("top_k", options.top_k, kMaxTopK);
+  if (options.keep_top_k > kMaxKeepTopK) return refusal("keep_top_k", options.keep_top_k, kMaxKeepTopK);
   return "";
 }
 

@@ -14,7 +14,6 @@ namespace refinedet::cuda {
 constexpr int64_t kMaxTopK = 2048;        // keys and kept boxes of a class fit in the 48 KiB of shared memory that
 constexpr int64_t kMaxKeepTopK = 1024;    //   every GPU gives a block
 constexpr int64_t kMaxClasses = 4095;     // the exponentials of an anchor fit in 16 KiB of shared memory
-constexpr int64_t kMaxBatch = 65535;      // second dimension of a grid
 
 // Reads are faster where the levels are aligned to four elements.
 struct DetectHeads : DetectInputs<void> {

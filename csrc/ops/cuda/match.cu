@@ -3,6 +3,7 @@
 
 #include "ops/cuda/block.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/limits.h"
 #include "ops/cuda/load.h"
 
 #if !defined(__CUDACC_RTC__)
@@ -251,7 +252,6 @@ __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: el
 
 namespace {
 
-constexpr int64_t kMaxBatch = 65535;      // second dimension of a grid
 constexpr int64_t kMaxRows = 0x7fffffff;  // indices of ground truths are int, of anchors a word in an Offer
 
 // Lays the workspace out from `memory` on; returns the bytes it takes.
@@ -270,12 +270,9 @@ int64_t match_workspace_bytes(const MatchInput& in, int64_t num_truths) {
 }
 
 std::string match_refusal(const MatchInput& in, int64_t num_truths) {
-  const auto refuse = [](const char* name, int64_t value, int64_t limit) {
-    return std::string(name) + " is " + std::to_string(value) + ", on CUDA at most " + std::to_string(limit);
-  };
-  if (in.batch > kMaxBatch) return refuse("the batch size", in.batch, kMaxBatch);
-  if (in.num_anchors > kMaxRows) return refuse("the number of anchors", in.num_anchors, kMaxRows);
-  if (num_truths > kMaxRows) return refuse("the number of ground truths", num_truths, kMaxRows);
+  if (in.batch > kMaxBatch) return refusal("the batch size", in.batch, kMaxBatch);
+  if (in.num_anchors > kMaxRows) return refusal("the number of anchors", in.num_anchors, kMaxRows);
+  if (num_truths > kMaxRows) return refusal("the number of ground truths", num_truths, kMaxRows);
   return "";
 }
 

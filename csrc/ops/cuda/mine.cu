@@ -3,6 +3,7 @@
 
 #include "ops/cuda/block.h"
 #include "ops/cuda/layout.h"
+#include "ops/cuda/limits.h"
 #include "ops/cuda/load.h"
 #include "ops/cuda/softmax.h"
 
@@ -133,7 +134,6 @@ template __global__ void rank_logits_kernel<BFloat16>(MineInput, Workspace);
 namespace {
 
 constexpr int64_t kMaxClasses = kTileTerms - 1;  // a row of a tile, of odd size
-constexpr int64_t kMaxBatch = 65535;             // second dimension of a grid
 constexpr int64_t kMaxAnchors = 0x7fffffff;      // an index is a word of a sort key, a count an int
 
 // Lays the workspace out from `memory` on; returns the bytes it takes.
@@ -153,12 +153,9 @@ int64_t mine_workspace_bytes(const MineInput& in) {
 }
 
 std::string mine_refusal(const MineInput& in) {
-  const auto refuse = [](const char* name, int64_t value, int64_t limit) {
-    return std::string(name) + " is " + std::to_string(value) + ", on CUDA at most " + std::to_string(limit);
-  };
-  if (in.batch > kMaxBatch) return refuse("the batch size", in.batch, kMaxBatch);
-  if (in.num_anchors > kMaxAnchors) return refuse("the number of anchors", in.num_anchors, kMaxAnchors);
-  if (in.num_classes > kMaxClasses) return refuse("the number of classes", in.num_classes, kMaxClasses);
+  if (in.batch > kMaxBatch) return refusal("the batch size", in.batch, kMaxBatch);
+  if (in.num_anchors > kMaxAnchors) return refusal("the number of anchors", in.num_anchors, kMaxAnchors);
+  if (in.num_classes > kMaxClasses) return refusal("the number of classes", in.num_classes, kMaxClasses);
   return "";
 }
 
