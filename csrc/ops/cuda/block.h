@@ -106,8 +106,14 @@ __device__ void compare_scores(const Key& key, int64_t count, Selection* shared)
     ones |= static_cast<unsigned>(k >> 32);
     zeros |= ~static_cast<unsigned>(k >> 32);
   });
-  atomicOr(&shared->ones, ones);
-  atomicOr(&shared->zeros, zeros);
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    ones |= __shfl_xor_sync(kFullWarp, ones, distance);
+    zeros |= __shfl_xor_sync(kFullWarp, zeros, distance);
+  }
+  if (lane_index() == 0) {
+    atomicOr(&shared->ones, ones);
+    atomicOr(&shared->zeros, zeros);
+  }
   __syncthreads();
 }
 
