@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -394,20 +395,22 @@ def test_divergence_is_told_from_a_bad_image(data, tmp_path):
     assert load_training_state(tmp_path / "run" / "last.safetensors").step == 0
 
 
-def test_full_disk_keeps_the_previous_state(data, tmp_path, before_step):
-    out = tmp_path / "run"
+@contextmanager
+def full_disk():
+    """Gives a function that limits the size of files, a full disk to whoever writes; unlimited again at the end."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(trainer):
-        if trainer.steps == 6:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-
-    before_step(fill)
     try:
-        with pytest.raises(CheckpointError, match=r"cannot write .*last\.safetensors is untouched\. Free space"):
-            train(tiny_recipe(), out, data=data, progress=False)
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_keeps_the_previous_state(data, tmp_path, before_step):
+    out = tmp_path / "run"
+    with full_disk() as limit:
+        before_step(lambda trainer: limit(1_000_000) if trainer.steps == 6 else None)
+        with pytest.raises(CheckpointError, match=r"cannot write .*last\.safetensors is untouched\. Free space"):
+            train(tiny_recipe(), out, data=data, progress=False)
     assert load_training_state(out / "last.safetensors").step == 4
     assert not list(out.glob(".*"))
 
@@ -415,19 +418,16 @@ def test_full_disk_keeps_the_previous_state(data, tmp_path, before_step):
 def test_full_disk_while_logging_is_one_error(data, tmp_path, before_step, recwarn):
     """Neither the closing of the log nor TensorBoard's thread may hide it or report it a second time."""
     out = tmp_path / "run"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(trainer):
         if trainer.steps == 5 and not (tmp_path / "filled").exists():
             (tmp_path / "filled").touch()
-            resource.setrlimit(resource.RLIMIT_FSIZE, ((out / "log.jsonl").stat().st_size // 2, hard))
+            limit((out / "log.jsonl").stat().st_size // 2)
 
-    before_step(fill)
-    try:
+    with full_disk() as limit:
+        before_step(fill)
         with pytest.raises(RefineDetError, match=r"cannot write .*log\.jsonl: .*; free space, then resume the run"):
             train(tiny_recipe(), out, data=data, progress=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [warning for warning in recwarn if "thread" in str(warning.message)]
     assert load_training_state(out / "last.safetensors").step == 4
     assert train(tiny_recipe(), out, data=data, resume=True, progress=False).steps == 12
