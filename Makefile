@@ -30,11 +30,11 @@ benchmark: $(INSTALLED)
 # What takes longer than a minute: the CUDA operators, run on the CPU through torch; their kernels under several schedules
 # in every call; the mutations of the kernels.
 test-cuda: $(INSTALLED)
-	$(BIN)/python -m pytest tests --ignore-glob='*/test_gpu_*' -m long --numprocesses $(TEST_WORKERS)
+	$(BIN)/python -m pytest tests --ignore=tests/gpu -m long --numprocesses $(TEST_WORKERS)
 
 # On a machine with a GPU; fails where there is none.
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_gpu_*.py -m 'long or not long'
+	$(BIN)/python -m pytest tests/gpu -m 'long or not long'
 
 clean:
 	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(INSTALLED)
@@ -47,6 +47,6 @@ $(BASE):
 	touch $@
 
 # Compiles against the torch just installed instead of downloading a second one.
-$(INSTALLED): $(BASE) setup.py cuda_build.py refinedet/kernel_resources.py pyproject.toml $(shell find csrc)
+$(INSTALLED): $(BASE) setup.py cuda_build.py refinedet/profiling/resources.py pyproject.toml $(shell find csrc)
 	$(BIN)/pip install --no-build-isolation --editable '.[test]'
 	touch $@

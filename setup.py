@@ -5,8 +5,8 @@ of its libraries only, so it is located but never imported, and the result runs 
 Ninja compiles in parallel and knows every header a file includes. CXX, CXXFLAGS and LDFLAGS are honoured:
 CXXFLAGS=-Wno-error is the way past a warning that only a newer compiler knows.
 
-The CUDA kernels, csrc/ops/cuda, are compiled where nvcc is found; REFINEDET_CUDA=1 fails without it, 0 leaves them out.
-The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
+The CUDA kernels, csrc/ops/*/*.cu, are compiled where nvcc is found; REFINEDET_CUDA=1 fails without it, 0 leaves them
+out. The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-CUDA = CSRC / "ops" / "cuda"
+CUDA = CSRC / "cuda"
 
 sys.path.insert(0, str(ROOT))  # an isolated build does not have it
 import cuda_build  # noqa: E402
@@ -193,7 +193,7 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
         deps="gcc",
         description="block sizes of $in",
     )
-    script = ROOT / "refinedet" / "kernel_resources.py"
+    script = ROOT / "refinedet" / "profiling" / "resources.py"
     command = shlex.join([sys.executable, "-I", str(script)])
     ninja.rule(
         "resources",
@@ -202,7 +202,7 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
         description="table of kernel resources",
     )
     objects, ptx = [], []
-    for source in relative_paths(CUDA.glob("*.cu")):
+    for source in relative_paths(CSRC.glob("ops/*/*.cu")):
         objects += ninja.build(str(folder / f"{source}.o"), "compile_cuda", str(ROOT / source))
         ptx += ninja.build(str(folder / f"{source}.ptx"), "ptx", str(ROOT / source))
     table = ninja.build(
@@ -219,6 +219,6 @@ def relative_paths(paths: Iterable[Path]) -> list[str]:
 
 
 setup(
-    ext_modules=[Extension("refinedet._C", relative_paths(set(CSRC.glob("**/*.cpp")) - set(CUDA.glob("*.cpp"))))],
+    ext_modules=[Extension("refinedet._C", relative_paths({*CSRC.glob("**/*.cpp")} - {*CUDA.glob("*.cpp")}))],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from refinedet import cost, generate_anchors
+from refinedet import generate_anchors
+from refinedet.profiling import cost
 
 SIDES = {6375: 320, 16320: 512}
 

@@ -5,7 +5,7 @@
 #include "build_config.h"
 
 #ifdef REFINEDET_WITH_CUDA
-#include "ops/cuda/bindings.h"
+#include "cuda/bindings.h"
 #endif
 
 namespace py = pybind11;

@@ -10,25 +10,25 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from refinedet.anchors import generate_anchors
-    from refinedet.engine.checkpoint import load
-    from refinedet.losses import MultiBoxLoss
     from refinedet.models import RefineDet, build
     from refinedet.presets import OFFICIAL, PAPER, Preset
-    from refinedet.structures import Detections, LevelOutput, RawOutput, Targets
+    from refinedet.records import Detections, LevelOutput, RawOutput, Targets
+    from refinedet.training.loss import MultiBoxLoss
+    from refinedet.weights.checkpoint import load
 
 _HOMES = {
     "generate_anchors": "refinedet.anchors",
-    "load": "refinedet.engine.checkpoint",
-    "MultiBoxLoss": "refinedet.losses",
+    "load": "refinedet.weights.checkpoint",
+    "MultiBoxLoss": "refinedet.training.loss",
     "RefineDet": "refinedet.models",
     "build": "refinedet.models",
     "OFFICIAL": "refinedet.presets",
     "PAPER": "refinedet.presets",
     "Preset": "refinedet.presets",
-    "Detections": "refinedet.structures",
-    "LevelOutput": "refinedet.structures",
-    "RawOutput": "refinedet.structures",
-    "Targets": "refinedet.structures",
+    "Detections": "refinedet.records",
+    "LevelOutput": "refinedet.records",
+    "RawOutput": "refinedet.records",
+    "Targets": "refinedet.records",
 }
 _SUBMODULES = ("ops",)
 

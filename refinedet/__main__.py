@@ -2,7 +2,7 @@
 
 import sys
 
-from refinedet.cli import main
+from refinedet.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,10 +1,15 @@
-"""Files that are either whole or absent: written to a temporary neighbour, flushed to disk, then renamed."""
+"""Where the package's files lie, and writing that leaves a file whole or absent: to a temporary neighbour, flushed to
+disk, then renamed."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKPOINTS = PACKAGE / "checkpoints"  # shipped models
+RECIPES = PACKAGE / "recipes"  # shipped recipes
 
 
 @contextmanager

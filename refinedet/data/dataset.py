@@ -11,7 +11,7 @@ import numpy as np
 
 from refinedet.data.images import image_size, read_image
 from refinedet.errors import DataError
-from refinedet.structures import Sample
+from refinedet.records import Sample
 
 # Boxes may stick out by a rounding error without being reported.
 _TOLERANCE_PIXELS = 0.01

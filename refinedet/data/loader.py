@@ -14,7 +14,7 @@ from refinedet.data.augment import TrainAugment
 from refinedet.data.dataset import DetectionDataset
 from refinedet.errors import DataError, InputError, RefineDetError
 from refinedet.preprocessing import Preprocessing, prepare
-from refinedet.structures import Batch, Sample, Targets
+from refinedet.records import Batch, Sample, Targets
 
 
 class TrainLoader:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from refinedet.anchors import ANCHORS_PER_CELL
-from refinedet.models.backbone import Features
+from refinedet.models.backbones.base import Features
 from refinedet.models.layers import Bottleneck, NormLayer, caffe_xavier_
 
 BOTTLENECK_WIDTHS = (256, 1024)  # middle and output of the block in front of the official ResNet heads

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from refinedet.anchors import check_size, generate_anchors, parse_size
 from refinedet.errors import CheckpointError, InputError
-from refinedet.models.backbone import Backbone
+from refinedet.models.backbones.base import Backbone
 from refinedet.models.heads import Heads
 from refinedet.models.transfer import TransferConnection
 from refinedet.preprocessing import Preprocessing
 from refinedet.presets import OFFICIAL, Preset, get_preset
-from refinedet.structures import Detections, LevelOutput, RawOutput
+from refinedet.records import Detections, LevelOutput, RawOutput
 
 if TYPE_CHECKING:
-    from refinedet.predict import Image
+    from refinedet.inference.predict import Image
 
 TCB_CHANNELS = 256  # spec section 4
 
@@ -134,8 +134,8 @@ class RefineDet(nn.Module):
         score_threshold: float | None = None,
         batch_size: int = 8,
     ) -> list[Detections]:
-        """Find the objects of paths, arrays or tensors; see :func:`refinedet.predict.detect`."""
-        from refinedet.predict import detect
+        """Find the objects of paths, arrays or tensors; see :func:`refinedet.inference.predict.detect`."""
+        from refinedet.inference.predict import detect
 
         return detect(self, images, score_threshold=score_threshold, batch_size=batch_size)
 
@@ -180,13 +180,13 @@ def from_config(config: ModelConfig) -> RefineDet:
 
 def make_backbone(name: str) -> Backbone:
     """Make the backbone of that name; InputError if there is none."""
-    from refinedet.models.resnet import ResNet101
-    from refinedet.models.squeezenet import SqueezeNet
-    from refinedet.models.vgg import VGG16
+    from refinedet.models.backbones.resnet import ResNet101
+    from refinedet.models.backbones.squeezenet import SqueezeNet
+    from refinedet.models.backbones.vgg import VGG16
 
     kinds: dict[str, Callable[[], Backbone]] = {"vgg16": VGG16, "resnet101": ResNet101, "squeezenet": SqueezeNet}
     if isinstance(name, str) and name.startswith("timm:"):
-        from refinedet.models.timm_backbone import TimmBackbone
+        from refinedet.models.backbones.timm import TimmBackbone
 
         return TimmBackbone(name.removeprefix("timm:"))
     if name not in kinds:

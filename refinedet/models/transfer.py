@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinedet.models.backbone import Features
+from refinedet.models.backbones.base import Features
 from refinedet.models.layers import ConvBlock, NormLayer
 
 

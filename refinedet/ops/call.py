@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from refinedet import _extension
 from refinedet.errors import ExtensionError, InputError
+from refinedet.ops import extension
 
 _TYPE_MISMATCH = re.compile(r"Expected a value of type '(.+)' for argument '(.+)' but instead found type '(.+)'")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
@@ -18,12 +18,12 @@ def call(name: str, *arguments: Any) -> Any:
     """Run ``torch.ops.refinedet.<name>`` on detached tensors: no operator is differentiable.
 
     Raises:
-        InputError: csrc/ops/checks.h rejects an argument, or one is of the wrong type.
+        InputError: csrc/checks.h rejects an argument, or one is of the wrong type.
         ExtensionError: there are no operators, or none that run on the GPU where the tensors are.
         torch.OutOfMemoryError: there is no memory for the results or the workspace.
         RuntimeError: a kernel cannot be launched.
     """
-    _extension.require()
+    extension.require()
     arguments = tuple(_detached(value) for value in arguments)
     try:
         return getattr(torch.ops.refinedet, name).default(*arguments)
@@ -38,7 +38,7 @@ def call(name: str, *arguments: Any) -> Any:
             raise InputError(f"refinedet.{name}: {argument} is of type {found}; give {wanted}") from None
         tensors = list(_tensors(arguments))
         gpus = [tensor.device for tensor in tensors if tensor.is_cuda]
-        problem = _extension.cuda_problem(gpus[0]) if gpus else None
+        problem = extension.cuda_problem(gpus[0]) if gpus else None
         if problem is not None:
             raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None
         shapes = ", ".join(str([*tensor.shape]) for tensor in tensors)

@@ -6,9 +6,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from refinedet import _extension
 from refinedet.boxes import VARIANCES, to_corners
-from refinedet.ops import portable
+from refinedet.ops import extension, portable
 from refinedet.ops.call import call
 from refinedet.ops.nms import nms_reference
 from refinedet.ops.refine import refine_reference
@@ -97,7 +96,7 @@ def _to_levels(output: Levels | None) -> Sequence[Tensor]:
     return [output] if isinstance(output, Tensor) else output
 
 
-@_extension.register_fake("detect")
+@extension.register_fake("detect")
 def _(
     arm_loc: Sequence[Tensor],
     arm_conf: Sequence[Tensor],

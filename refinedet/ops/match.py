@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from refinedet import _extension
 from refinedet.boxes import VARIANCES, box_iou, encode, to_corners
+from refinedet.ops import extension
 from refinedet.ops.call import call
 
 MIN_IOU = 1e-6  # spec section 7.2: a pair at or below it does not overlap at all
@@ -66,7 +66,7 @@ def match(
     return Match(*outputs)
 
 
-@_extension.register_fake("match")
+@extension.register_fake("match")
 def _(
     anchors: Tensor,
     gt_boxes: Tensor,

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from refinedet import _extension
-from refinedet.ops import portable
+from refinedet.ops import extension, portable
 from refinedet.ops.call import call
 
 
@@ -57,7 +56,7 @@ def mine(
     )
 
 
-@_extension.register_fake("mine")
+@extension.register_fake("mine")
 def _(
     losses: Tensor,
     labels: Tensor,

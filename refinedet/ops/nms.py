@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from refinedet import _extension
+from refinedet.ops import extension
 from refinedet.ops.call import call
 
 
@@ -35,7 +35,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     return call("nms", boxes, scores, labels, iou_threshold)
 
 
-@_extension.register_fake("nms")
+@extension.register_fake("nms")
 def _(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.int64)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from refinedet import _extension
 from refinedet.boxes import VARIANCES
-from refinedet.ops import portable
+from refinedet.ops import extension, portable
 from refinedet.ops.call import call
 
 
@@ -31,7 +30,7 @@ def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIAN
     return call("refine", anchors, offsets, tuple(variances))
 
 
-@_extension.register_fake("refine")
+@extension.register_fake("refine")
 def _(anchors: Tensor, offsets: Tensor, variances: Sequence[float]) -> Tensor:
     return offsets.new_empty(offsets.shape, dtype=torch.float32)
 

@@ -1,0 +1,145 @@
+"""The operators on a GPU: microseconds by CUDA events beside prediction and floor of the cost model.
+
+``make benchmark``, or pytest with this file and ``--benchmark-enable``. Skipped where there is no GPU. Each case
+first checks that GPU and CPU agree, then prints
+
+    graph     a CUDA graph of one call, replayed: the kernels alone, what the model predicts
+    cold      the same with its inputs out of the cache
+    eager     a call from Python to a GPU that waits for it: what the host adds
+    GB/s      the bytes that have to be moved, over the time of the graph
+    floor     share of the floor: 100 % cannot be beaten
+"""
+
+import statistics
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import network_outputs
+from pytest_benchmark.fixture import BenchmarkFixture
+from support.gpu import DEVICE, assert_same, captured, require_gpu, to
+from torch import Tensor
+
+from refinedet import ops
+from refinedet.profiling import cost
+
+require_gpu()
+
+ROUNDS = 50
+CACHE = 256 << 20  # bytes, more than any L2
+
+
+def ground_truth(batch: int, boxes: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(batch * boxes, 2, generator=generator)
+    half = torch.rand(batch * boxes, 2, generator=generator) * 0.15 + 0.02
+    labels = torch.randint(1, 21, (batch * boxes,), generator=generator)
+    return torch.cat([centers - half, centers + half], dim=1), labels, torch.arange(batch + 1) * boxes
+
+
+def arguments_of(name: str, net: cost.Network, batch: int) -> tuple[Tensor, ...]:
+    outputs = network_outputs(net, batch)
+    if name == "detect":
+        return outputs
+    if name == "refine":
+        return outputs[4], outputs[0]
+    if name == "match":
+        return outputs[4], *ground_truth(batch)
+    labels = (torch.rand(batch, net.anchors, generator=torch.Generator().manual_seed(1)) < 0.005).long()
+    return outputs[3], labels, torch.zeros(batch, net.anchors)
+
+
+def nothing() -> None:
+    pass
+
+
+def busy() -> None:
+    """Keeps the GPU from starting for some 0.1 ms, in which the host queues what is measured."""
+    torch.cuda._sleep(200_000)
+
+
+def microseconds(call: Callable[[], object], before: Callable[[], object]) -> float:
+    """Median over many calls, each between two events; ``before`` is queued ahead of the first."""
+    times = []
+    for _ in range(ROUNDS + 5):
+        before()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times[5:])
+
+
+def this_device() -> cost.Device | None:
+    """The GPU here, if the cost model knows it: by the family in its name and by its multiprocessors."""
+    here = torch.cuda.get_device_properties(DEVICE)
+    for device in cost.DEVICES:
+        family = device.name.split(" (")[0].lower()
+        if family in here.name.lower() and here.multi_processor_count == device.multiprocessors:
+            return device
+    return None
+
+
+def report(case: str, expected: cost.Cost, graph: float, cold: float, eager: float) -> str:
+    line = f"{case:<28} graph {graph:8.1f} us   cold {cold:8.1f} us   eager {eager:8.1f} us"
+    line += f"   {expected.minimum / graph / 1e3:7.1f} GB/s"
+    device = this_device()
+    if device is None:
+        return line
+    return f"{line}   predicted {expected.predicted(device):7.1f} us   floor {expected.floor(device) / graph:4.0%}"
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("net", cost.NETWORKS, ids=lambda net: net.name.replace(" ", "-"))
+@pytest.mark.parametrize("name", cost.OPERATORS)
+def test_operator(
+    name: str, net: cost.Network, batch: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = arguments_of(name, net, batch)
+    moved = to(DEVICE, arguments)
+    operator = getattr(ops, name)
+
+    def call() -> object:
+        return operator(*moved)
+
+    assert_same(call(), operator(*arguments))
+    if benchmark.enabled:
+        graph, _ = captured(call)
+        flushed = torch.empty(CACHE, dtype=torch.uint8, device=DEVICE)
+        times = microseconds(graph.replay, busy), microseconds(graph.replay, flushed.zero_), microseconds(call, nothing)
+        with capsys.disabled():
+            print("\n" + report(f"{name}, {net.name}, batch {batch}", cost.OPERATORS[name](net, batch), *times))
+        benchmark.extra_info |= dict(zip(("graph us", "cold us", "eager us"), times, strict=True))
+    benchmark(lambda: (call(), torch.cuda.synchronize()))
+
+
+@pytest.mark.parametrize("count", [1000, 6375, 20000])
+def test_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside torchvision's, both with their sort and their wait for the number of boxes."""
+    from bench_nms import crowd
+    from torchvision.ops import batched_nms
+
+    boxes, scores, labels = to(DEVICE, crowd(count))
+    assert torch.equal(ops.batched_nms(boxes, scores, labels, 0.45).cpu(), ops.batched_nms(*crowd(count), 0.45))
+    if benchmark.enabled:
+        ours = microseconds(lambda: ops.batched_nms(boxes, scores, labels, 0.45), nothing)
+        theirs = microseconds(lambda: batched_nms(boxes, scores, labels, 0.45), nothing)
+        with capsys.disabled():
+            print(f"\nnms, {count} boxes: ours {ours:.1f} us, torchvision {theirs:.1f} us")
+    benchmark(lambda: ops.batched_nms(boxes, scores, labels, 0.45))
+
+
+def test_detect_beside_pytorch(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pipeline that a practitioner writes, on the same GPU."""
+    from bench_detect import assert_same_as_peer, load, peer
+
+    inputs = to(DEVICE, load("typical_voc320"))
+    assert_same_as_peer(inputs)
+    if benchmark.enabled:
+        ours = microseconds(lambda: ops.detect(*inputs), nothing)
+        theirs = microseconds(lambda: peer(*inputs), nothing)
+        with capsys.disabled():
+            print(f"\ndetect, VOC 320, batch 1: ours {ours:.1f} us, PyTorch and torchvision {theirs:.1f} us")
+    benchmark(lambda: (ops.detect(*inputs), torch.cuda.synchronize()))

@@ -1,0 +1,295 @@
+// match on the GPU in two kernels (contract: ops/match.h; drawing and costs: docs/kernels/match.md).
+#include "ops/match/match_cuda.h"
+
+#include "cuda/block.h"
+#include "cuda/layout.h"
+#include "cuda/limits.h"
+#include "cuda/load.h"
+
+#if !defined(__CUDACC_RTC__)
+#include <cmath>
+#endif
+
+namespace refinedet::cuda {
+namespace {
+
+constexpr int kThreads = 256;       // of match_anchors_kernel: an anchor each
+constexpr int kTile = kThreads;     // ground truths in shared memory at once: loaded by a thread each
+constexpr int kImageThreads = 512;  // of assign_truths_kernel: a search waits for memory
+
+struct Box {
+  Corners corners;
+  float area;
+};
+
+// The anchors of a warp make a region. They are some cells of a feature map, so it is small, and most ground truths do
+// not touch it.
+__host__ __device__ inline int64_t num_regions(int64_t num_anchors) { return (num_anchors + kWarpSize - 1) / kWarpSize; }
+
+// Two ways to write a pair that overlaps, whose larger is the better one; 0 stands for no pair. `Offer`: anchors of one
+// ground truth, lower ones first. `Claim`: ground truths of one anchor, earlier ones first; larger than any index.
+using Offer = unsigned long long;
+using Claim = long long;
+
+struct Workspace {
+  Offer* wishes;   // [M] best anchor of each ground truth, starts as 0
+  float* regions;  // [B,num_regions,4] corners
+};
+
+__device__ inline Offer to_offer(float iou, int64_t anchor) {
+  return iou > 0.0f ? static_cast<Offer>(float_bits(iou)) << 32 | ~static_cast<uint32_t>(anchor) : 0;
+}
+
+__device__ inline int64_t anchor_of(Offer offer) { return ~static_cast<uint32_t>(offer); }
+
+__device__ inline Claim to_claim(Offer offer, int truth) {
+  return static_cast<Claim>((offer >> 32) << 32 | ~static_cast<uint32_t>(truth));
+}
+
+__device__ inline int truth_of(Claim claim) { return static_cast<int>(~static_cast<uint32_t>(claim)); }
+
+// A box that overlaps nothing.
+__device__ inline Box nowhere() {
+  const float infinity = bits_float(0x7f800000u);
+  return {{infinity, infinity, -infinity, -infinity}, 0.0f};
+}
+
+__device__ inline Box to_box(Center anchor) {
+  const bool usable = finite(anchor.cx) & finite(anchor.cy) & finite(anchor.w) & finite(anchor.h);
+  const Corners corners = to_corners(anchor);
+  return usable ? Box{corners, area(corners)} : nowhere();
+}
+
+__device__ inline Box load_truth(const MatchInput& in, int64_t row) {
+  const Corners corners = load_corners(in.gt_boxes, row);
+  return finite(corners) ? Box{corners, area(corners)} : nowhere();
+}
+
+__device__ inline Center load_anchor(const MatchInput& in, int64_t image, int64_t anchor) {
+  return load_center(in.anchors, (in.shared_anchors ? 0 : image * in.num_anchors) + anchor);
+}
+
+__device__ inline float box_iou(const Box& a, const Box& b) {
+  return iou(intersection(a.corners, b.corners), a.area, b.area);
+}
+
+__device__ inline bool touch(const Corners& a, const Corners& b) {
+  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;  // not bounds: the IoU of the others is 0 anyway
+}
+
+// The ground truths of an image: rows of gt_boxes.
+struct Truths {
+  int64_t first;
+  int count;
+};
+
+__device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
+
+__device__ inline Truths truths_of(const MatchInput& in, int64_t image, int64_t num_truths) {
+  const int64_t first = clamped(in.gt_offsets[image], 0, num_truths);
+  return {first, static_cast<int>(clamped(in.gt_offsets[image + 1], first, num_truths) - first)};
+}
+
+// Writes what an anchor learns; `truth` is its ground truth within the image, or -1.
+__device__ inline void write_row(const MatchInput& in, const MatchOutput& out, int64_t row, Center anchor, int64_t first_truth,
+                                 int truth) {
+  out.indices[row] = truth;
+  if (truth < 0) {
+    out.labels[row] = 0;
+    store_row(out.targets, row, 0.0f, 0.0f, 0.0f, 0.0f);
+    return;
+  }
+  const Corners box = load_corners(in.gt_boxes, first_truth + truth);
+  const Variances& v = in.variances;
+  out.labels[row] = in.gt_labels[first_truth + truth];
+  store_row(out.targets, row, ((box.x1 + box.x2) * 0.5f - anchor.cx) / anchor.w / v.x,
+            ((box.y1 + box.y2) * 0.5f - anchor.cy) / anchor.h / v.y, logf((box.x2 - box.x1) / anchor.w) / v.w,
+            logf((box.y2 - box.y1) / anchor.h) / v.h);
+}
+
+__device__ inline float smallest_of_warp(float x) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+    const float other = __shfl_xor_sync(kFullWarp, x, lanes);
+    x = other < x ? other : x;
+  }
+  return x;
+}
+
+__device__ inline Corners region_of_warp(const Corners& box) {
+  return {smallest_of_warp(box.x1), smallest_of_warp(box.y1), -smallest_of_warp(-box.x2), -smallest_of_warp(-box.y2)};
+}
+
+// A warp's best anchor for a ground truth.
+__device__ inline Offer best_of_warp(float iou, int64_t anchor) {
+  const unsigned bits = float_bits(iou);  // of numbers >= 0: ordered like them
+  unsigned largest = bits;
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(kFullWarp, largest, lanes));
+  const int lane = __ffs(static_cast<int>(__ballot_sync(kFullWarp, bits == largest))) - 1;  // the lowest anchor
+  return to_offer(bits_float(largest), anchor - lane_index() + lane);
+}
+
+// One block: 256 anchors of an image and all its ground truths. Writes per-prediction matches, complete, the best anchor
+// of each ground truth, and the regions. A warp looks only at ground truths that touch its region.
+__global__ void __launch_bounds__(kThreads)
+    match_anchors_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
+  REFINEDET_SHARED(Box, tile, kTile);
+  REFINEDET_SHARED(Offer, best_of_tile, kTile);
+  const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const bool inside = anchor < in.num_anchors;
+  const Truths truths = truths_of(in, image, num_truths);
+  const Center center = inside ? load_anchor(in, image, anchor) : Center{};
+  const Box box = inside ? to_box(center) : nowhere();
+  const Corners region = region_of_warp(box.corners);
+  if (inside && lane_index() == 0)
+    store_corners(work.regions, image * num_regions(in.num_anchors) + anchor / kWarpSize, region);
+  float best_iou = 0.0f;
+  int best_truth = -1;
+  for (int first = 0; first < truths.count; first += kTile) {
+    const int own = first + static_cast<int>(threadIdx.x);
+    tile[threadIdx.x] = own < truths.count ? load_truth(in, truths.first + own) : nowhere();
+    best_of_tile[threadIdx.x] = 0;
+    __syncthreads();
+    for (int group = 0; group < kTile; group += kWarpSize) {
+      if (first + group >= truths.count) break;  // not bounds: the rest of the tile touches nothing
+      unsigned touching = __ballot_sync(kFullWarp, touch(region, tile[group + lane_index()].corners));
+      for (; touching != 0; touching &= touching - 1) {
+        const int i = group + __ffs(static_cast<int>(touching)) - 1;
+        const float value = box_iou(box, tile[i]);
+        if (value > best_iou) {
+          best_iou = value;
+          best_truth = first + i;
+        }
+        const Offer offer = best_of_warp(value, anchor);
+        if (lane_index() == 0 && offer != 0) atomicMax(&best_of_tile[i], offer);
+      }
+    }
+    __syncthreads();
+    if (best_of_tile[threadIdx.x] != 0) atomicMax(&work.wishes[truths.first + own], best_of_tile[threadIdx.x]);
+  }
+  if (!inside) return;
+  const int64_t row = image * in.num_anchors + anchor;
+  out.ious[row] = best_iou;
+  write_row(in, out, row, center, truths.first, best_iou >= in.iou_threshold ? best_truth : -1);
+}
+
+// Largest of the block's values. `warp_maxima`: one number per warp.
+__device__ inline Offer largest_of_block(Offer value, Offer* warp_maxima) {
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) value = max(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  if (lane_index() == 0) warp_maxima[warp_index()] = value;
+  __syncthreads();
+  for (int w = 0; w < warps_of_block(); ++w) value = max(value, warp_maxima[w]);
+  return value;
+}
+
+// Of the ground truths whose wish is another's, what this thread knows of the one with the largest IoU.
+__device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* claims) {
+  Claim best = 0;
+  for (int g = threadIdx.x; g < count; g += kImageThreads) {
+    if (wishes[g] == 0) continue;
+    const Claim claim = to_claim(wishes[g], g);
+    if (claims[anchor_of(wishes[g])] != claim) best = max(best, claim);
+  }
+  return best;
+}
+
+// This thread's best anchor that is free or whose ground truth has to yield to this one. Whole warps take 32 regions,
+// then the anchors of those that the ground truth touches. `regions` are the image's.
+__device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, const Box& box, int truth, const float* regions,
+                                        const Claim* claims) {
+  Offer best = 0;
+  for (int64_t first = warp_index() * kWarpSize; first < num_regions(in.num_anchors); first += kImageThreads) {
+    const int64_t own = first + lane_index();
+    const bool touches = own < num_regions(in.num_anchors) && touch(load_corners(regions, own), box.corners);
+    for (unsigned touching = __ballot_sync(kFullWarp, touches); touching != 0; touching &= touching - 1) {
+      const int64_t anchor = (first + __ffs(static_cast<int>(touching)) - 1) * kWarpSize + lane_index();
+      if (anchor >= in.num_anchors) continue;
+      const Offer offer = to_offer(box_iou(to_box(load_anchor(in, image, anchor)), box), anchor);
+      if (offer > best && claims[anchor] < to_claim(offer, truth)) best = offer;
+    }
+  }
+  return best;
+}
+
+// One block: an image. Greedy bipartite matching, as deferred acceptance: each ground truth wishes its best anchor, which
+// takes the best of those who do; a loser wishes its best anchor that would take it, whose ground truth may lose it for
+// that. All rank pairs by IoU, so what comes out is the greedy matching.
+// An anchor's claim is in `indices` until the end, over the index of its per-prediction match, which it outranks.
+__global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: else registers spill on sm_100
+    assign_truths_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
+  REFINEDET_SHARED(Offer, losers, kImageThreads / kWarpSize);
+  REFINEDET_SHARED(Offer, offers, kImageThreads / kWarpSize);
+  const int64_t image = blockIdx.x;
+  const Truths truths = truths_of(in, image, num_truths);
+  Offer* const wishes = work.wishes + truths.first;
+  const float* const regions = work.regions + 4 * image * num_regions(in.num_anchors);
+  Claim* const claims = reinterpret_cast<Claim*>(out.indices + image * in.num_anchors);
+  for (int g = threadIdx.x; g < truths.count; g += kImageThreads)
+    if (wishes[g] != 0) atomicMax(&claims[anchor_of(wishes[g])], to_claim(wishes[g], g));
+  __syncthreads();
+  while (true) {
+    // The best loser first: it is seldom displaced again, so there are few more searches than losers.
+    const Offer loser = largest_of_block(best_loser(wishes, truths.count, claims), losers);
+    if (loser == 0) break;
+    const int g = truth_of(static_cast<Claim>(loser));
+    const Box box = load_truth(in, truths.first + g);
+    const Offer wish = largest_of_block(best_obtainable(in, image, box, g, regions, claims), offers);
+    if (threadIdx.x == 0) {
+      wishes[g] = wish;
+      if (wish != 0) claims[anchor_of(wish)] = to_claim(wish, g);
+    }
+    __syncthreads();
+  }
+  for (int g = threadIdx.x; g < truths.count; g += kImageThreads) {
+    if (wishes[g] == 0) continue;
+    const int64_t anchor = anchor_of(wishes[g]);
+    write_row(in, out, image * in.num_anchors + anchor, load_anchor(in, image, anchor), truths.first, g);
+  }
+}
+
+}  // namespace
+
+#if !defined(__CUDACC_RTC__)
+
+namespace {
+
+constexpr int64_t kMaxRows = 0x7fffffff;  // indices of ground truths are int, of anchors a word in an Offer
+
+// Lays the workspace out from `memory` on; returns the bytes it takes.
+int64_t lay_out(const MatchInput& in, int64_t num_truths, char* memory, Workspace* work) {
+  Layout layout(memory);
+  work->wishes = layout.part<Offer>(num_truths);
+  work->regions = layout.part<float>(4 * in.batch * num_regions(in.num_anchors));
+  return layout.bytes();
+}
+
+}  // namespace
+
+int64_t match_workspace_bytes(const MatchInput& in, int64_t num_truths) {
+  Workspace work;
+  return lay_out(in, num_truths, nullptr, &work);
+}
+
+std::string match_refusal(const MatchInput& in, int64_t num_truths) {
+  if (in.batch > kMaxBatch) return refusal("the batch size", in.batch, kMaxBatch);
+  if (in.num_anchors > kMaxRows) return refusal("the number of anchors", in.num_anchors, kMaxRows);
+  if (num_truths > kMaxRows) return refusal("the number of ground truths", num_truths, kMaxRows);
+  return "";
+}
+
+void match(const MatchInput& in, int64_t num_truths, const MatchOutput& out, void* workspace, Stream stream) {
+  if (in.batch == 0 || in.num_anchors == 0) return;
+  Workspace work;
+  lay_out(in, num_truths, static_cast<char*>(workspace), &work);
+  const auto images = static_cast<unsigned>(in.batch);
+  const auto blocks = static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads);
+  if (num_truths > 0) memset_async(work.wishes, 0, num_truths * sizeof(Offer), stream);
+  launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, num_truths, out,
+         work);
+  if (num_truths > 0)
+    launch("assign_truths_kernel", assign_truths_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, num_truths, out,
+           work);
+}
+
+#endif
+
+}  // namespace refinedet::cuda

@@ -1,0 +1,223 @@
+"""``refinedet doctor``: what this machine has, what is wrong with it, and how to mend it."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from refinedet import __version__
+from refinedet.files import CHECKPOINTS
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+# distribution name -> module name. Those imported here are the ones whose import fails on machines in practice:
+# opencv-python without libGL, torchvision beside a torch it was not built for.
+REQUIRED = {"numpy": "numpy", "opencv-python": "cv2"}
+OPTIONAL = {"torchvision": "torchvision", "timm": "timm"}
+REQUIRED_UNIMPORTED = ("matplotlib", "pillow", "pycocotools", "safetensors", "tensorboard", "tqdm")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and what to do about it."""
+
+    what: str
+    fix: str
+
+
+@dataclass
+class Report:
+    """State of the installation. ``versions`` holds None for a package that is absent or cannot be imported."""
+
+    refinedet: str = __version__
+    python: str = platform.python_version()
+    system: str = platform.platform()
+    versions: dict[str, str | None] = field(default_factory=dict)
+    torch_cuda: str | None = None
+    extension: dict[str, str | bool] | None = None
+    kernels: str | None = None
+    operators: list[str] = field(default_factory=list)
+    cpu: str = ""
+    cpu_threads: int = 0
+    gpus: list[dict[str, str | int]] = field(default_factory=list)
+    checkpoints: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+    def to_json(self) -> str:
+        """The report as a JSON object with the names of the fields."""
+        return json.dumps(asdict(self), indent=2)
+
+    def text(self) -> str:
+        """The report for a terminal; the problems come last."""
+        lines = [
+            f"refinedet {self.refinedet}, Python {self.python}, {self.system}",
+            "packages:    " + ", ".join(f"{name} {version or 'absent'}" for name, version in self.versions.items()),
+            f"torch CUDA:  {self.torch_cuda or 'none (CPU build)'}",
+            f"extension:   {self._extension_line()}",
+            f"CUDA:        {self._cuda_line()}",
+            f"operators:   {', '.join(self.operators) or 'none'}",
+            f"CPU:         {self.cpu}, {self.cpu_threads} threads",
+            *(f"GPU:         {gpu['name']}, sm_{gpu['capability']}, {gpu['memory_mib']} MiB" for gpu in self.gpus),
+            f"checkpoints: {', '.join(self.checkpoints) or 'none'}",
+        ]
+        if self.healthy:
+            return "\n".join([*lines, "no problem found"])
+        problems = [f"problem: {problem.what}\n    fix: {problem.fix}" for problem in self.problems]
+        return "\n".join([*lines, *problems])
+
+    def _extension_line(self) -> str:
+        if self.extension is None:
+            return "not usable"
+        info = self.extension
+        return (
+            f"compiler {info['compiler']}, built with torch {info['torch_built_with']} for torch "
+            f"{info['torch_target']} and later"
+        )
+
+    def _cuda_line(self) -> str:
+        if self.extension is None or not self.extension["cuda"]:
+            return "no kernels"
+        return f"nvcc {self.extension['nvcc']} for {self.extension['architectures']}: {self.kernels}"
+
+
+def report() -> Report:
+    """Examines this Python environment and machine; never raises for what it finds."""
+    found = Report(cpu=_cpu_name(), cpu_threads=os.cpu_count() or 1)
+    _examine_torch(found)
+    _examine_packages(found)
+    _examine_files(found)
+    return found
+
+
+def main(as_json: bool = False) -> int:
+    """Prints the report; returns the exit code: 0, or 1 when there is a problem."""
+    found = report()
+    print(found.to_json() if as_json else found.text())
+    return 0 if found.healthy else 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _examine_torch(found: Report) -> None:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        found.versions["torch"] = None
+        found.problems.append(Problem(f"torch cannot be imported ({error})", "pip install 'torch>=2.10'"))
+        return
+    found.versions["torch"] = torch.__version__
+    found.torch_cuda = torch.version.cuda
+    _examine_extension(found)
+    if torch.cuda.is_available():
+        _examine_gpus(found)
+    elif NVIDIA_DRIVER.exists():
+        found.problems.append(_unused_gpu(torch.version.cuda))
+
+
+def _examine_gpus(found: Report) -> None:
+    import torch
+
+    from refinedet.ops import extension
+
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    found.gpus = [_gpu(torch.cuda.get_device_properties(device)) for device in devices]
+    if found.extension is not None:
+        problems = dict.fromkeys(extension.cuda_problem(device) for device in devices)
+        found.problems += [Problem(*problem) for problem in problems if problem is not None]
+
+
+def _gpu(properties) -> dict[str, str | int]:
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}{properties.minor}",
+        "memory_mib": properties.total_memory >> 20,
+    }
+
+
+def _unused_gpu(torch_cuda: str | None) -> Problem:
+    if torch_cuda is None:
+        return Problem(
+            "the NVIDIA driver is present, but this torch is a CPU build",
+            "install a CUDA build of torch: https://pytorch.org/get-started/locally/",
+        )
+    return Problem(
+        f"the NVIDIA driver is present, but torch (CUDA {torch_cuda}) finds no GPU it can use",
+        f"check CUDA_VISIBLE_DEVICES and `nvidia-smi`, and update the driver to one for CUDA {torch_cuda}",
+    )
+
+
+def _examine_extension(found: Report) -> None:
+    from refinedet.ops import extension
+    from refinedet.profiling import resources as kernel_resources
+
+    importlib.import_module("refinedet.ops")
+    found.extension = extension.build_info()
+    if extension.has_cuda():
+        found.kernels = kernel_resources.summary(kernel_resources.table())
+    found.operators = list(extension.operators())
+    problem = extension.problem()
+    if problem is not None:
+        found.problems.append(Problem(*problem))
+
+
+def _examine_packages(found: Report) -> None:
+    for distribution, module in {**REQUIRED, **OPTIONAL}.items():
+        try:
+            found.versions[distribution] = importlib.import_module(module).__version__
+        except ModuleNotFoundError:
+            found.versions[distribution] = None
+            if distribution in REQUIRED:
+                found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
+        except Exception as error:
+            found.versions[distribution] = None
+            found.problems.append(Problem(f"{distribution} cannot be imported ({error})", _import_fix(distribution)))
+    for distribution in REQUIRED_UNIMPORTED:
+        try:
+            found.versions[distribution] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found.versions[distribution] = None
+            found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
+
+
+def _import_fix(distribution: str) -> str:
+    if distribution == "opencv-python":
+        return (
+            "install the system's libGL (Debian, Ubuntu: apt install libgl1), or replace it: pip uninstall "
+            "opencv-python && pip install opencv-python-headless"
+        )
+    if distribution in ("torchvision", "timm"):  # timm imports torchvision
+        return "pip install --upgrade torch torchvision (in one command, so that the two fit each other)"
+    return f"pip install --force-reinstall {distribution}"
+
+
+def _examine_files(found: Report) -> None:
+    found.checkpoints = sorted(path.stem for path in CHECKPOINTS.glob("*.safetensors"))
+    if not found.checkpoints:
+        found.problems.append(
+            Problem(f"no checkpoint in {CHECKPOINTS}", "reinstall refinedet: the installation is incomplete")
+        )
+    for use, folder in (("working", Path.cwd()), ("temporary", Path(tempfile.gettempdir()))):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            found.problems.append(
+                Problem(f"the {use} folder {folder} cannot be written", "change its permissions, or use another folder")
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main("--json" in sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Networks that RefineDet can stand on."""

@@ -1,0 +1,203 @@
+"""Loads the compiled module ``refinedet._C``, whose loading registers the operators ``torch.ops.refinedet.*``.
+
+Importing this module tries once and never raises: what went wrong is kept, with its fix. An operator's Python face
+uses two things::
+
+    from refinedet.ops import extension
+
+    def refine(anchors, offsets):
+        extension.require()                        # raises ExtensionError with the cause and the fix
+        return torch.ops.refinedet.refine(...)
+
+    @extension.register_fake("refine")             # shapes for torch.compile and torch.export
+    def _(anchors, offsets): ...
+
+``require()`` only compares one module-level value with None: it costs nothing beside an operator call, and
+``torch.compile(fullgraph=True)`` and ``torch.export`` trace through it.
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+
+from refinedet import __version__
+from refinedet.errors import ExtensionError
+
+OLDEST_TORCH = (2, 10)
+JETSONS = ((5, 3), (6, 2), (7, 2), (8, 7))  # CUDA C++ programming guide, "binary compatibility": not on Tegra
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_Function = TypeVar("_Function", bound=Callable)
+
+_module: ModuleType | None = None
+_problem: tuple[str, str] | None = None  # cause, fix
+_operators: list[str] = []
+
+
+def _fix(environment: str = "") -> str:
+    """The command that builds the extension again, from the source tree when this is one."""
+    root = _PACKAGE.parent
+    if (root / "setup.py").exists() and (root / "csrc").is_dir():
+        return f"run `{environment}python setup.py build_ext --inplace` in {root}"
+    return f"run `{environment}pip install --force-reinstall --no-deps .` in the source folder of refinedet"
+
+
+def _torch_is_too_old() -> bool:
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) < OLDEST_TORCH
+
+
+def _truncated_file() -> Path | None:
+    """The extension file if it ends before its last part, the table of ELF sections: to load it would kill Python."""
+    spec = importlib.util.find_spec("refinedet._C")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    with path.open("rb") as file:
+        header = file.read(64)
+    if not header.startswith(b"\x7fELF") or len(header) < 64:
+        return None
+    table = int.from_bytes(header[40:48], "little")
+    entry_size, entries = int.from_bytes(header[58:60], "little"), int.from_bytes(header[60:62], "little")
+    return path if path.stat().st_size < table + entry_size * entries else None
+
+
+def _explain(error: ImportError) -> tuple[str, str]:
+    """Why ``refinedet._C`` could not be imported, and what to do."""
+    text = str(error).strip().splitlines()[0]
+    if isinstance(error, ModuleNotFoundError):
+        others = ", ".join(sorted(path.name for path in _PACKAGE.glob("_C.*")))
+        if others:
+            return f"refinedet was compiled for another Python than {sys.implementation.cache_tag} ({others})", _fix()
+        return f"the compiled extension of refinedet is missing from {_PACKAGE}", _fix()
+    symbol = re.search(r"undefined symbol: (\S+)", text)
+    if symbol:
+        cause = f"the compiled extension of refinedet does not fit torch {torch.__version__} (no symbol {symbol[1]})"
+        return cause, _fix()
+    return f"the compiled extension of refinedet cannot be loaded ({text})", _fix()
+
+
+def load() -> ModuleType | None:
+    """Imports ``refinedet._C`` and returns it; None when it cannot be used, with the reason kept for `problem`."""
+    global _module, _problem
+    _module = None
+    if _torch_is_too_old():
+        _problem = (f"torch {torch.__version__} is older than 2.10", "run `pip install --upgrade 'torch>=2.10'`")
+        return None
+    truncated = _truncated_file()
+    if truncated is not None:
+        _problem = (f"the compiled extension of refinedet is damaged ({truncated} is truncated)", _fix())
+        return None
+    try:
+        module = importlib.import_module("refinedet._C")
+    except ImportError as error:
+        _problem = _explain(error)
+        return None
+    built = module.build_info()["version"]
+    if built != __version__:
+        _problem = (f"the compiled extension is of refinedet {built}, the Python files are of {__version__}", _fix())
+        return None
+    _module, _problem = module, None
+    return module
+
+
+def problem() -> tuple[str, str] | None:
+    """Why the operators cannot be used and what to do; None when they can be used."""
+    return _problem
+
+
+def require() -> None:
+    """Raises `ExtensionError` when the operators cannot be used."""
+    if _problem is not None:
+        raise ExtensionError(": ".join(_problem))
+
+
+def build_info() -> dict[str, str | bool] | None:
+    """How the extension was built; None without it.
+
+    version, compiler, flags, torch_built_with, torch_target and cuda; where that is True also nvcc, nvcc_flags and
+    architectures.
+    """
+    return _module.build_info() if _module is not None else None
+
+
+def has_cuda() -> bool:
+    """Does the extension hold CUDA kernels?"""
+    return _module is not None and _module.build_info()["cuda"]
+
+
+def cuda_problem(device: torch.device) -> tuple[str, str] | None:
+    """Why the operators cannot run on a GPU and what to do; None when they can."""
+    if not has_cuda():
+        fix = f"install the CUDA toolkit, then {_fix('REFINEDET_CUDA=1 ')}"
+        return "this build of refinedet has no CUDA kernels", fix
+    info, driver = build_info(), driver_version()
+    if driver is not None and int(driver.split(".")[0]) < int(info["nvcc"].split(".")[0]):
+        return (
+            f"the CUDA kernels were compiled by CUDA {info['nvcc']}, and the NVIDIA driver supports {driver} at most",
+            f"update the driver, or compile with an older toolkit: set CUDA_HOME and {_fix()}",
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if not any(_runs_on(capability, code) for code in info["architectures"].split()):
+        number = "{}.{}".format(*capability)
+        return (
+            f"the CUDA kernels were compiled for compute capability {info['architectures']}, and {device} has {number}",
+            _fix(f"TORCH_CUDA_ARCH_LIST={number} "),
+        )
+    return None
+
+
+def _runs_on(capability: tuple[int, int], code: str) -> bool:
+    """Does code compiled for ``code`` run on a GPU of this capability?
+
+    Machine code and "10.0f" run on later GPUs of their generation but for a Jetson, which takes only its own; "9.0a" on
+    no other GPU; PTX on all later GPUs.
+    """
+    major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", code).groups()
+    built_for = int(major), int(minor)
+    if capability <= built_for or kind == "a":
+        return capability == built_for
+    same_generation = capability[0] == built_for[0] and capability not in JETSONS
+    return same_generation or (ptx is not None and kind == "")
+
+
+def kernel_resources() -> str:
+    """What the CUDA kernels need, as JSON: read it with `refinedet.profiling.resources`. Empty list without kernels."""
+    return _module.kernel_resources() if has_cuda() else "[]"
+
+
+def driver_version() -> str | None:
+    """Newest CUDA ("13.0") that the NVIDIA driver here supports; None without a driver or without CUDA kernels."""
+    version = _module.driver_version() if has_cuda() else 0
+    return f"{version // 1000}.{version % 1000 // 10}" if version else None
+
+
+def operators() -> tuple[str, ...]:
+    """Names of the operators whose Python faces have been imported and which the extension provides."""
+    return tuple(_operators)
+
+
+def register_fake(name: str) -> Callable[[_Function], _Function]:
+    """``torch.library.register_fake`` for the operator ``refinedet::name``; registers nothing without the extension."""
+
+    def register(fake: _Function) -> _Function:
+        global _problem
+        if _problem is not None:
+            return fake
+        if not hasattr(torch.ops.refinedet, name):
+            _problem = (f"the compiled extension is older than the Python files (it has no operator {name})", _fix())
+            return fake
+        _operators.append(name)
+        return torch.library.register_fake(f"refinedet::{name}", fake)
+
+    return register
+
+
+load()

@@ -1,0 +1,1 @@
+"""What the kernels need and what they should cost."""

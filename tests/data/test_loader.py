@@ -1,0 +1,212 @@
+"""Batches: pure functions of (seed, step), whoever loads them."""
+
+import pickle
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.synthetic import make_coco, make_voc
+
+from refinedet.data import AugmentConfig, COCODataset, TrainAugment, TrainLoader, VOCDataset, eval_batches
+from refinedet.data.loader import collate
+from refinedet.errors import DataError, InputError
+from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.records import Batch, Sample, Targets
+
+COUNT = 7
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> VOCDataset:
+    return VOCDataset(make_voc(tmp_path_factory.mktemp("voc"), {"train": COUNT}), "train")
+
+
+def loader(dataset, batch_size: int = 3, **options) -> TrainLoader:
+    return TrainLoader(dataset, TrainAugment((64, 128), Preprocessing()), batch_size, **options)
+
+
+def assert_equal(one: Batch, two: Batch) -> None:
+    assert one.paths == two.paths
+    assert torch.equal(one.images, two.images)
+    for first, second in zip(one.targets, two.targets, strict=True):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+
+
+def differs(one: Batch, two: Batch) -> bool:
+    return one.paths != two.paths or not torch.equal(one.images, two.images)
+
+
+def test_shapes_and_types(dataset):
+    batch = next(loader(dataset, 4).iterate())
+    assert isinstance(batch, Batch)
+    assert isinstance(batch.targets, Targets)
+    assert batch.images.shape == (4, 3, 64, 128)
+    boxes, labels, offsets = batch.targets
+    assert (boxes.dtype, labels.dtype, offsets.dtype) == (torch.float32, torch.int64, torch.int64)
+    assert offsets.shape == (5,)
+    assert offsets[0] == 0
+    assert (offsets.diff() >= 0).all()
+    assert offsets[-1] == len(boxes) == len(labels)
+    assert isinstance(batch.paths, tuple)
+    assert all(Path(path).is_file() for path in batch.paths)
+
+
+def test_an_epoch_is_shuffled_once(dataset, monkeypatch):
+    """A permutation of all of COCO takes milliseconds, and every sample needs its place in it."""
+    seeds = []
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: (seeds.append(tuple(seed)), make(seed))[1])
+    list(islice(loader(dataset).iterate(), 4))  # 12 samples of 7
+    assert [seed for seed in seeds if len(seed) == 2] == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, COUNT, 10])
+def test_every_epoch_has_every_image_once_even_when_batches_cross_it(dataset, batch_size):
+    steps = 3 * COUNT // batch_size + 1
+    paths = [path for batch in islice(loader(dataset, batch_size).iterate(), steps) for path in batch.paths]
+    epochs = [paths[first : first + COUNT] for first in range(0, 3 * COUNT, COUNT)]
+    assert all(len(set(epoch)) == COUNT for epoch in epochs[: len(paths) // COUNT])
+    assert epochs[0] != epochs[1]
+
+
+def test_a_data_set_smaller_than_the_batch(dataset):
+    batch = next(loader(dataset, 2 * COUNT + 1).iterate())
+    assert len(batch.paths) == 2 * COUNT + 1
+    copies = [batch.images[i] for i, path in enumerate(batch.paths) if path == batch.paths[0]]
+    assert not torch.equal(copies[0], copies[1])  # augmented afresh
+
+
+def test_a_step_does_not_depend_on_where_iteration_began(dataset):
+    whole = list(islice(loader(dataset, seed=5).iterate(0), 6))
+    for start in (1, 4):
+        resumed = loader(dataset, seed=5).iterate(start)
+        for batch in whole[start:]:
+            assert_equal(batch, next(resumed))
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_workers_give_the_same_batches(dataset, start):
+    alone = loader(dataset, seed=2).iterate(start)
+    shared = loader(dataset, seed=2, workers=2).iterate(start)
+    for _ in range(5):
+        assert_equal(next(alone), next(shared))
+
+
+def test_the_cache_gives_the_same_batches(dataset):
+    plain, cached = loader(dataset).iterate(), loader(dataset, cache=True).iterate()
+    for _ in range(4):
+        assert_equal(next(plain), next(cached))
+
+
+def test_seeds_differ(dataset):
+    assert differs(next(loader(dataset, seed=1).iterate()), next(loader(dataset, seed=2).iterate()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_generators_are_left_alone(dataset, workers):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    next(loader(dataset, workers=workers).iterate())
+    assert torch.equal(state, torch.get_rng_state())
+    np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
+
+
+def test_epoch_counts_passes_over_the_data(dataset):
+    assert loader(dataset, 3).epoch(0) == 0
+    assert loader(dataset, 3).epoch(14) == pytest.approx(6.0)
+
+
+def crowded(tmp_path: Path) -> COCODataset:
+    root = make_coco(tmp_path, {"train": 1}, objects=3)
+    path = root / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    return COCODataset(root, "train")
+
+
+@pytest.mark.parametrize(("use_difficult", "left"), [(True, 3), (False, 2)])
+def test_difficult_boxes_can_be_left_out(tmp_path, use_difficult, left):
+    plain = AugmentConfig(distort_probability=0, expand_probability=0, crop=False, mirror_probability=0)
+    augment = TrainAugment((64, 64), Preprocessing(), plain)
+    dataset = crowded(tmp_path)
+    assert dataset[0].difficult.tolist() == [True, False, False]
+    batch = next(TrainLoader(dataset, augment, 2, use_difficult=use_difficult).iterate())
+    assert batch.targets.offsets.tolist() == [0, left, 2 * left]
+    expected = torch.from_numpy(dataset[0].labels[3 - left :])
+    assert torch.equal(batch.targets.labels[:left], expected)
+    assert torch.equal(batch.targets.boxes[:left], torch.from_numpy(dataset[0].boxes[3 - left :]))
+
+
+def test_images_without_objects(tmp_path):
+    dataset = VOCDataset(make_voc(tmp_path, {"train": 2}, objects=0), "train", classes=["disc"])
+    batch = next(loader(dataset, 2).iterate())
+    assert batch.targets.boxes.shape == (0, 4)
+    assert batch.targets.labels.shape == (0,)
+    assert batch.targets.offsets.tolist() == [0, 0, 0]
+
+
+def test_collate_lays_ground_truth_end_to_end():
+    def item(count: int, value: float, path: str):
+        return torch.full((3, 2, 2), value), np.full((count, 4), value, np.float32), np.full(count, int(value)), path
+
+    batch = collate([item(2, 1.0, "a"), item(0, 2.0, "b"), item(1, 3.0, "c")])
+    assert batch.targets.offsets.tolist() == [0, 2, 2, 3]
+    assert batch.targets.labels.tolist() == [1, 1, 3]
+    assert batch.targets.boxes[:, 0].tolist() == [1, 1, 3]
+    assert batch.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert batch.paths == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_one_clear_error(tmp_path, workers):
+    dataset = VOCDataset(make_voc(tmp_path, {"train": 3}), "train")
+    victim = dataset.records[1].path
+    victim.write_bytes(victim.read_bytes()[:500])
+    with pytest.raises(DataError) as caught:
+        next(loader(dataset, 3, workers=workers).iterate())
+    assert str(caught.value).startswith(f"{victim}: not an image that OpenCV can decode")
+    assert "Traceback" not in str(caught.value)
+
+
+class DyingDataset(VOCDataset):
+    """Ends the process that reads it, as the kernel does when memory runs out."""
+
+    def __getitem__(self, index: int) -> Sample:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_killed_worker_is_one_clear_error(tmp_path):
+    dataset = DyingDataset(make_voc(tmp_path, {"train": 2}), "train")
+    with pytest.raises(DataError, match=r"a data loading process died .*fewer workers \(0: none\)"):
+        next(loader(dataset, 2, workers=1).iterate())
+
+
+def test_parts_can_be_sent_to_another_process(dataset):
+    """Where processes are spawned, data set and augmentation are pickled."""
+    copy, augment = pickle.loads(pickle.dumps((dataset, TrainAugment((64, 128), Preprocessing()))))
+    assert_equal(next(loader(dataset).iterate()), next(TrainLoader(copy, augment, 3).iterate()))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}, {"seed": -1}])
+def test_arguments_out_of_range(dataset, options):
+    with pytest.raises(InputError, match=r"batch_size, workers, seed are .*; give at least 1, 0 and 0"):
+        loader(dataset, **options)
+
+
+def test_eval_batches_are_in_order_and_prepared_as_the_evaluation_script_does(dataset):
+    batches = list(eval_batches(dataset, (64, 192), Preprocessing(), 3))
+    assert [len(samples) for _, samples in batches] == [3, 3, 1]
+    samples = [item for _, group in batches for item in group]
+    assert [item.image_id for item in samples] == [record.image_id for record in dataset.records]
+    for images, group in batches:
+        assert images.shape == (len(group), 3, 64, 192)
+        for image, item in zip(images, group, strict=True):
+            assert item.image.shape == (96, 128, 3)  # the original
+            assert torch.equal(image, prepare(item.image, (64, 192), Preprocessing()))

@@ -1,0 +1,380 @@
+"""The CPU operator detect. Tests with the argument ``detect`` run on the CUDA kernels too: test_cuda_detect.py."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.detect_cases import GOLDEN_NAMES, in_levels, load_golden, random_anchors, random_tensor, threads
+from torch import Tensor
+
+from refinedet import ops
+from refinedet.errors import InputError
+from refinedet.ops import Detected
+
+DetectOp = Callable[..., Detected]
+SAME_CORNERS = {"rtol": 1e-5, "atol": 1e-6}  # corners near 0 are differences: absolute, in units of the image side
+
+
+@pytest.fixture(scope="module")
+def detect() -> DetectOp:
+    """What is tested."""
+    return ops.detect
+
+
+def official_rows(detected: Detected) -> tuple[np.ndarray, np.ndarray]:
+    """Detections as the official layer lists them: by image, label, score descending, anchor."""
+    rows, anchors = [], []
+    for image, count in enumerate(detected.counts.tolist()):
+        boxes, scores, labels, indices = (field[image, :count].numpy() for field in detected[:4])
+        order = np.lexsort((indices, -scores, labels))
+        rows.append(np.column_stack([np.full(count, image), labels, scores, boxes])[order])
+        anchors.append(indices[order])
+    return np.concatenate(rows), np.concatenate(anchors)
+
+
+def assert_same(detected: Detected, expected: Detected) -> None:
+    for name, ours, theirs in zip(Detected._fields, detected, expected, strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+
+
+def test_literal(detect: DetectOp) -> None:
+    """Three anchors: the first two on the same object, the third rejected by the ARM."""
+    anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.48], [0.75, 0.75, 0.5, 0.5]])
+    arm_conf = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.995, 0.005]]).log()[None]
+    odm_conf = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.8, 0.0], [0.0, 1.0, 0.0]]).log()[None]
+    zeros = torch.zeros(1, 3, 4)
+    found = detect(zeros, arm_conf, zeros, odm_conf, anchors, keep_top_k=4)
+    assert found.counts.tolist() == [2]
+    assert found.indices.tolist() == [[1, 0, -1, -1]]
+    assert found.labels.tolist() == [[1, 2, 0, 0]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.8, 0.2, 0.0, 0.0]]))
+    torch.testing.assert_close(found.boxes[0, 1], torch.tensor([0.0, 0.0, 0.5, 0.5]))
+    assert (found.boxes[0, 2:] == 0).all()
+    unfiltered = detect(zeros, None, zeros, odm_conf, anchors, keep_top_k=4)
+    assert unfiltered.indices.tolist() == [[2, 1, 0, -1]]
+
+
+def test_the_cascade_moves_twice(detect: DetectOp) -> None:
+    anchors = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    shift = torch.tensor([[[1.0, 0, 0, 0]]])  # 0.1 * width
+    odm_conf = torch.tensor([[[0.0, 5.0]]])
+    twice = detect(shift, None, shift, odm_conf, anchors, keep_top_k=1).boxes[0, 0]
+    once = detect(None, None, shift, odm_conf, anchors, keep_top_k=1).boxes[0, 0]
+    torch.testing.assert_close(twice, torch.tensor([0.44, 0.4, 0.64, 0.6]))
+    torch.testing.assert_close(once, torch.tensor([0.42, 0.4, 0.62, 0.6]))
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN_NAMES if name != "ties"])
+def test_official_layer(detect: DetectOp, name: str) -> None:
+    inputs, runs = load_golden(name)
+    for run in runs:
+        detected = detect(*inputs, **run.options)
+        rows, anchors = official_rows(detected)
+        assert np.array_equal(anchors, run.anchors), run.tag
+        assert np.array_equal(rows[:, :2], run.rows[:, :2]), run.tag
+        np.testing.assert_allclose(rows[:, 2], run.rows[:, 2], rtol=1e-5, err_msg=run.tag)
+        np.testing.assert_allclose(rows[:, 3:], run.rows[:, 3:], **SAME_CORNERS, err_msg=run.tag)
+        assert_same(detected, ops.reference.detect(*inputs, **run.options))
+
+
+def test_official_layer_with_ties(detect: DetectOp) -> None:
+    """Its probabilities are multiples of 1/16 that do not sum to 1, and tie exactly.
+
+    A softmax shows the same ties when the background is so strong that the sum rounds to 1: then every score is the
+    probability times 2^-40.
+    """
+    (arm_loc, arm_conf, odm_loc, odm_conf, anchors), (run,) = load_golden("ties")
+    odm_conf[..., 0] = 40 * np.log(2)
+    options = run.options | {"score_threshold": run.options["score_threshold"] * 2.0**-40}
+    detected = detect(arm_loc, arm_conf, odm_loc, odm_conf, anchors, **options)
+    rows, indices = official_rows(detected)
+    assert len(np.unique(run.rows[:, 2])) < 16 < len(run.rows)
+    assert np.array_equal(indices, run.anchors)
+    assert np.array_equal(rows[:, :2], run.rows[:, :2])
+    np.testing.assert_allclose(rows[:, 2] * 2.0**40, run.rows[:, 2], rtol=1e-5)
+    np.testing.assert_allclose(rows[:, 3:], run.rows[:, 3:], **SAME_CORNERS)
+    assert_same(detected, ops.reference.detect(arm_loc, arm_conf, odm_loc, odm_conf, anchors, **options))
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(0, 2),
+    count=st.integers(0, 40),
+    classes=st.integers(1, 4),
+    stages=st.tuples(st.booleans(), st.booleans()),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    steps=st.booleans(),
+    trouble=st.sampled_from([0.0, 0.02]),
+    transposed=st.booleans(),
+    cuts=st.none() | st.lists(st.integers(0, 40), max_size=3),
+    options=st.fixed_dictionaries(
+        {
+            "objectness_threshold": st.sampled_from([0.0, 0.01, 0.5]),
+            "score_threshold": st.sampled_from([-1.0, 0.01, 0.25]),
+            "iou_threshold": st.sampled_from([0.0, 0.45, 0.7, 1.45]),
+            "top_k": st.sampled_from([1, 7, 1000]),
+            "keep_top_k": st.sampled_from([1, 5, 300]),
+        }
+    ),
+)
+def test_equals_reference(
+    detect: DetectOp,
+    seed: int,
+    batch: int,
+    count: int,
+    classes: int,
+    stages: tuple[bool, bool],
+    dtype: torch.dtype,
+    steps: bool,
+    trouble: float,
+    transposed: bool,
+    cuts: list[int] | None,
+    options: dict,
+) -> None:
+    rng = np.random.default_rng(seed)
+
+    def tensor(width: int, scale: float) -> Tensor:
+        values = random_tensor(rng, (batch, count, width), scale=scale, steps=steps, trouble=trouble).to(dtype)
+        return values.transpose(0, 1).contiguous().transpose(0, 1) if transposed else values
+
+    with_arm_loc, with_arm_conf = stages
+    arm_loc = tensor(4, 1) if with_arm_loc else None
+    arm_conf = tensor(2, 3) if with_arm_conf else None
+    inputs = (arm_loc, arm_conf, tensor(4, 1), tensor(classes, 3), random_anchors(rng, count).to(dtype))
+    expected = ops.reference.detect(*inputs, **options)
+    if cuts is not None:
+        borders = [0, *sorted(min(cut, count) for cut in cuts), count]
+        inputs = in_levels(inputs, np.diff(borders).tolist())
+        assert_same(ops.reference.detect(*inputs, **options), expected)
+    assert_same(detect(*inputs, **options), expected)
+
+
+def test_more_candidates_than_one_chunk() -> None:
+    """Suppression that kills nearly everything walks through all candidates: many sorted chunks, top_k binding."""
+    rng = np.random.default_rng(5)
+    anchors = torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(3000, 1)
+    odm_loc = random_tensor(rng, (1, 3000, 4), scale=0.3, steps=False, trouble=0)
+    odm_conf = random_tensor(rng, (1, 3000, 3), scale=1, steps=False, trouble=0)
+    for top_k in (100, 10_000):
+        found = ops.detect(None, None, odm_loc, odm_conf, anchors, top_k=top_k, keep_top_k=20, iou_threshold=0.3)
+        assert found.counts.item() < 20
+        expected = ops.reference.detect(
+            None, None, odm_loc, odm_conf, anchors, top_k=top_k, keep_top_k=20, iou_threshold=0.3
+        )
+        assert_same(found, expected)
+
+
+@pytest.fixture(scope="module")
+def clusters() -> tuple[Tensor, ...]:
+    return load_golden("clusters_voc320")[0]
+
+
+def test_fewer_rows_are_the_first_rows(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    many, few = detect(*clusters), detect(*clusters, keep_top_k=37)
+    for name in ("boxes", "scores", "labels", "indices"):
+        assert torch.equal(getattr(few, name), getattr(many, name)[:, :37])
+
+
+def test_order_of_the_anchors_does_not_matter(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    order = torch.randperm(len(clusters[4]), generator=torch.Generator().manual_seed(0))
+    found = detect(*clusters)
+    shuffled = detect(*(tensor[:, order] for tensor in clusters[:4]), clusters[4][order])
+    scores = found.scores[found.scores > 0]
+    assert len(scores.unique()) == len(scores)
+    assert_same(shuffled._replace(indices=order[shuffled.indices]), found)
+
+
+def test_images_do_not_meet(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    together = detect(*clusters)
+    for image in range(2):
+        alone = detect(*(tensor[image : image + 1] for tensor in clusters[:4]), clusters[4])
+        for ours, theirs in zip(alone, together, strict=True):
+            assert torch.equal(ours[0], theirs[image])
+
+
+LEVELS = (4800, 1200, 300, 75)  # anchors of strides 8, 16, 32, 64 at 320x320
+
+
+def test_levels_of_the_network(detect: DetectOp, clusters: tuple[Tensor, ...]) -> None:
+    whole = detect(*clusters)
+    assert_same(detect(*in_levels(clusters, LEVELS)), whole)
+    without_arm = (None, None, *clusters[2:])
+    assert_same(detect(*in_levels(without_arm, LEVELS)), detect(*without_arm))
+
+
+@pytest.mark.parametrize("sizes", [[600], [511, 89], [1, 512, 0, 87], [0, 513, 86, 1], [15, 16, 17, 552], [600, 0]])
+def test_levels_of_any_size(detect: DetectOp, clusters: tuple[Tensor, ...], sizes: list[int]) -> None:
+    """Borders beside those of the blocks of anchors, 256 and 512, and levels without anchors."""
+    inputs = (*(tensor[:, :600] for tensor in clusters[:4]), clusters[4][:600])
+    options = {"objectness_threshold": 0.0, "score_threshold": 0.02}
+    assert_same(detect(*in_levels(inputs, sizes), **options), ops.detect(*inputs, **options))
+
+
+def head_map(rows: Tensor, width: int, memory_format: torch.memory_format) -> Tensor:
+    """[B,3*values,h,w] as a convolution puts it out, from [B,n,values]."""
+    cells = rows.reshape(len(rows), -1, width, 3 * rows.shape[2])
+    return cells.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+
+
+def copies(operation: Callable[[], object]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        operation()
+    return sum(event.name in ("aten::copy_", "aten::cat") for event in profile.events())
+
+
+def test_head_maps_in_nhwc_order_are_read_where_they_lie(clusters: tuple[Tensor, ...]) -> None:
+    *outputs, anchors = in_levels(clusters, LEVELS)
+    expected = ops.detect(*clusters)
+
+    def run(memory_format: torch.memory_format) -> int:
+        maps = [
+            [head_map(level, width, memory_format) for level, width in zip(output, (40, 20, 10, 5), strict=True)]
+            for output in outputs
+        ]
+
+        def detect() -> None:
+            levels = [[x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1] // 3) for x in output] for output in maps]
+            assert_same(ops.detect(*levels, anchors), expected)
+
+        return copies(detect)
+
+    assert run(torch.channels_last) == 0
+    assert run(torch.contiguous_format) == 16
+    assert copies(lambda: ops.detect(*outputs, anchors)) == 16  # slices of whole outputs
+
+
+@pytest.mark.parametrize("name", ["typical_voc320", "dense_voc320"])
+def test_thread_count_does_not_matter(name: str) -> None:
+    inputs, _ = load_golden(name)
+    with threads(2):
+        on_two = ops.detect(*inputs)
+    with threads(1):
+        assert_same(ops.detect(*inputs), on_two)
+
+
+def test_no_gradient_flows_through(clusters: tuple[Tensor, ...]) -> None:
+    found = ops.detect(*(tensor.clone().requires_grad_() for tensor in clusters))
+    assert not found.boxes.requires_grad
+    assert not found.scores.requires_grad
+
+
+BATCH = (torch.zeros(2, 5, 4), torch.zeros(2, 5, 2), torch.zeros(2, 5, 4), torch.zeros(2, 5, 21), torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("position", "tensor", "message"),
+    [
+        (0, torch.zeros(2, 4, 4), r"arm_loc has shape \[2, 4, 4\], expected \[2, 5, 4\]"),
+        (1, torch.zeros(2, 5, 3), r"arm_conf has shape \[2, 5, 3\], expected \[2, 5, 2\]"),
+        (2, torch.zeros(5, 4), r"odm_loc has shape \[5, 4\], expected \[\*, \*, 4\]"),
+        (3, torch.zeros(1, 5, 21), r"odm_conf has shape \[1, 5, 21\], expected \[2, 5, \*\]"),
+        (3, torch.zeros(2, 5, 0), "odm_conf must have at least one class"),
+        (3, torch.zeros(2, 5, 21).long(), "odm_conf must hold floating-point numbers"),
+        (4, torch.zeros(2, 5, 4), r"anchors has shape \[2, 5, 4\], expected \[5, 4\]"),
+    ],
+)
+def test_bad_tensor(position: int, tensor: Tensor, message: str) -> None:
+    inputs = [*BATCH]
+    inputs[position] = tensor
+    with pytest.raises(InputError, match=message):
+        ops.detect(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("position", "level", "tensor", "message"),
+    [
+        (0, 1, torch.zeros(2, 3, 5), r"arm_loc\[1\] has shape \[2, 3, 5\], expected \[2, 3, 4\]"),
+        (1, 0, torch.zeros(2, 3, 2), r"arm_conf\[0\] has shape \[2, 3, 2\], expected \[2, 2, 2\]"),
+        (2, 1, torch.zeros(3, 3, 4), r"odm_loc\[1\] has shape \[3, 3, 4\], expected \[2, \*, 4\]"),
+        (3, 1, torch.zeros(2, 3, 20), r"odm_conf\[1\] has shape \[2, 3, 20\], expected \[2, 3, 21\]"),
+        (3, 1, torch.zeros(2, 3, 21).long(), r"odm_conf\[1\] must hold floating-point numbers"),
+    ],
+)
+def test_bad_level(position: int, level: int, tensor: Tensor, message: str) -> None:
+    inputs = [list(output) for output in in_levels(BATCH, (2, 3))[:4]]
+    inputs[position][level] = tensor
+    with pytest.raises(InputError, match=rf"^refinedet\.detect: {message}"):
+        ops.detect(*inputs, BATCH[4])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (in_levels(BATCH, (1, 1, 1, 1, 1)), "odm_loc has 5 levels, expected 1 to 4"),
+        ((None, None, [], [], BATCH[4]), "odm_loc has 0 levels, expected 1 to 4"),
+        ((*BATCH[:2], *in_levels(BATCH, (2, 3))[2:]), "the number of levels differs: arm_loc has 1, odm_loc 2"),
+        ((*BATCH[:3], *in_levels(BATCH, (2, 3))[3:]), "the number of levels differs: odm_conf has 2, odm_loc 1"),
+        ((*in_levels(BATCH, (2, 3))[:4], BATCH[4][:4]), r"anchors has shape \[4, 4\], expected \[5, 4\]"),
+    ],
+)
+def test_bad_levels(inputs: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^refinedet\.detect: {message}$"):
+        ops.detect(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("top_k", 0, "top_k must be at least 1, got 0"),
+        ("keep_top_k", -3, "keep_top_k must be at least 1, got -3"),
+        ("iou_threshold", -0.5, "iou_threshold must be at least 0, got -0.5"),
+        ("variances", (0.1, 0.2), "variances must be 4 numbers, got 2"),
+    ],
+)
+def test_bad_option(option: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ops.detect(*BATCH, **{option: value})
+
+
+OPERATOR = torch.ops.refinedet.detect.default
+OPTIONS = (0.01, 0.01, 0.45, 100, 20, [0.1, 0.1, 0.2, 0.2])
+
+
+def test_opcheck() -> None:
+    rng = np.random.default_rng(0)
+    inputs = [random_tensor(rng, (2, 30, width), scale=1, steps=False, trouble=0) for width in (4, 2, 4, 5)]
+    anchors = random_anchors(rng, 30)
+    *levels, _ = in_levels((*inputs, anchors), (20, 0, 10))
+    for arm_loc, arm_conf, odm_loc, odm_conf in ([[tensor] for tensor in inputs], levels):
+        torch.library.opcheck(OPERATOR, (arm_loc, arm_conf, odm_loc, odm_conf, anchors, *OPTIONS))
+        torch.library.opcheck(OPERATOR, ([], [], odm_loc, odm_conf, anchors, *OPTIONS))
+
+
+class Decode(torch.nn.Module):
+    """A network's tail: something before the operator and something after it."""
+
+    def __init__(self, levels: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(
+        self, arm_loc: Tensor | None, arm_conf: Tensor | None, odm_loc: Tensor, odm_conf: Tensor, anchors: Tensor
+    ) -> Detected:
+        inputs = (arm_loc, arm_conf, odm_loc, odm_conf - 1, anchors)
+        found = ops.detect(*(in_levels(inputs, self.levels) if self.levels else inputs), keep_top_k=50)
+        return found._replace(boxes=found.boxes.clamp(0, 1))
+
+
+WHOLE_AND_IN_LEVELS = pytest.mark.parametrize("levels", [None, LEVELS], ids=["whole", "levels"])
+
+
+@WHOLE_AND_IN_LEVELS
+def test_compile(clusters: tuple[Tensor, ...], levels: tuple[int, ...] | None) -> None:
+    compiled = torch.compile(Decode(levels), fullgraph=True, backend="aot_eager")
+    assert_same(compiled(*clusters), Decode(None)(*clusters))
+    without_arm = (None, None, *clusters[2:])
+    assert_same(compiled(*without_arm), Decode(None)(*without_arm))
+
+
+@WHOLE_AND_IN_LEVELS
+def test_export_with_any_batch_size(clusters: tuple[Tensor, ...], levels: tuple[int, ...] | None) -> None:
+    batch = torch.export.Dim("batch", max=64)
+    exported = torch.export.export(Decode(levels), clusters, dynamic_shapes=(*[{0: batch}] * 4, None))
+    assert_same(exported.module()(*clusters), Decode(None)(*clusters))
+    single = (*(tensor[:1] for tensor in clusters[:4]), clusters[4])
+    assert_same(exported.module()(*single), Decode(None)(*single))

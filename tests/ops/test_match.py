@@ -1,0 +1,363 @@
+"""ops.match: literal cases, the official matches, brute force, the plain-PyTorch reference, torch's own checks."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
+from torch import Tensor
+
+from refinedet import ops
+from refinedet.boxes import to_centers, to_corners
+from refinedet.errors import InputError
+from refinedet.ops import Match, reference
+
+NAN, INF = float("nan"), float("inf")
+MatchOp = Callable[..., Match]
+
+
+@pytest.fixture(scope="module")
+def match() -> MatchOp:
+    """What is tested. tests/simulated/test_simulated_match.py has another one, for the same tests."""
+    return ops.match
+
+
+def match_one(
+    match: MatchOp,
+    anchors: list[list[float]],
+    boxes: list[list[float]],
+    labels: list[int] | None = None,
+    **options: float,
+) -> Match:
+    """Matches of one image; anchors and boxes as corners."""
+    gt = torch.tensor(boxes).reshape(-1, 4)
+    gt_labels = torch.tensor(labels or [1] * len(gt), dtype=torch.int64)
+    centers = to_centers(torch.tensor(anchors).reshape(-1, 4))
+    return match(centers, gt, gt_labels, torch.tensor([0, len(gt)]), **options)
+
+
+def test_anchor_at_the_threshold_is_matched(match: MatchOp) -> None:
+    half, below = [0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.4375, 1.0]
+    found = match_one(match, [[0.0, 0.0, 1.0, 1.0], half, below], [[0.0, 0.0, 1.0, 1.0]], labels=[7])
+    assert found.indices.tolist() == [[0, 0, -1]]
+    assert found.labels.tolist() == [[7, 7, 0]]
+    assert found.ious.tolist() == [[1.0, 0.5, 0.4375]]
+    assert (found.targets[0, 2] == 0).all()
+
+
+def test_best_anchor_is_matched_below_the_threshold(match: MatchOp) -> None:
+    found = match_one(match, [[0.0, 0.0, 0.125, 1.0], [0.0, 0.0, 0.25, 1.0]], [[0.0, 0.0, 1.0, 1.0]])
+    assert found.indices.tolist() == [[-1, 0]]
+
+
+def test_two_boxes_that_share_a_best_anchor_get_two_anchors(match: MatchOp) -> None:
+    anchors = [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.25, 1.0]]
+    found = match_one(match, anchors, [[0.0, 0.0, 0.75, 1.0], [0.0, 0.0, 0.875, 1.0]], labels=[3, 4])
+    assert found.indices.tolist() == [[1, 0]]
+    assert found.labels.tolist() == [[4, 3]]
+    assert found.ious[0, 1] == pytest.approx(1 / 3)
+
+
+def test_box_that_overlaps_nothing_stays_unmatched(match: MatchOp) -> None:
+    found = match_one(match, [[0.0, 0.0, 0.5, 0.5]], [[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.25]])
+    assert found.indices.tolist() == [[1]]
+
+
+def test_iou_of_a_millionth_is_no_overlap(match: MatchOp) -> None:
+    anchor = [[0.0, 0.0, 1.0, 1.0]]
+    assert match_one(match, anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]]).indices.tolist() == [[-1]]
+    assert match_one(match, anchor, [[0.0, 0.0, 2.0**-9, 2.0**-10]]).indices.tolist() == [[0]]
+    assert match_one(match, anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]], iou_threshold=0.0).ious.tolist() == [[0.0]]
+
+
+def test_ties_go_to_the_lowest_anchor_then_to_the_earliest_box(match: MatchOp) -> None:
+    box = [0.0, 0.0, 1.0, 0.25]
+    assert match_one(match, [box, box], [box, box], iou_threshold=1.0).indices.tolist() == [[0, 1]]
+    assert match_one(match, [box, box, box], [box, box]).indices.tolist() == [[0, 1, 0]]
+    # bipartite: both anchors overlap both boxes alike
+    left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
+    middle = [0.25, 0.0, 0.75, 1.0]
+    assert match_one(match, [middle, middle], [left, right]).indices.tolist() == [[0, 1]]
+
+
+def test_images_do_not_mix(match: MatchOp) -> None:
+    anchors = to_centers(torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]))
+    boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    found = match(anchors, boxes, torch.tensor([1, 2, 3]), torch.tensor([0, 1, 1, 3]))
+    assert found.indices.tolist() == [[-1, 0], [-1, -1], [0, 1]]
+    assert found.labels.tolist() == [[0, 1], [0, 0], [2, 3]]
+    assert (found.ious[1] == 0).all()
+
+
+@pytest.mark.parametrize(("batch", "anchors"), [(0, 3), (0, 0), (2, 0), (2, 3)])
+def test_nothing_to_match(match: MatchOp, batch: int, anchors: int) -> None:
+    found = match(torch.ones(anchors, 4), torch.empty(0, 4), torch.empty(0).long(), torch.zeros(batch + 1).long())
+    assert found.labels.shape == found.ious.shape == (batch, anchors)
+    assert found.targets.shape == (batch, anchors, 4)
+    assert (found.labels == 0).all()
+    assert (found.indices == -1).all()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[NAN, 0.0, 1.0, 1.0], [0.0, 0.0, INF, 1.0], [-INF, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.5, 1.0, 0.5]],
+)
+def test_unusable_boxes_and_anchors_overlap_nothing(match: MatchOp, box: list[float]) -> None:
+    whole = [0.0, 0.0, 1.0, 1.0]
+    assert match_one(match, [whole], [box]).indices.tolist() == [[-1]]
+    assert match_one(match, [whole], [box, whole]).indices.tolist() == [[1]]
+    found = match_one(match, [box, whole], [whole])
+    assert found.indices.tolist() == [[-1, 0]]
+    assert found.ious.tolist() == [[0.0, 1.0]]
+
+
+def test_targets_decode_to_the_matched_boxes(match: MatchOp) -> None:
+    case = GOLDEN_LOSSES["many_gts-difficult"]
+    found = match(case.anchors, *case.targets)
+    decoded = to_corners(ops.refine(case.anchors, found.targets))
+    rows = found.indices + case.targets.offsets[:-1, None]
+    matched = found.indices >= 0
+    torch.testing.assert_close(decoded[matched], case.targets.boxes[rows[matched]], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", ["arm", "odm"])
+@pytest.mark.parametrize("case", GOLDEN_LOSSES.values(), ids=GOLDEN_LOSSES.keys())
+def test_official_matches(match: MatchOp, case: GoldenLoss, module: str) -> None:
+    anchors = case.anchors if module == "arm" else ops.refine(case.anchors, case.raw.arm_loc)
+    assert torch.equal(match(anchors, *case.targets).indices, getattr(case, module)["match"].long())
+
+
+def brute_force(anchors: Tensor, boxes: Tensor, threshold: Fraction) -> list[int]:
+    """Section 7.2 of the specification word by word, in exact arithmetic, of corners that are whole numbers."""
+
+    def iou(a: list[int], b: list[int]) -> Fraction:
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        if width <= 0 or height <= 0:
+            return Fraction(0)
+        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+        return Fraction(width * height, sum(areas) - width * height)
+
+    pairs = {
+        (i, j): overlap
+        for i, anchor in enumerate(anchors.int().tolist())
+        for j, box in enumerate(boxes.int().tolist())
+        if (overlap := iou(anchor, box)) > Fraction(1, 10**6)
+    }
+    matched: dict[int, int] = {}
+    while free := {p: v for p, v in pairs.items() if p[0] not in matched and p[1] not in matched.values()}:
+        anchor, box = min(free, key=lambda pair: (-free[pair], pair))
+        matched[anchor] = box
+    for i in set(range(len(anchors))) - set(matched):
+        overlaps = {j: v for (k, j), v in pairs.items() if k == i and v >= threshold}
+        if overlaps:
+            matched[i] = min(overlaps, key=lambda j: (-overlaps[j], j))
+    return [matched.get(i, -1) for i in range(len(anchors))]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_brute_force(match: MatchOp, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.randint(0, 8, (40, 2), generator=generator)
+    corners = torch.cat([low, low + torch.randint(1, 6, (40, 2), generator=generator)], dim=1).float()
+    boxes = corners[: seed % 13]
+    anchors = corners[13 : 13 + seed % 27]
+    offsets = torch.tensor([0, len(boxes)])
+    found = match(to_centers(anchors), boxes, torch.ones(len(boxes)).long(), offsets, iou_threshold=0.375)
+    assert found.indices[0].tolist() == brute_force(anchors, boxes, Fraction(3, 8))
+
+
+SPECIAL = [NAN, INF, -INF, 3e38, -3e38, 1e-42, 0.0]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Arguments of match: coarse grids for ties, inverted boxes, special values, half precision, every small size."""
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    counts = draw(st.lists(st.sampled_from([0, 1, 2, 5, 40]), max_size=3))
+    num_anchors = draw(st.sampled_from([0, 1, 7, 63, 64, 65, 150]))
+    grid = draw(st.sampled_from([3, 8, 1024]))
+    smallest = draw(st.sampled_from([-1, 0, 1]))
+
+    def boxes(*shape: int) -> Tensor:
+        center = torch.randint(0, grid + 1, (*shape, 2), generator=random)
+        size = torch.randint(smallest, grid + 1, (*shape, 2), generator=random)
+        values = torch.cat([center, size], dim=-1) / grid
+        if values.numel() and draw(st.booleans()):
+            values.view(-1)[draw(st.integers(0, values.numel() - 1))] = draw(st.sampled_from(SPECIAL))
+        return values
+
+    shared = draw(st.booleans())
+    anchors = boxes(num_anchors) if shared else boxes(len(counts), num_anchors)
+    gt = to_corners(boxes(sum(counts)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
+    labels = torch.randint(1, 21, (sum(counts),), generator=random)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    return anchors.to(dtype), gt.to(dtype), labels, offsets, draw(st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
+
+
+@settings(max_examples=500, deadline=None)
+@given(problems())
+def test_equals_the_reference(match: MatchOp, problem: tuple[Tensor, Tensor, Tensor, Tensor, float]) -> None:
+    found, expected = match(*problem), reference.match(*problem)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.ious, expected.ious)
+    torch.testing.assert_close(found.targets, expected.targets, rtol=1e-6, atol=1e-6)
+
+
+def crowd() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three images of 5000 anchors, more than one work item each, and many boxes that compete for the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = torch.rand(3, 5000, 4, generator=generator)
+    boxes = to_corners(torch.rand(20, 4, generator=generator)).repeat(15, 1)
+    return anchors, boxes, torch.arange(1, 301), torch.tensor([0, 200, 210, 300])
+
+
+def test_crowd_equals_the_reference(match: MatchOp) -> None:
+    found, expected = match(*crowd()), reference.match(*crowd())
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.ious, expected.ious)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            results.append(ops.match(*crowd()))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+def test_order_of_distinct_boxes_does_not_matter(match: MatchOp) -> None:
+    generator = torch.Generator().manual_seed(1)
+    anchors = torch.rand(700, 4, generator=generator)
+    boxes = to_corners(torch.rand(25, 4, generator=generator))
+    labels, offsets = torch.arange(1, 26), torch.tensor([0, 25])
+    expected = match(anchors, boxes, labels, offsets)
+    order = torch.randperm(25, generator=generator)
+    assert torch.equal(match(anchors, boxes[order], labels[order], offsets).labels, expected.labels)
+    order = torch.randperm(700, generator=generator)
+    assert torch.equal(match(anchors[order], boxes, labels, offsets).labels, expected.labels[:, order])
+
+
+def test_unit_of_length_does_not_matter(match: MatchOp) -> None:
+    anchors, boxes, labels, offsets = crowd()
+    found, scaled = match(anchors, boxes, labels, offsets), match(anchors * 512, boxes * 512, labels, offsets)
+    assert all(torch.equal(a, b) for a, b in zip(found, scaled, strict=True))
+
+
+def test_inputs_need_not_be_contiguous() -> None:
+    anchors, boxes, labels, offsets = crowd()
+    strided = anchors.transpose(0, 1).contiguous().transpose(0, 1)
+    spread = torch.stack([labels, labels], dim=1)[:, 0]
+    found = ops.match(strided, boxes.t().contiguous().t(), spread, offsets)
+    assert all(torch.equal(a, b) for a, b in zip(found, ops.match(anchors, boxes, labels, offsets), strict=True))
+
+
+def test_no_gradient() -> None:
+    anchors, boxes, labels, offsets = crowd()
+    assert not ops.match(anchors.requires_grad_(), boxes.requires_grad_(), labels, offsets).targets.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"anchors": torch.ones(5, 3)}, r"anchors has shape \[5, 3\], expected \[\*, 4\]"),
+        ({"anchors": torch.ones(3, 5, 4)}, r"anchors has shape \[3, 5, 4\], expected \[1, \*, 4\]"),
+        ({"anchors": torch.ones(5, 4).long()}, "anchors must hold floating-point numbers"),
+        ({"gt_boxes": torch.ones(2, 5)}, r"gt_boxes has shape \[2, 5\]"),
+        ({"gt_labels": torch.ones(3).long()}, r"gt_labels has shape \[3\], expected \[2\]"),
+        ({"gt_labels": torch.ones(2)}, "gt_labels must hold int64"),
+        ({"gt_offsets": torch.tensor([0, 3])}, "gt_offsets runs from 0 to 3, expected from 0 to .* 2"),
+        ({"gt_offsets": torch.tensor([0, 3, 2]), "anchors": torch.ones(5, 4)}, "must ascend, but 3 is before 2"),
+        ({"gt_offsets": torch.empty(0).long(), "anchors": torch.ones(5, 4)}, "gt_offsets is empty"),
+        ({"variances": (0.1, 0.2)}, "variances must be 4 numbers, got 2"),
+    ],
+)
+def test_bad_arguments(change: dict[str, object], message: str) -> None:
+    arguments = {
+        "anchors": torch.ones(1, 5, 4),
+        "gt_boxes": torch.ones(2, 4),
+        "gt_labels": torch.ones(2).long(),
+        "gt_offsets": torch.tensor([0, 2]),
+    }
+    with pytest.raises(InputError, match=message):
+        ops.match(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_opcheck(shared: bool) -> None:
+    anchors, boxes, labels, offsets = crowd()
+    anchors = anchors[0, :90] if shared else anchors[:, :90]
+    arguments = (anchors, boxes, labels, offsets, 0.5, [0.1, 0.1, 0.2, 0.2])
+    torch.library.opcheck(torch.ops.refinedet.match.default, arguments)
+
+
+def test_compile() -> None:
+    compiled = torch.compile(ops.match, fullgraph=True)(*crowd())
+    assert all(torch.equal(a, b) for a, b in zip(compiled, ops.match(*crowd()), strict=True))
+
+
+class MatchModule(torch.nn.Module):
+    def forward(self, anchors: Tensor, boxes: Tensor, labels: Tensor, offsets: Tensor) -> Match:
+        return ops.match(anchors, boxes, labels, offsets)
+
+
+def test_export_with_any_number_of_boxes() -> None:
+    boxes, images, anchors = torch.export.Dim("boxes"), torch.export.Dim("images"), torch.export.Dim("anchors")
+    batch = {"anchors": {0: images, 1: anchors}, "boxes": {0: boxes}, "labels": {0: boxes}, "offsets": {0: images + 1}}
+    program = torch.export.export(MatchModule(), crowd(), dynamic_shapes=batch)
+    anchors, boxes, labels, offsets = crowd()
+    fewer = anchors[:2, :777], boxes[:210], labels[:210], offsets[:3]
+    assert all(torch.equal(a, b) for a, b in zip(program.module()(*fewer), ops.match(*fewer), strict=True))
+
+
+PEAK_MEMORY = """
+import ctypes, sys, torch
+from refinedet import ops
+from refinedet.boxes import to_corners
+from refinedet.ops import reference
+
+def memory(name):  # of this process, in MiB; VmRSS is what it holds, VmHWM the most it has held
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))
+
+match = {"op": ops, "reference": reference}[sys.argv[1]].match
+num_anchors, num_boxes = int(sys.argv[2]), int(sys.argv[3])
+torch.manual_seed(0)
+anchors = torch.rand(num_anchors, 4) * torch.tensor([1.0, 1.0, 0.2, 0.2])
+boxes = to_corners(torch.rand(num_boxes // 4, 4) * torch.tensor([1.0, 1.0, 0.2, 0.2])).repeat(4, 1)
+labels, offsets = torch.ones(num_boxes).long(), torch.tensor([0, num_boxes])
+match(anchors[:8], boxes[:4], labels[:4], torch.tensor([0, 4]))
+ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide growth
+before = memory("VmRSS")
+match(anchors, boxes, labels, offsets)
+print(memory("VmHWM") - before)
+"""
+
+
+def peak_growth(which: str, num_anchors: int, num_boxes: int) -> float:
+    """MiB by which the peak memory of a new process is above what it holds before it matches."""
+    command = [sys.executable, "-c", PEAK_MEMORY, which, str(num_anchors), str(num_boxes)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_memory_is_linear() -> None:
+    """300,000 anchors and 1,000 boxes, each four times so that they compete: the matrix would take 1,144 MiB."""
+    outputs = 300_000 * 36 / 2**20
+    growth = peak_growth("op", 300_000, 1_000)
+    assert growth < 4 * outputs
+    assert growth < peak_growth("op", 300_000, 4) + outputs
+
+
+def test_memory_measure_sees_a_matrix() -> None:
+    assert peak_growth("reference", 20, 500_000) > 20 * 500_000 * 4 / 2**20

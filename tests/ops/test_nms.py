@@ -1,0 +1,193 @@
+"""The CPU operator nms. Tests with the argument ``nms`` run on the CUDA kernels too: test_cuda_nms.py."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.detect_cases import random_tensor, threads
+from torch import Tensor
+
+from refinedet import ops
+from refinedet.errors import InputError
+
+NmsOp = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]  # boxes, scores, labels, iou_threshold
+
+
+@pytest.fixture(scope="module")
+def nms() -> NmsOp:
+    """What is tested."""
+
+    def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+        if labels is None:
+            return ops.nms(boxes, scores, iou_threshold)
+        return ops.batched_nms(boxes, scores, labels, iou_threshold)
+
+    return suppress
+
+
+def random_boxes(rng: np.random.Generator, count: int, *, steps: bool, trouble: float) -> Tensor:
+    """[count,4] corners, about one in ten inverted."""
+    low, size = rng.uniform(0, 1, (count, 2)), rng.uniform(-0.05, 0.5, (count, 2))
+    boxes = np.concatenate([low, low + size], axis=1)
+    if steps:
+        boxes = np.round(boxes * 8) / 8
+    noise = random_tensor(rng, (count, 4), scale=0, steps=False, trouble=trouble)
+    return torch.from_numpy(boxes.astype(np.float32)) + noise
+
+
+def brute_force(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> list[int]:
+    """Greedy suppression by the definition, from the matrix of all pairs, in float32."""
+    rows, order = boxes.numpy(), np.lexsort((np.arange(len(scores)), -scores.numpy()))
+    low, high = rows[:, :2], rows[:, 2:]
+    with np.errstate(invalid="ignore", over="ignore"):
+        area = (high - low).clip(min=0).prod(axis=1)
+        sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+        intersection = sides.clip(min=0).prod(axis=2)
+        suppress = intersection > np.float32(iou_threshold) * (area[:, None] + area - intersection)
+    suppress &= (labels[:, None] == labels).numpy()
+    kept: list[int] = []
+    for i in order[np.isfinite(rows).all(axis=1)[order] & ~np.isnan(scores.numpy())[order]]:
+        if not suppress[kept, i].any():
+            kept.append(int(i))
+    return kept
+
+
+def test_literal(nms: NmsOp) -> None:
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.8], [3, 3, 4, 4], [0, 0, 2, 2]])
+    scores = torch.tensor([0.5, 0.9, 0.1, 0.5])
+    assert nms(boxes, scores, None, 0.5).tolist() == [1, 2]
+    assert nms(boxes, scores, None, 0.9).tolist() == [1, 0, 2]  # box 3 equals box 0: the lower index wins
+    assert nms(boxes, scores, None, 1.45).tolist() == [1, 0, 3, 2]
+    assert nms(boxes, scores, torch.tensor([7, -1, 7, 7]), 0.5).tolist() == [1, 0, 2]
+
+
+def test_the_threshold_itself_does_not_suppress(nms: NmsOp) -> None:
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 0.5]])
+    assert nms(boxes, torch.tensor([2.0, 1.0]), None, 0.5).tolist() == [0, 1]
+    assert nms(boxes, torch.tensor([2.0, 1.0]), None, 0.4999).tolist() == [0]
+
+
+def test_policy_for_troubled_boxes(nms: NmsOp) -> None:
+    nan, inf = float("nan"), float("inf")
+    point, inverted = [1.0, 1, 1, 1], [2.0, 2, 0, 0]
+    boxes = torch.tensor(
+        [[0.0, 0, 2, 2], point, point, inverted, inverted, [0, 0, inf, 1], [0, nan, 1, 1], [5, 5, 6, 6]]
+    )
+    scores = torch.tensor([8.0, 7, 6, 5, 4, 3, 2, nan])
+    assert nms(boxes, scores, None, 0.0).tolist() == [0, 1, 2, 3, 4]
+    assert nms(boxes, torch.tensor([-inf, inf, 0, -0.0, 0, 0, 0, 0]), None, 0.0).tolist() == [1, 2, 3, 4, 7, 0]
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 40),
+    classes=st.integers(1, 4),
+    iou_threshold=st.sampled_from([0.0, 0.3, 0.45, 0.5, 0.7, 1.0, 1.45]),
+    steps=st.booleans(),
+    trouble=st.sampled_from([0.0, 0.1]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+)
+def test_equals_reference_and_brute_force(
+    nms: NmsOp,
+    seed: int,
+    count: int,
+    classes: int,
+    iou_threshold: float,
+    steps: bool,
+    trouble: float,
+    dtype: torch.dtype,
+) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = random_boxes(rng, count, steps=steps, trouble=trouble).to(dtype)
+    scores = random_tensor(rng, (count,), scale=1, steps=steps, trouble=trouble).to(dtype)
+    labels = torch.from_numpy(rng.integers(-2, classes - 2, count))
+    kept = nms(boxes, scores, labels, iou_threshold)
+    assert kept.tolist() == ops.reference.batched_nms(boxes, scores, labels, iou_threshold).tolist()
+    assert kept.tolist() == brute_force(boxes.float(), scores.float(), labels, iou_threshold)
+    one_class = nms(boxes, scores, None, iou_threshold)
+    assert one_class.tolist() == ops.reference.nms(boxes, scores, iou_threshold).tolist()
+
+
+@pytest.fixture
+def crowd() -> tuple[Tensor, Tensor, Tensor]:
+    rng = np.random.default_rng(3)
+    boxes = random_boxes(rng, 3000, steps=False, trouble=0)
+    return boxes, torch.from_numpy(rng.random(3000).astype(np.float32)), torch.from_numpy(rng.integers(0, 20, 3000))
+
+
+def test_survivors_survive_again(nms: NmsOp, crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+    boxes, scores, labels = crowd
+    kept = nms(boxes, scores, labels, 0.45)
+    again = nms(boxes[kept], scores[kept], labels[kept], 0.45)
+    assert 20 < len(kept) < 3000
+    assert torch.equal(again, torch.arange(len(kept)))
+
+
+def test_order_of_the_input_does_not_matter(nms: NmsOp, crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+    boxes, scores, labels = crowd
+    order = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))
+    shuffled = nms(boxes[order], scores[order], labels[order], 0.45)
+    assert torch.equal(order[shuffled], nms(boxes, scores, labels, 0.45))
+
+
+def test_size_and_place_of_the_boxes_do_not_matter(nms: NmsOp, crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+    boxes, scores, labels = crowd
+    kept = nms(boxes, scores, labels, 0.45)
+    assert torch.equal(nms(boxes * 1024, scores, labels, 0.45), kept)
+    mirrored = boxes[:, [1, 0, 3, 2]]
+    assert torch.equal(nms(mirrored, scores, labels, 0.45), kept)
+
+
+def test_thread_count_does_not_matter(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+    with threads(2):
+        on_two = ops.batched_nms(*crowd, 0.45)
+    with threads(1):
+        assert torch.equal(on_two, ops.batched_nms(*crowd, 0.45))
+
+
+def test_inputs_need_not_be_contiguous(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+    boxes, scores, _ = crowd
+    strided = boxes.t().contiguous().t()
+    assert not strided.is_contiguous()
+    assert torch.equal(ops.nms(strided, scores.flip(0).flip(0), 0.5), ops.nms(boxes, scores, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "labels", "threshold", "message"),
+    [
+        (torch.zeros(3, 5), torch.zeros(3), None, 0.5, r"boxes has shape \[3, 5\], expected \[\*, 4\]"),
+        (torch.zeros(3, 4), torch.zeros(2), None, 0.5, r"scores has shape \[2\], expected \[3\]"),
+        (torch.zeros(3, 4), torch.zeros(3), torch.zeros(2).long(), 0.5, r"labels has shape \[2\], expected \[3\]"),
+        (torch.zeros(3, 4), torch.zeros(3), torch.zeros(3), 0.5, "labels must hold int64"),
+        (torch.zeros(3, 4).long(), torch.zeros(3), None, 0.5, "boxes must hold floating-point numbers"),
+        (torch.zeros(3, 4), torch.zeros(3), None, -0.1, "iou_threshold must be at least 0, got -0.1"),
+        (torch.zeros(3, 4), torch.zeros(3), None, float("nan"), "iou_threshold must be at least 0, got nan"),
+    ],
+)
+def test_bad_input(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold: float, message: str) -> None:
+    suppress = ops.nms if labels is None else partial(ops.batched_nms, labels=labels)
+    with pytest.raises(InputError, match=message):
+        suppress(boxes, scores, iou_threshold=threshold)
+
+
+def test_opcheck() -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = random_boxes(rng, 20, steps=False, trouble=0), torch.rand(20)
+    for labels in (None, torch.arange(20) % 3):
+        torch.library.opcheck(torch.ops.refinedet.nms.default, (boxes, scores, labels, 0.5))
+
+
+def test_compile_and_export(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+            return boxes[ops.batched_nms(boxes, scores, labels, 0.45)]
+
+    expected = Suppress()(*crowd)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        assert torch.equal(torch.compile(Suppress(), fullgraph=True, backend="aot_eager")(*crowd), expected)
+    assert torch.equal(torch.export.export(Suppress(), crowd).module()(*crowd), expected)

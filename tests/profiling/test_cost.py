@@ -1,0 +1,121 @@
+"""The cost model: its bars, and its assumptions beside what the operators and kernels really do."""
+
+import json
+
+import pytest
+import torch
+from simulated import cases_detect, cases_match, cases_mine, cases_nms, cases_refine
+from simulated.harness import Harness, Result
+from support.detect_cases import load_golden
+from support.paths import ROOT
+
+from refinedet import ops
+from refinedet.ops import portable
+from refinedet.profiling import cost
+
+KERNELS = ROOT / "docs" / "kernels"
+NETWORKS = {net.name: net for net in cost.NETWORKS}
+DEVICES = {device.name: device for device in cost.DEVICES}
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("net", cost.NETWORKS, ids=lambda net: net.name)
+def test_detect_moves_little_more_than_the_minimum(net: cost.Network, batch: int) -> None:
+    detect = cost.detect(net, batch)
+    assert detect.launches <= 5
+    assert detect.syncs == 0
+    assert detect.moved <= 1.5 * detect.minimum
+
+
+@pytest.mark.parametrize(("device", "microseconds"), [("H100", 50), ("Titan X (Maxwell)", 150)])
+def test_prediction_of_detect(device: str, microseconds: float) -> None:
+    assert cost.detect(NETWORKS["VOC 320"], 1).predicted(DEVICES[device]) < microseconds
+
+
+@pytest.mark.parametrize("name", cost.OPERATORS)
+def test_nothing_is_predicted_below_its_floor(name: str) -> None:
+    for net in cost.NETWORKS:
+        for batch in (1, 32):
+            call = cost.OPERATORS[name](net, batch)
+            assert call.moved >= call.minimum
+            assert all(call.predicted(device) >= call.floor(device) for device in cost.DEVICES)
+
+
+def test_a_larger_batch_takes_longer_and_half_types_move_less() -> None:
+    net, device = NETWORKS["VOC 320"], DEVICES["Titan X (Maxwell)"]
+    assert cost.detect(net, 32).predicted(device) > cost.detect(net, 1).predicted(device)
+    assert cost.detect(net, 32, element=2).moved < cost.detect(net, 32).moved
+
+
+@pytest.mark.parametrize(("golden", "net"), [("typical_voc320", "VOC 320"), ("coco81_320", "COCO 320")])
+def test_shares_are_those_of_the_golden_cases(golden: str, net: str) -> None:
+    """Candidates and what suppression keeps of them, per surviving anchor."""
+    inputs, _ = load_golden(golden)
+    survivors = portable.objectness(inputs[1]) >= 0.01
+    candidates = (portable.softmax(inputs[3])[..., 1:] > 0.01) & survivors[..., None]
+    kept = ops.detect(*inputs, keep_top_k=100_000).counts
+    count = survivors.sum().item()
+    assert NETWORKS[net].pairs == pytest.approx(candidates.sum().item() / count, rel=0.02)
+    assert NETWORKS[net].kept == pytest.approx(kept.sum().item() / count, rel=0.02)
+    assert NETWORKS[net].anchors == inputs[4].shape[0]
+    assert NETWORKS[net].classes == inputs[3].shape[2]
+
+
+def test_concatenation_reads_and_writes_all_outputs() -> None:
+    (*outputs, _), _ = load_golden("typical_voc320")
+    expected = 2 * sum(output.nbytes for output in outputs)
+    assert cost.concatenation(NETWORKS["VOC 320"], len(outputs[0])).moved == expected
+
+
+class CountingHarness(Harness):
+    """Remembers how many kernels the last call launched."""
+
+    launches = 0
+
+    def run(self, *arguments, **options) -> Result:
+        result = super().run(*arguments, **options)
+        self.launches = result.launches
+        return result
+
+
+CASES = {
+    "detect": lambda harness: cases_detect.check_case(harness, cases_detect.random_inputs(0, 2, 70, 4)),
+    "match": lambda harness: cases_match.check_case(harness, cases_match.random_inputs(0, 70, [3, 2])),
+    "mine": lambda harness: cases_mine.check_case(harness, cases_mine.random_inputs(0, 2, 70, 4)),
+    "refine": lambda harness: cases_refine.check(harness),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_launches_are_those_of_the_launcher(name: str) -> None:
+    kernels = [kernel for kernel in cost.OPERATORS[name](cost.NETWORKS[0], 1).kernels if kernel.name != "memset"]
+    with CountingHarness(name) as harness:
+        CASES[name](harness)
+        assert harness.launches == len(kernels)
+
+
+@pytest.mark.parametrize("boxes", [1000, 5000])
+def test_launches_of_nms(boxes: int) -> None:
+    with CountingHarness("nms") as harness:
+        cases_nms.check_case(harness, *cases_nms.random_case(0, boxes, 3), 0.5)
+        assert harness.launches == cost.nms(boxes).launches
+
+
+def test_kernels_are_those_of_the_budget() -> None:
+    budget = json.loads((KERNELS / "resources.json").read_text())["kernels"]
+    calls = [*(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS), cost.nms(10_000)]
+    modelled = {kernel.name for call in calls for kernel in call.kernels} - {"memset"}
+    names = {name.partition("<")[0] for name in budget}
+    assert modelled == names - {"rank_losses_kernel"}  # the cheap one of the two that rank
+
+
+@pytest.mark.parametrize("name", [*cost.OPERATORS, "nms"])
+def test_documents(name: str) -> None:
+    assert cost.table(name) in (KERNELS / f"{name}.md").read_text()
+    assert (KERNELS / "cost.md").read_text().endswith(cost.summary())
+
+
+def test_select_is_free_when_all_are_wanted() -> None:
+    assert cost._select(500, 500, 256) == 0
+    assert cost._select(501, 500, 256) > 0
+    assert torch.tensor([cost._sort(n) for n in (2, 64, 65, 1024)]).tolist() == [80, 21 * 80, 28 * 80, 55 * 80]

@@ -1,0 +1,71 @@
+"""What tests and benchmarks on a GPU share. Their files call `require_gpu()` first, which skips them elsewhere."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from refinedet.ops import extension
+
+DEVICE = torch.device("cuda", 0)
+
+
+def require_gpu() -> None:
+    if not torch.cuda.is_available():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # conftest.py
+        reason = "any GPU is hidden from this run: `make test-gpu`" if hidden else "torch finds no GPU here"
+        pytest.skip(reason, allow_module_level=True)
+    problem = extension.cuda_problem(DEVICE)
+    if problem is not None:
+        pytest.skip(": ".join(problem), allow_module_level=True)
+
+
+def to(device: torch.device | str, value: Any) -> Any:
+    """A tensor, or tensors in a tuple, on the device; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+        items = [to(device, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def on_gpu(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator for tensors on the CPU, which runs on the GPU."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        moved = [to(DEVICE, argument) for argument in arguments]
+        return to("cpu", operator(*moved, **{name: to(DEVICE, option) for name, option in options.items()}))
+
+    return run
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Bit for bit, but for the targets of match: a logarithm is not the same on every device."""
+    if isinstance(found, Tensor):
+        found, expected = (found,), (expected,)
+    names = getattr(found, "_fields", range(len(found)))
+    for name, a, b in zip(names, found, expected, strict=True):
+        if name == "targets":
+            torch.testing.assert_close(a.cpu(), b.cpu(), rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(a.cpu(), b.cpu()), name
+
+
+def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of the call, and its result, which every replay overwrites.
+
+    The call before it, on a stream of its own as torch demands, loads the kernels, which a capture may not.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result

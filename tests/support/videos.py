@@ -1,0 +1,18 @@
+"""Small videos for the tests."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+HEIGHT, WIDTH = 72, 128
+FOURCC = {".mp4": "mp4v", ".avi": "MJPG"}
+
+
+def make_video(path: Path, frames: int = 12, fps: float = 10.0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*FOURCC[path.suffix]), fps, size)
+    assert writer.isOpened()
+    for index in range(frames):
+        writer.write(np.full((size[1], size[0], 3), 20 * index % 256, np.uint8))
+    writer.release()
+    return path
