@@ -4,16 +4,12 @@
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # for gpu.py
 
 CALLS_PER_TURN = 3
 
