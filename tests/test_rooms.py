@@ -11,7 +11,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-
 from support.paths import ROOT
 
 WORDS = {"anchors", "boxes", "errors", "files", "interrupt", "preprocessing", "presets", "records"}
@@ -27,7 +26,10 @@ ROOMS = {
     "inference": ("from images to objects", {"words", "ops", "models", "data", "weights"}),
     "evaluation": ("from objects to metrics", {"words", "ops", "models", "data", "weights", "inference"}),
     "training": ("from a recipe to weights", {"words", "ops", "models", "data", "weights", "inference", "evaluation"}),
-    "refinedet": ("the names that users import", {"words", "ops", "models", "data", "weights", "inference", "training"}),
+    "refinedet": (
+        "the names that users import",
+        {"words", "ops", "models", "data", "weights", "inference", "training"},
+    ),
     "commands": ("the command line", {"*"}),
 }
 

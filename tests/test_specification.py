@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from support.paths import ROOT
 
 SPECIFICATION = ROOT / "docs" / "specification.md"
