@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 INSTALLED := $(VENV)/installed.stamp
+CPP := $(shell find csrc tests/simulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test test-cuda test-gpu lint benchmark clean
 
@@ -23,6 +24,8 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable

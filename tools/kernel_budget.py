@@ -11,6 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nvrtc
 
@@ -60,10 +61,11 @@ def with_nvcc(toolkit: cuda_build.Toolkit) -> list[KernelResources]:
     def compile_source(source: Path) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / source.stem
-            ptx = [*flags, "-arch=compute_75", "-ptx", source, "-o", output]
+            ptx = [*flags, "-arch=compute_75", "-ptx", str(source), "-o", str(output)]
             subprocess.run(ptx, check=True, capture_output=True)
             text = output.read_text()
-            done = subprocess.run([*flags, *architectures, "-c", source, "-o", output], capture_output=True, text=True)
+            code = [*flags, *architectures, "-c", str(source), "-o", str(output)]
+            done = subprocess.run(code, capture_output=True, text=True)
             if done.returncode != 0:
                 raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
             return done.stderr, text
@@ -83,7 +85,7 @@ def with_nvrtc() -> Compiled:
 
 
 def to_json(rows: list[KernelResources], versions: dict[str, str]) -> str:
-    kernels: dict[str, dict] = {}
+    kernels: dict[str, dict[str, Any]] = {}
     for row in rows:
         kernel = kernels.setdefault(
             row.kernel,
@@ -93,7 +95,7 @@ def to_json(rows: list[KernelResources], versions: dict[str, str]) -> str:
     return json.dumps({**versions, "kernels": kernels}, indent=1) + "\n"
 
 
-def to_markdown(budget: dict) -> str:
+def to_markdown(budget: dict[str, Any]) -> str:
     """The table of the budget for people."""
     architectures = list(next(iter(budget["kernels"].values()))["architectures"])
     header = ["kernel", "threads", "shared bytes", *(f"sm_{name.replace('.', '')}" for name in architectures)]

@@ -66,14 +66,14 @@ def test_sdist_contains_every_source(sdist):
     prefix = f"refinedet-{refinedet.__version__}/"
     with tarfile.open(sdist) as archive:
         names = {member.name.removeprefix(prefix) for member in archive.getmembers() if member.isfile()}
-    expected = _files("csrc", "*.cpp", "*.cu", "*.h") | _files("refinedet", "*.py", "*.toml", "*.safetensors")
+    expected = _files("csrc", "*.cpp", "*.cu", "*.h") | _files("refinedet", "*.py", "*.pyi", "*.toml", "*.safetensors")
     assert expected <= names
     assert {"setup.py", "cuda_build.py", "pyproject.toml", "LICENSE", "README.md", "refinedet/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests/", "build/")) or name.endswith(".so")]
 
 
 def test_wheel_contains_the_package_and_nothing_else(wheel_names):
-    expected = _files("refinedet", "*.py", "*.toml", "*.safetensors", "py.typed")
+    expected = _files("refinedet", "*.py", "*.pyi", "*.toml", "*.safetensors", "py.typed")
     (compiled,) = {name for name in wheel_names if name.endswith(".so")}
     metadata = {name for name in wheel_names if name.startswith(f"refinedet-{refinedet.__version__}.dist-info/")}
     assert compiled.startswith("refinedet/_C.cpython-")
