@@ -15,6 +15,7 @@ from pathlib import Path
 
 import kernel_budget
 import nvrtc
+import ptxas
 import pytest
 import torch
 from kernel_budget import BUDGET, OLD_ARCHITECTURES, ROOT, TABLE
@@ -230,9 +231,9 @@ def small_tree(tmp_path: Path) -> Path:
     """setup.py with one C++ file and one CUDA file."""
     tree = tmp_path / "a small tree"
     op, cuda = tree / "csrc" / "ops" / "double", tree / "csrc" / "cuda"
-    for folder in (op, cuda, tree / "refinedet" / "profiling"):
+    for folder in (op, cuda, tree / "refinedet", tree / "tools"):
         folder.mkdir(parents=True)
-    for file in ("setup.py", "cuda_build.py", "refinedet/profiling/resources.py"):
+    for file in ("setup.py", "cuda_build.py", "tools/ptxas.py"):
         shutil.copy(ROOT / file, tree / file)
     (tree / "csrc" / "common.cpp").write_text("int zero() { return 0; }\n")
     (op / "double_cuda.h").write_text("#define FACTOR 2\n")
@@ -596,8 +597,8 @@ PTX = ".visible .entry _ZN9refinedet4cuda11move_kernelINS0_4HalfEEEvPKT_(\n .par
 
 
 def test_parse() -> None:
-    (row,) = kernel_resources.parse([PTXAS], [PTX])
-    assert row == KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
+    (row,) = ptxas.parse([PTXAS], [PTX])
+    assert KernelResources(**row) == KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
 
 
 def test_summary() -> None:
