@@ -37,13 +37,12 @@ CUDA = CSRC / "cuda"
 sys.path.insert(0, str(ROOT))  # an isolated build does not have it
 import cuda_build  # noqa: E402
 
-# Four distributions bring the same module, cv2; installed together they overwrite each other's files. A package can depend
-# on one only, so a server without a screen chooses before the install: then `pip check` is right as well.
+# Four distributions bring the same module, cv2; installed together they overwrite each other's files. A package cannot
+# depend on one or another, so a server without a screen chooses before the install: then `pip check` is right as well.
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
-# matplotlib, tensorboard and pycocotools are no extras: `refinedet train` and `evaluate` promise curves, logs and COCO's
-# metrics, and would fail after hours. With what they need they take 130 MB beside torch's 1 to 6 GB, and `import refinedet`
-# imports none of them.
+# matplotlib, tensorboard and pycocotools are no extras: `refinedet train` and `evaluate` promise logs, curves and the
+# metrics of COCO. With what they need they take 130 MB, torch takes 1 to 6 GB; `import refinedet` imports none of them.
 DEPENDENCIES = [
     "torch>=2.10",
     "numpy",

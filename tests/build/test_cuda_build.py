@@ -220,7 +220,27 @@ def test_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_older_nvcc_compiles_as_cxx17(fake_toolkit) -> None:
-    assert "-std=c++17" in find({"CUDA_HOME": str(fake_toolkit("11.8.89").parent.parent)}).flags()
+    toolkit = find({"CUDA_HOME": str(fake_toolkit("11.8.89").parent.parent)})
+    assert "-std=c++17" in toolkit.flags(warnings_are_errors=False)
+
+
+@pytest.mark.parametrize(
+    ("cxx", "command"),
+    [
+        (None, "nvcc"),
+        ("clang++", "nvcc -ccbin=clang++"),
+        ("ccache g++", "ccache nvcc -ccbin=g++"),
+        ("/opt/bin/sccache g++ -m64", "/opt/bin/sccache nvcc -ccbin=g++ -Xcompiler=-m64"),
+    ],
+)
+def test_cxx_with_nvcc(nvcc_13, cxx: str | None, command: str) -> None:
+    assert cuda_build.nvcc_command(nvcc_13, cxx and cxx.split()) == command.split()
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 1), (2, 1), (14, 1), (15, 2), (32, 5)])
+def test_threads_of_nvcc(jobs: int, threads: int) -> None:
+    """Five nvcc with so many threads and one more without: never more processes than jobs."""
+    assert cuda_build.nvcc_threads(jobs, sources=5) == threads
 
 
 # --- setup.py ---------------------------------------------------------------------------------------------------------
@@ -275,10 +295,30 @@ def test_build_with_cuda(toolkit, small_tree: Path) -> None:
 
 
 def test_compiler_errors_are_shown(toolkit, small_tree: Path) -> None:
-    (small_tree / "csrc" / "ops" / "double" / "double_cuda.cu").write_text("__global__ void kernel() { int unused; }\n")
-    done = build(small_tree, REFINEDET_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0")
+    kernel = small_tree / "csrc" / "ops" / "double" / "double_cuda.cu"
+    kernel.write_text(kernel.read_text() + "__global__ void __launch_bounds__(64) kernel() { int unused; }\n")
+    environment = {"REFINEDET_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"}
+    done = build(small_tree, REFINEDET_WERROR="1", **environment)
     assert done.returncode != 0
     assert 'variable "unused" was declared but never referenced' in done.stdout
+    done = build(small_tree, REFINEDET_WERROR="0", **environment)
+    assert "double_cuda.cu" in compiled(done)
+    assert 'variable "unused" was declared but never referenced' in done.stdout
+
+
+def test_compiler_cache(toolkit, small_tree: Path, tmp_path: Path) -> None:
+    """CXX="ccache g++": both compilers run behind ccache, here a script that writes down what it is asked for."""
+    ccache = tmp_path / "bin" / "ccache"
+    ccache.parent.mkdir()
+    ccache.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\nexec "$@"\n')
+    ccache.chmod(0o755)
+    environment = {"CXX": "ccache g++", "PATH": f"{ccache.parent}:{os.environ['PATH']}"}
+    done = build(small_tree, REFINEDET_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0", **environment)
+    assert compiled(done) == {"common.cpp", "double_cuda.cu", "table.cpp"}
+    calls = (tmp_path / "calls").read_text().splitlines()
+    for file in ("common.cpp", "table.cpp"):
+        assert any(call.startswith("g++ ") and file in call for call in calls)
+    assert any(call.startswith(f"{toolkit.nvcc} -ccbin=g++ ") and "double_cuda.cu.o " in call for call in calls)
 
 
 def test_build_without_nvcc(small_tree: Path) -> None:
@@ -598,7 +638,8 @@ PTX = ".visible .entry _ZN9refinedet4cuda11move_kernelINS0_4HalfEEEvPKT_(\n .par
 
 def test_parse() -> None:
     (row,) = ptxas.parse([PTXAS], [PTX])
-    assert KernelResources(**row) == KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
+    expected = KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
+    assert KernelResources(**row) == expected
 
 
 def test_summary() -> None:
