@@ -318,7 +318,7 @@ def test_compiler_cache(toolkit, small_tree: Path, tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text().splitlines()
     for file in ("common.cpp", "table.cpp"):
         assert any(call.startswith("g++ ") and file in call for call in calls)
-    assert any(call.startswith(f"{toolkit.nvcc} -ccbin=g++ ") and "double_cuda.cu.o " in call for call in calls)
+    assert any(call.startswith(f"{toolkit.nvcc} -ccbin=g++ ") and call.endswith("double_cuda.cu.o") for call in calls)
 
 
 def test_build_without_nvcc(small_tree: Path) -> None:
@@ -434,38 +434,38 @@ def test_an_error_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def extension(monkeypatch: pytest.MonkeyPatch):
+def pretend(monkeypatch: pytest.MonkeyPatch):
     """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def pretend(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
+    def built(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(extension, "_module", module)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    return pretend
+    return built
 
 
 def problem() -> str:
     return ": ".join(extension.cuda_problem(torch.device("cuda", 0)))
 
 
-def test_build_without_kernels_meets_a_gpu(extension) -> None:
-    extension(13000, cuda=False)
+def test_build_without_kernels_meets_a_gpu(pretend) -> None:
+    pretend(13000, cuda=False)
     assert problem().startswith(
         "this build of refinedet has no CUDA kernels: install the CUDA toolkit, then run `REFINEDET_CUDA=1 python "
     )
 
 
-def test_driver_that_is_too_old(extension) -> None:
-    extension(12040, cuda=True, nvcc="13.0.88", architectures="7.5 9.0+PTX")
+def test_driver_that_is_too_old(pretend) -> None:
+    pretend(12040, cuda=True, nvcc="13.0.88", architectures="7.5 9.0+PTX")
     assert problem().startswith(
         "the CUDA kernels were compiled by CUDA 13.0.88, and the NVIDIA driver supports 12.4 at most: update the driver"
     )
 
 
 @pytest.mark.parametrize("architectures", ["7.5 9.0+PTX", "6.2", "5.2", "6.0a+PTX 5.2f+PTX"])
-def test_kernels_for_other_gpus(extension, architectures: str) -> None:
-    extension(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
+def test_kernels_for_other_gpus(pretend, architectures: str) -> None:
+    pretend(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert problem().startswith(
         f"the CUDA kernels were compiled for compute capability {architectures}, and cuda:0 has 6.1: "
         "run `TORCH_CUDA_ARCH_LIST=6.1 python setup.py build_ext --inplace` in "
@@ -473,14 +473,14 @@ def test_kernels_for_other_gpus(extension, architectures: str) -> None:
 
 
 @pytest.mark.parametrize("architectures", ["6.1", "6.0 7.5", "5.2+PTX", "7.5 6.1+PTX", "6.0f", "6.1a+PTX 7.0"])
-def test_kernels_that_run_on_the_gpu(extension, architectures: str) -> None:
-    extension(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
+def test_kernels_that_run_on_the_gpu(pretend, architectures: str) -> None:
+    pretend(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert extension.cuda_problem(torch.device("cuda", 0)) is None
 
 
-def test_jetson_takes_only_its_own_machine_code(extension) -> None:
+def test_jetson_takes_only_its_own_machine_code(pretend) -> None:
     def problem_with(architectures: str) -> tuple[str, str] | None:
-        extension(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
+        pretend(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
         return extension.cuda_problem(torch.device("cuda", 0))
 
     assert problem_with("8.7") is None
@@ -489,9 +489,9 @@ def test_jetson_takes_only_its_own_machine_code(extension) -> None:
 
 
 @pytest.mark.parametrize("in_a_list", [False, True])
-def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
+def test_error_of_an_operator_names_the_problem(pretend, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
     """What the dispatcher says about a CUDA tensor in a build for the CPU is replaced by cause and fix."""
-    extension(13000, cuda=False)
+    pretend(13000, cuda=False)
 
     def fail(*_: object) -> None:
         raise NotImplementedError("Could not run 'refinedet::refine' with arguments from the 'CUDA' backend.")
