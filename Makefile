@@ -1,6 +1,6 @@
 # Everything from a fresh clone: each target creates the virtual environment, installs, compiles, then runs.
 # A later run repeats only what changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
-# TORCH is what pip is told to install torch by. The build for the CPU:
+# TORCH is what pip is told to install torch by, into a new .venv. The build for the CPU:
 #     make demo TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
