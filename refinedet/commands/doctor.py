@@ -18,6 +18,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # distribution name -> module name. Those imported here are the ones whose import fails on machines in practice:
 # opencv-python without libGL, torchvision beside a torch it was not built for.
 REQUIRED = {"numpy": "numpy", "opencv-python": "cv2"}
+OTHER_OPENCV = ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")  # as good
 OPTIONAL = {"torchvision": "torchvision", "timm": "timm"}
 REQUIRED_UNIMPORTED = ("matplotlib", "pillow", "pycocotools", "safetensors", "tensorboard", "tqdm")
 
@@ -177,12 +178,13 @@ def _examine_extension(found: Report) -> None:
 
 
 def _examine_packages(found: Report) -> None:
-    for distribution, module in {**REQUIRED, **OPTIONAL}.items():
+    for name, module in {**REQUIRED, **OPTIONAL}.items():
+        distribution = _opencv() if module == "cv2" else name
         try:
             found.versions[distribution] = importlib.import_module(module).__version__
         except ModuleNotFoundError:
             found.versions[distribution] = None
-            if distribution in REQUIRED:
+            if name in REQUIRED:
                 found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
         except Exception as error:
             found.versions[distribution] = None
@@ -195,11 +197,16 @@ def _examine_packages(found: Report) -> None:
             found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
 
 
+def _opencv() -> str:
+    """The distribution that brings cv2 here."""
+    return next((name for name in OTHER_OPENCV if any(importlib.metadata.distributions(name=name))), "opencv-python")
+
+
 def _import_fix(distribution: str) -> str:
-    if distribution == "opencv-python":
+    if distribution in ("opencv-python", "opencv-contrib-python"):
         return (
             "install the system's libGL (Debian, Ubuntu: apt install libgl1), or replace it: pip uninstall "
-            "opencv-python && pip install opencv-python-headless"
+            f"{distribution}, then install refinedet with REFINEDET_OPENCV=opencv-python-headless"
         )
     if distribution in ("torchvision", "timm"):  # timm imports torchvision
         return "pip install --upgrade torch torchvision (in one command, so that the two fit each other)"

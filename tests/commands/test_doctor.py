@@ -107,6 +107,14 @@ def test_opencv_without_libgl(the_problem, monkeypatch):
     assert "opencv-python-headless" in problem.fix
 
 
+def test_other_distribution_of_opencv(machine, monkeypatch):
+    """cv2 is what is needed; whichever distribution brings it is named, and none is called missing."""
+    monkeypatch.setattr(doctor.importlib.metadata, "distributions", lambda name: [name] * name.endswith("headless"))
+    found = doctor.report()
+    assert found.healthy
+    assert {name for name in found.versions if "opencv" in name} == {"opencv-python-headless"}
+
+
 def test_torchvision_of_another_torch(the_problem, monkeypatch):
     _fail_import(monkeypatch, "torchvision", RuntimeError("operator torchvision::nms does not exist"))
     problem = the_problem()
