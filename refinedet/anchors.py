@@ -45,16 +45,15 @@ def generate_anchors(size: tuple[int, int]) -> Tensor:
     the CPU, whatever torch's default device and dtype.
     """
     size = parse_size(size)
-    with torch.device("cpu"):
-        return torch.cat([_level_anchors(size, stride) for stride in STRIDES])
+    return torch.cat([_level_anchors(size, stride) for stride in STRIDES])
 
 
 def _level_anchors(size: tuple[int, int], stride: int) -> Tensor:
     height, width = size
     rows, columns = height // stride, width // stride
-    ratios = torch.tensor(RATIOS, dtype=torch.float64)
-    center_y = (torch.arange(rows, dtype=torch.float64) + 0.5) * stride / height
-    center_x = (torch.arange(columns, dtype=torch.float64) + 0.5) * stride / width
+    ratios = torch.tensor(RATIOS, dtype=torch.float64, device="cpu")
+    center_y = (torch.arange(rows, dtype=torch.float64, device="cpu") + 0.5) * stride / height
+    center_x = (torch.arange(columns, dtype=torch.float64, device="cpu") + 0.5) * stride / width
     anchor_w = SCALE * stride * ratios.sqrt() / width
     anchor_h = SCALE * stride / ratios.sqrt() / height
     grid = (rows, columns, ANCHORS_PER_CELL)

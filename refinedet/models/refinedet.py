@@ -73,7 +73,7 @@ class RefineDet(nn.Module):
         return self.odm.loc[0].weight.dtype
 
     def anchors_for(self, size: tuple[int, int]) -> Tensor:
-        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``."""
+        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; other sizes' are made at every call."""
         if tuple(size) == self.config.size:
             return self.anchors
         return generate_anchors(size).to(self.device)
@@ -85,7 +85,8 @@ class RefineDet(nn.Module):
         return self
 
     def _place_anchors(self, *_: object) -> None:
-        self.anchors = generate_anchors(self.config.size).to(self.device)
+        with torch.inference_mode(False):  # they outlive the block and may serve training
+            self.anchors = generate_anchors(self.config.size).to(self.device)
 
 
 def caffe_multipliers(model: nn.Module) -> dict[str, tuple[float, float]]:
