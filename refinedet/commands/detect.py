@@ -16,11 +16,11 @@ from tqdm import tqdm
 from refinedet.data import list_images, read_image
 from refinedet.errors import DataError, InputError
 from refinedet.files import atomic_write
+from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
-from refinedet.inference.predict import batches, detect
+from refinedet.inference.pictures import batches
 from refinedet.inference.video import BAR_DELAY, detect_video
 from refinedet.interrupt import StopRequest, stop_on_interrupt
-from refinedet.models import RefineDet
 from refinedet.records import Detections
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
@@ -78,7 +78,7 @@ class DetectJob:
     breaks off is both there and in ``done``. After Ctrl-C (``interrupted``) what was begun is finished, the rest is
     left."""
 
-    model: RefineDet
+    detector: Detector
     targets: dict[Path, Path]  # annotated copy of each input
     score_threshold: float
     batch_size: int
@@ -112,7 +112,7 @@ class DetectJob:
     def to_json(self) -> dict[str, Any]:
         """What was found, for ``--json``: boxes are x1, y1, x2, y2 in pixels of the original image or frame."""
         return {
-            "classes": list(self.model.config.classes),
+            "classes": list(self.detector.classes),
             "score_threshold": self.score_threshold,
             "images": self.images,
             "videos": self.videos,
@@ -123,7 +123,7 @@ class DetectJob:
     def _run_images(self, images: Sequence[Path]) -> None:
         started = time.perf_counter()
         network_seconds = 0.0
-        table = _Table(images, self.model.config.classes)
+        table = _Table(images, self.detector.classes)
         with tqdm(total=len(images), unit="image", delay=BAR_DELAY) as bar:
             for batch in batches(self._readable(images, bar), self.batch_size):
                 before = time.perf_counter()
@@ -150,7 +150,7 @@ class DetectJob:
             bar.update()
 
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
-        return detect(self.model, images, score_threshold=self.score_threshold, batch_size=self.batch_size)
+        return self.detector.detect(images, score_threshold=self.score_threshold, batch_size=self.batch_size)
 
     def _finish_image(self, path: Path, image: np.ndarray, detections: Detections, table: _Table) -> None:
         target = self.targets[path]
@@ -178,7 +178,7 @@ class DetectJob:
         started = time.perf_counter()
         try:
             result = detect_video(
-                self.model,
+                self.detector,
                 path,
                 self.targets[path],
                 score_threshold=self.score_threshold,

@@ -25,7 +25,7 @@ from refinedet.errors import InputError, RefineDetError
 from refinedet.files import PACKAGE, RECIPES, write_text
 
 if TYPE_CHECKING:
-    from refinedet.models import RefineDet
+    from refinedet.inference.detector import Detector
 
 STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
 FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
@@ -251,8 +251,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.split,
         format=arguments.format,
         device=choose_device(arguments.device),
-        metric="coco" if arguments.metric == "coco" else "voc",
-        use_07_metric=arguments.metric == "voc07",
+        metric=arguments.metric,
         batch_size=arguments.batch_size,
     )
     say(evaluation.table())
@@ -269,7 +268,7 @@ def _detect(arguments: argparse.Namespace) -> int:
     images, videos = find_inputs(arguments.inputs)
     targets = plan_outputs([*images, *videos], arguments.out)
     job = DetectJob(
-        model=_load(arguments.checkpoint, arguments.device),
+        detector=_load(arguments.checkpoint, arguments.device),
         targets=targets,
         score_threshold=arguments.score_threshold,
         batch_size=arguments.batch_size,
@@ -296,7 +295,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.main(as_json=arguments.json)
 
 
-def _load(checkpoint: str, device: str) -> RefineDet:
+def _load(checkpoint: str, device: str) -> Detector:
     import refinedet
     from refinedet.ops.devices import choose_device
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
+from refinedet.choices import WEIGHTS_INPUTS
 from refinedet.data.augment import AugmentConfig
 from refinedet.errors import InputError, RecipeError
 from refinedet.files import RECIPES
-from refinedet.models.pretrained import WEIGHTS_INPUTS
 from refinedet.presets import PRESETS, Preset
 
 if sys.version_info >= (3, 11):

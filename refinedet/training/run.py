@@ -22,8 +22,9 @@ from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dat
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError
 from refinedet.evaluation.evaluate import evaluate
 from refinedet.files import write_text
+from refinedet.inference.detector import Detector
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
-from refinedet.models import RefineDet, build
+from refinedet.models import RefineDet, build, load_pretrained
 from refinedet.ops.devices import choose_device
 from refinedet.training.logs import LOG_FILE, RunningMean, TrainingLog, read_log
 from refinedet.training.recipe import Recipe, differences, parse_recipe, read_recipe
@@ -254,11 +255,10 @@ class _Run:
             return None
         settings = self.recipe.evaluate
         found = evaluate(
-            self.trainer.best_model,
+            Detector(self.trainer.best_model),
             self.test_data,
-            metric=settings.metric,
+            metric="voc07" if settings.use_07_metric else settings.metric,
             batch_size=settings.batch_size,
-            use_07_metric=settings.use_07_metric,
             progress=progress,
         )
         log.write(self.trainer.steps, "test", {"mean_ap": found.mean_ap, "ap": {r.name: r.ap for r in found.rows}})
@@ -406,7 +406,7 @@ def _load_pretrained(model: RefineDet, path: str, weights_input: str) -> None:
     if is_checkpoint(path):
         load_weights(model, path)
     else:
-        model.backbone.load_pretrained(path, weights_input)
+        load_pretrained(model.backbone, path, weights_input)
 
 
 def _fingerprint(dataset: DetectionDataset) -> dict[str, Any]:

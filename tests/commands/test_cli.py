@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from support.commands import RECIPE, TIMEOUT
 from support.paths import ROOT
-from support.synthetic import CLASSES, FixedModel, make_voc, scene, tiny_checkpoint
+from support.synthetic import CLASSES, FixedNetwork, make_voc, scene, tiny_checkpoint
 from support.videos import make_video
 
 import refinedet
 from refinedet.commands import main as cli
+from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
-from refinedet.inference.predict import detect
 
 BOX = [0.25, 0.25, 0.75, 0.75]
 
@@ -42,11 +42,12 @@ def voc(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def fixed(monkeypatch) -> FixedModel:
-    """The model that the command loads in this test: it finds a disc (0.9) and a square (0.4) in every image."""
-    model = FixedModel([BOX, [0.0, 0.0, 0.2, 0.3]], [1, 2], [0.9, 0.4])
-    monkeypatch.setattr(refinedet, "load", lambda path: model, raising=False)
-    return model
+def fixed(monkeypatch) -> FixedNetwork:
+    """The network of the detector that the command loads in this test: it finds a disc (0.9) and a square (0.4) in
+    every image."""
+    network = FixedNetwork([BOX, [0.0, 0.0, 0.2, 0.3]], [1, 2], [0.9, 0.4])
+    monkeypatch.setattr(refinedet, "load", lambda path: Detector(network), raising=False)
+    return network
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_folder_is_detected_in_batches_and_drawn(fixed, photos, tmp_path, caps
     assert [len(blob) for blob in fixed.inputs] == [2, 2, 1]
     assert sorted(path.name for path in out.iterdir()) == [f"{index}.png" for index in range(5)]
     image = cv2.imread(str(photos / "3.png"))
-    expected = draw(image, detect(fixed, image)[0])
+    expected = draw(image, Detector(fixed).detect(image)[0])
     assert np.array_equal(cv2.imread(str(out / "3.png")), expected)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["image", "class", "score", "x1", "y1", "x2", "y2"]
@@ -224,7 +225,7 @@ def test_images_of_one_name_from_different_folders_do_not_collide(fixed, tmp_pat
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     for path, name in zip(paths[:3], names, strict=False):
         image = cv2.imread(str(path))
-        assert np.array_equal(cv2.imread(str(out / name)), draw(image, detect(fixed, image)[0]))
+        assert np.array_equal(cv2.imread(str(out / name)), draw(image, Detector(fixed).detect(image)[0]))
 
 
 @pytest.mark.parametrize("spelling", ["photos", "photos/../photos", "link"])

@@ -69,7 +69,7 @@ def test_ablations_of_table_2_are_settings():
 def test_the_recipe_of_the_shipped_model_has_its_classes_and_weights_for_caffes_input():
     recipe = read_recipe("bccd")
     assert recipe.model.weights_input == "caffe"
-    assert recipe.data.classes == refinedet.load("bccd").config.classes
+    assert recipe.data.classes == refinedet.load("bccd").classes
 
 
 def test_values_are_converted_to_the_types_of_the_fields():
