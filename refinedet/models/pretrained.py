@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
+from refinedet.choices import WEIGHTS_INPUTS
 from refinedet.errors import InputError
 from refinedet.preprocessing import Preprocessing
-
-WEIGHTS_INPUTS = ("torchvision", "caffe")
-"""What the first convolution of a file reads. torchvision: RGB in 0..1, standardised by ImageNet's statistics. caffe:
-BGR in 0..255 minus the mean."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue in 0..1: torchvision's and timm's usual statistics
 IMAGENET_STD = (0.229, 0.224, 0.225)

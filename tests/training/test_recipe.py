@@ -5,7 +5,9 @@ import pytest
 import refinedet
 from refinedet.data import VOC_CLASSES
 from refinedet.errors import RecipeError
-from refinedet.training.recipe import differences, parse_recipe, read_recipe, recipe_names
+from refinedet.training.read import parse_recipe, read_recipe, with_settings
+from refinedet.training.recipe import differences
+from refinedet.training.sources import parse_setting, recipe_names
 
 MINIMAL = {"model": {"backbone": "squeezenet"}, "train": {"steps": 5}}
 

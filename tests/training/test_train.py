@@ -22,11 +22,13 @@ import refinedet
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.models.backbones.squeezenet import SqueezeNet
+from refinedet.training import datasets as datasets_module
 from refinedet.training import run as train_module
 from refinedet.training.average import ModelEMA
+from refinedet.training.datasets import open_training_data
 from refinedet.training.logs import read_log
-from refinedet.training.recipe import read_recipe
-from refinedet.training.run import open_training_data, train
+from refinedet.training.read import read_recipe
+from refinedet.training.run import train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import load_training_state, read_metadata
 
@@ -361,12 +363,12 @@ def poisoned(monkeypatch):
     """Makes the pixels of every image whose path contains a text not a number."""
 
     def install(text):
-        class Poisoned(train_module.TrainAugment):
+        class Poisoned(datasets_module.TrainAugment):
             def __call__(self, sample, rng):
                 image, *rest = super().__call__(sample, rng)
                 return (image * float("nan") if text in sample.path else image, *rest)
 
-        monkeypatch.setattr(train_module, "TrainAugment", Poisoned)
+        monkeypatch.setattr(datasets_module, "TrainAugment", Poisoned)
 
     return install
 
