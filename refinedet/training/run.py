@@ -200,7 +200,8 @@ class _Run:
             progress=progress,
         )
         log.write(self.trainer.steps, "test", {"mean_ap": found.mean_ap, "ap": {r.name: r.ap for r in found.rows}})
-        return json.loads(found.to_json())
+        numbers: dict[str, Any] = json.loads(found.to_json())
+        return numbers
 
     def _save(self) -> None:
         facts = run_facts(self.recipe, self.fingerprint, self.window)

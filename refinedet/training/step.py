@@ -135,7 +135,8 @@ class Trainer:
     def _losses(self, images: Tensor, targets: Targets) -> MultiBoxLosses:
         with torch.autocast(self.device.type, _AMP_DTYPES[self.device.type], enabled=self.settings.amp):
             raw = self.model(images)
-        return self.criterion(raw, self.model.anchors, targets)
+        losses: MultiBoxLosses = self.criterion(raw, self.model.anchors, targets)
+        return losses
 
     @torch.no_grad()
     def _explain_divergence(self, images: Tensor, targets: Targets, paths: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ from support.videos import make_video
 
 import refinedet
 from refinedet.commands import main as cli
+from refinedet.commands.messages import say_error
+from refinedet.commands.train import resume_command
 from refinedet.inference.draw import draw
 from refinedet.inference.predict import detect
 
@@ -310,8 +312,8 @@ def test_train_resumes_and_says_what_is_where(tmp_path, voc, capsys):
 
 def test_the_command_to_resume_repeats_the_options():
     options = ["--data", "d", "--weights", "w.pth", "--weights-input", "caffe", "--out", "a run"]
-    arguments = cli._parser().parse_args(["train", "bccd", *options])
-    assert cli._resume_command(arguments) == (
+    arguments = cli.build_parser().parse_args(["train", "bccd", *options])
+    assert resume_command(arguments) == (
         "refinedet train bccd --data d --weights w.pth --weights-input caffe --out 'a run' --resume"
     )
 
@@ -416,6 +418,6 @@ def test_output_into_a_closed_pipe_is_no_traceback(checkpoint, photos, tmp_path)
 
 
 def test_system_errors_name_file_and_fix(capsys):
-    cli._say_error(OSError(errno.ENOSPC, "No space left on device", "found.json"))
+    say_error(OSError(errno.ENOSPC, "No space left on device", "found.json"))
     message = "refinedet: error: found.json: No space left on device; free space or choose another folder\n"
     assert capsys.readouterr().err == message
