@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import platform
 import tempfile
@@ -41,8 +40,8 @@ class Report:
     """State of the installation. ``versions`` holds None for a package that is absent or cannot be imported."""
 
     refinedet: str = __version__
-    python: str = platform.python_version()
-    system: str = platform.platform()
+    python: str = field(default_factory=platform.python_version)
+    system: str = field(default_factory=platform.platform)
     versions: dict[str, str | None] = field(default_factory=dict)
     torch_cuda: str | None = None
     extension: dict[str, str | bool] | None = None
@@ -110,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report() -> Report:
     """Examines this Python environment and machine; never raises for what it finds."""
+    importlib.import_module("importlib.metadata")  # here: it is slow to import, and --help needs none of it
     found = Report(cpu=_cpu_name(), cpu_threads=os.cpu_count() or 1)
     _examine_torch(found)
     _examine_packages(found)

@@ -289,6 +289,18 @@ def test_trains_on_coco(tmp_path):
     assert result.evaluation["metric"] == "coco"
 
 
+def test_classes_of_a_file_go_with_the_run(data, tmp_path):
+    """The folder of the run needs no other file."""
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    content = recipe_content(train={"steps": 1}, data={"classes": "names.txt", "root": str(data)})
+    (tmp_path / "tiny.toml").write_text("\n".join(_toml(content)))
+    result = train(tmp_path / "tiny.toml", tmp_path / "run", device="cpu", progress=False)
+    (tmp_path / "names.txt").unlink()
+    assert refinedet.load(result.checkpoint).config.classes == CLASSES
+    assert read_recipe(tmp_path / "run" / "recipe.toml").data.classes == CLASSES
+    assert train(tmp_path / "run" / "recipe.toml", tmp_path / "run", resume=True, progress=False).steps == 1
+
+
 # stopping ------------------------------------------------------------------------------------------------------------
 
 
@@ -512,6 +524,16 @@ def test_missing_weights(tmp_path, data):
 def test_fine_tuning_from_a_checkpoint_with_other_classes(tmp_path, data):
     other = tiny_checkpoint(tmp_path / "other.safetensors", classes=("a", "b", "c"))
     refused(tmp_path, tiny_recipe(), CheckpointError, r"does not fit the network .*classes", data=data, weights=other)
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "auto, cpu, cuda or cuda:N"), ("cuda:99", "torch sees")])
+def test_device_that_is_not_there(tmp_path, data, device, message):
+    refused(tmp_path, tiny_recipe(), InputError, message, data=data, device=device)
+
+
+def test_weights_input_that_is_no_word_of_it(tmp_path, data):
+    message = r"^train\(\): model\.weights_input is 'bgr'; choose one of torchvision, caffe"
+    refused(tmp_path, tiny_recipe(), RecipeError, message, data=data, weights_input="bgr")
 
 
 def test_unknown_recipe_name(tmp_path, data):
