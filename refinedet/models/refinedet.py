@@ -73,7 +73,7 @@ class RefineDet(nn.Module):
         return self.odm.loc[0].weight.dtype
 
     def anchors_for(self, size: tuple[int, int]) -> Tensor:
-        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; other sizes' are made at every call."""
+        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; those of other sizes are made anew."""
         if tuple(size) == self.config.size:
             return self.anchors
         return generate_anchors(size).to(self.device)
