@@ -128,11 +128,13 @@ def pixel_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     intersection = np.clip(high - low + 1, 0, None).prod(axis=-1)
     union = _pixel_area(first)[:, None] + _pixel_area(second)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+    iou: np.ndarray = np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+    return iou
 
 
 def _pixel_area(boxes: np.ndarray) -> np.ndarray:
-    return np.clip(boxes[:, 2:] - boxes[:, :2] + 1, 0, None).prod(axis=-1)
+    area: np.ndarray = np.clip(boxes[:, 2:] - boxes[:, :2] + 1, 0, None).prod(axis=-1)
+    return area
 
 
 def check_iou_threshold(iou_threshold: float) -> None:
