@@ -42,12 +42,12 @@ class RefineDet(nn.Module):
             self.arm = self.tcb = None
             odm_channels = backbone.channels
         self.odm = Heads(odm_channels, config.num_classes, block_norm)
-        self.to(memory_format=backbone.memory_format)
+        self.to(memory_format=backbone.memory_format)  # places the anchors too
         # Loading with assign=True may change the device.
         self.register_load_state_dict_post_hook(RefineDet._place_anchors)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor, *, by_level: bool = False) -> RawOutput | LevelOutput:
-        """Logits and offsets of preprocessed images [B,3,H,W] (``config.preprocessing``), float32 or under autocast.
+        """Logits and offsets of images [B,3,H,W], preprocessed by ``config.preprocessing``, in ``dtype`` or autocast.
 
         H and W may differ from ``config.size`` but must be multiples of 64 (else InputError); the anchors are then
         those of :meth:`anchors_for`. Returns tensors [B,N,*] in the order of the anchors, or with ``by_level`` those
