@@ -19,7 +19,6 @@ from support.paths import ROOT
 from support.synthetic import FixedNetwork, make_coco, make_voc, scene, tiny_checkpoint
 
 import refinedet
-from refinedet.commands import detect as detect_command
 from refinedet.commands import main as cli
 from refinedet.inference.detector import Detector
 
@@ -151,7 +150,7 @@ def test_a_full_disk_keeps_the_previous_result(fixed, tmp_path, refuse, monkeypa
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(detect_command.Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     refuse("detect", "any", tmp_path / "good.png", "--out", out, words=("No space left on device", out))
     assert (out / "good.png").read_bytes() == before
     assert [path.name for path in out.iterdir()] == ["good.png"]

@@ -22,9 +22,9 @@ from refinedet.commands import main as cli
 from refinedet.data import TrainAugment, TrainLoader, open_dataset
 from refinedet.inference.detector import Detector
 from refinedet.models import build
+from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
 from refinedet.records import Batch, RawOutput
-from refinedet.training import run as train_module
 from refinedet.training.recipe import Recipe
 from refinedet.training.run import train
 from refinedet.training.step import Trainer
@@ -190,17 +190,18 @@ def test_resumed_run(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     half = tiny_recipe(train={**SECTIONS["train"], "amp": recipe.train.amp, "steps": 8})
     train(half, tmp_path / "parts", data=data, progress=False)
     resumed = train(recipe, tmp_path / "parts", data=data, resume=True, progress=False)
-    assert train_module.choose_device().type == "cuda"
+    assert choose_device().type == "cuda"
     assert resumed.steps == whole.steps == 16
     losses = [[entry[1] for entry in logged_losses(tmp_path / out)] for out in ("whole", "parts")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_run_moves_between_devices(recipe: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_moves_between_devices(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     for steps, device in ((2, "cpu"), (4, "cuda"), (6, "cpu")):
-        monkeypatch.setattr(train_module, "choose_device", lambda device=device: torch.device(device))
         settings = {**SECTIONS["train"], "amp": recipe.train.amp, "steps": steps}
-        result = train(tiny_recipe(train=settings), tmp_path, data=data, resume=steps > 2, progress=False)
+        result = train(
+            tiny_recipe(train=settings), tmp_path, data=data, device=device, resume=steps > 2, progress=False
+        )
         assert result.steps == steps
 
 

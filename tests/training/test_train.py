@@ -22,11 +22,13 @@ import refinedet
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.models.backbones.squeezenet import SqueezeNet
+from refinedet.training import datasets as datasets_module
 from refinedet.training import run as train_module
 from refinedet.training.average import ModelEMA
+from refinedet.training.datasets import open_training_data
 from refinedet.training.logs import read_log
-from refinedet.training.recipe import read_recipe
-from refinedet.training.run import open_training_data, train
+from refinedet.training.read import read_recipe
+from refinedet.training.run import train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import load_network, load_training_state, read_metadata
 
@@ -287,6 +289,18 @@ def test_trains_on_coco(tmp_path):
     assert result.evaluation["metric"] == "coco"
 
 
+def test_classes_of_a_file_go_with_the_run(data, tmp_path):
+    """The folder of the run needs no other file."""
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    content = recipe_content(train={"steps": 1}, data={"classes": "names.txt", "root": str(data)})
+    (tmp_path / "tiny.toml").write_text("\n".join(_toml(content)))
+    result = train(tmp_path / "tiny.toml", tmp_path / "run", device="cpu", progress=False)
+    (tmp_path / "names.txt").unlink()
+    assert refinedet.load(result.checkpoint).config.classes == CLASSES
+    assert read_recipe(tmp_path / "run" / "recipe.toml").data.classes == CLASSES
+    assert train(tmp_path / "run" / "recipe.toml", tmp_path / "run", resume=True, progress=False).steps == 1
+
+
 # stopping ------------------------------------------------------------------------------------------------------------
 
 
@@ -361,12 +375,12 @@ def poisoned(monkeypatch):
     """Makes the pixels of every image whose path contains a text not a number."""
 
     def install(text):
-        class Poisoned(train_module.TrainAugment):
+        class Poisoned(datasets_module.TrainAugment):
             def __call__(self, sample, rng):
                 image, *rest = super().__call__(sample, rng)
                 return (image * float("nan") if text in sample.path else image, *rest)
 
-        monkeypatch.setattr(train_module, "TrainAugment", Poisoned)
+        monkeypatch.setattr(datasets_module, "TrainAugment", Poisoned)
 
     return install
 
@@ -510,6 +524,16 @@ def test_missing_weights(tmp_path, data):
 def test_fine_tuning_from_a_checkpoint_with_other_classes(tmp_path, data):
     other = tiny_checkpoint(tmp_path / "other.safetensors", classes=("a", "b", "c"))
     refused(tmp_path, tiny_recipe(), CheckpointError, r"does not fit the network .*classes", data=data, weights=other)
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "auto, cpu, cuda or cuda:N"), ("cuda:99", "torch sees")])
+def test_device_that_is_not_there(tmp_path, data, device, message):
+    refused(tmp_path, tiny_recipe(), InputError, message, data=data, device=device)
+
+
+def test_weights_input_that_is_no_word_of_it(tmp_path, data):
+    message = r"^train\(\): model\.weights_input is 'bgr'; choose one of torchvision, caffe"
+    refused(tmp_path, tiny_recipe(), RecipeError, message, data=data, weights_input="bgr")
 
 
 def test_unknown_recipe_name(tmp_path, data):

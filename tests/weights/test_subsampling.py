@@ -11,8 +11,9 @@ from support.synthetic import make_voc, tiny_checkpoint, tiny_model
 import refinedet
 from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import CheckpointError
-from refinedet.training.recipe import read_recipe, recipe_names
+from refinedet.training.read import read_recipe
 from refinedet.training.run import train
+from refinedet.training.sources import recipe_names
 from refinedet.weights.checkpoint import load_training_state, load_weights, read_metadata
 from refinedet.weights.subsampling import class_rows, select_classes
 
