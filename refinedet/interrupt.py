@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training stopped on Ctrl-C after saving its state. The message says how to resume; the exit code is 130."""
+    """Training stopped on Ctrl-C after saving its state. The message says where; the exit status is 130."""
 
 
 class StopRequest:

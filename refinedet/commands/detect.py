@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet import __version__
-from refinedet.commands.messages import say as say_on_stderr
-from refinedet.commands.messages import say_error
+from refinedet.commands import messages
 from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, speaker
 
 if TYPE_CHECKING:
@@ -72,9 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         annotator.say(f"Annotated copies: {arguments.out}")
     deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **annotator.to_json()})
     for error in annotator.failures.values():
-        say_error(error)
+        messages.say_error(error)
     if annotator.interrupted:
-        say_on_stderr(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
+        messages.say(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
         return 130
     if not annotator.failures:
         return 0

@@ -105,7 +105,8 @@ def _detection(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _area(row: Mapping[str, Any]) -> float:
-    return row["bbox"][2] * row["bbox"][3]
+    area: float = row["bbox"][2] * row["bbox"][3]
+    return area
 
 
 def _index(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:

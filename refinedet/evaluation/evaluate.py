@@ -71,7 +71,7 @@ def evaluate(
             collected.found,
             len(dataset.classes) + 1,
             iou_threshold=iou_threshold,
-            use_07_metric=metric == "voc07",
+            eleven_points=metric == "voc07",
         )
         image_ids, category_ids = coco_ids(dataset, collected.images)
         coco = None

@@ -79,7 +79,7 @@ def coco_results(
 def coco_ground_truth(dataset: DetectionDataset, collected: Collected) -> dict[str, Any]:
     """COCO data keep their own annotations, whose areas are those of the objects' outlines; others get them made."""
     if isinstance(dataset, COCODataset):
-        content = json.loads(dataset.annotation_file.read_bytes())
+        content: dict[str, Any] = json.loads(dataset.annotation_file.read_bytes())
         # As the data set does; pycocotools could never match these, but would count them as missed.
         content["annotations"] = [item for item in content["annotations"] if _has_area(item["bbox"])]
         return content

@@ -74,11 +74,11 @@ def voc_ap(
     num_classes: int,
     *,
     iou_threshold: float = 0.5,
-    use_07_metric: bool = False,
+    eleven_points: bool = False,
 ) -> list[ClassResult]:
     """Precision, recall and average precision of every foreground class 1..num_classes-1, in that order.
 
-    ``use_07_metric`` takes the mean precision at 11 recall levels (VOC 2007); otherwise the area under the precision
+    ``eleven_points`` takes the mean precision at 11 recall levels (VOC 2007); otherwise the area under the precision
     envelope (VOC 2010 and later). A class without (non-difficult) ground truth has AP NaN, and 0.0 if it has ground
     truth but no detection. A box with x2 < x1 - 1 or y2 < y1 - 1 has no area and overlaps nothing; as ground truth it
     counts and is never found.
@@ -98,7 +98,7 @@ def voc_ap(
         overlap, best = _best_overlaps(truth_images[truth], truth_boxes[truth], found_images[found], found_boxes[found])
         true_positive, ignored = _judge(overlap > iou_threshold, best, difficult[truth])
         count = int((~difficult[truth]).sum())
-        results.append(_class_result(label, count, scores[found], true_positive, ignored, use_07_metric=use_07_metric))
+        results.append(_class_result(label, count, scores[found], true_positive, ignored, eleven_points=eleven_points))
     return results
 
 
@@ -128,11 +128,13 @@ def pixel_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     intersection = np.clip(high - low + 1, 0, None).prod(axis=-1)
     union = _pixel_area(first)[:, None] + _pixel_area(second)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+    iou: np.ndarray = np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+    return iou
 
 
 def _pixel_area(boxes: np.ndarray) -> np.ndarray:
-    return np.clip(boxes[:, 2:] - boxes[:, :2] + 1, 0, None).prod(axis=-1)
+    area: np.ndarray = np.clip(boxes[:, 2:] - boxes[:, :2] + 1, 0, None).prod(axis=-1)
+    return area
 
 
 def check_iou_threshold(iou_threshold: float) -> None:
@@ -205,13 +207,13 @@ def _class_result(
     true_positive: np.ndarray,
     ignored: np.ndarray,
     *,
-    use_07_metric: bool,
+    eleven_points: bool,
 ) -> ClassResult:
     hits = np.cumsum(true_positive[~ignored])
     precision = hits / np.arange(1, len(hits) + 1)
     if ground_truth:
         recall = hits / ground_truth
-        ap = eleven_point_ap(recall, precision) if use_07_metric else area_ap(recall, precision)
+        ap = eleven_point_ap(recall, precision) if eleven_points else area_ap(recall, precision)
     else:
         recall, ap = np.full(len(hits), np.nan), float("nan")
     return ClassResult(label, ground_truth, len(scores), ap, scores[~ignored], precision, recall)

@@ -70,7 +70,7 @@ def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5
             f"image is {image.shape[1]}x{image.shape[0]} but the detections are for "
             f"{detections.size[1]}x{detections.size[0]}; draw on the image they were found in"
         )
-    canvas = image.copy()
+    canvas: np.ndarray = image.copy()
     style = _style(*image.shape[:2])
     shown = [row for row, score in enumerate(detections.scores.tolist()) if score >= score_threshold]
     frames = [_Rectangle(*(round(value) for value in detections.boxes[row].tolist())) for row in shown]
@@ -147,4 +147,5 @@ def _ink(background: tuple[int, int, int]) -> tuple[int, int, int]:
 def _luminance(bgr: tuple[int, int, int]) -> float:
     """Approximate relative luminance 0..1: BT.709 weights, gamma 2.2."""
     blue, green, red = ((value / 255) ** 2.2 for value in bgr)
-    return 0.0722 * blue + 0.7152 * green + 0.2126 * red
+    luminance: float = 0.0722 * blue + 0.7152 * green + 0.2126 * red
+    return luminance

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def list_pictures(images: Image | Iterable[Image]) -> list[Image]:
     """The images as a list, one alone as a list of one; InputError or DataError for one that cannot be an image."""
     single = isinstance(images, (str, os.PathLike, np.ndarray, Tensor)) or not isinstance(images, Iterable)
-    items = [images] if single else list(images)
+    items = [cast(Image, images)] if single else list(cast(Iterable[Image], images))
     for index, item in enumerate(items):
         check_picture(item, index)
     return items

@@ -33,7 +33,8 @@ def build(
     standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection blocks,
     256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
     """
-    height_width = parse_size((size, size) if isinstance(size, Integral) else size)
+    # mypy does not know that int is Integral
+    height_width = parse_size((size, size) if isinstance(size, (int, Integral)) else size)
     if tcb_channels < 1:
         raise InputError(f"tcb_channels is {tcb_channels}; give at least 1 (256 in the paper)")
     names = _class_names(num_classes, classes)

@@ -75,12 +75,12 @@ def _load_squeezenet(backbone: SqueezeNet, path: str | Path, weights_input: str 
     """
     state = read_state_dict(path)
     load_checked(backbone, state, path, new=("norm", "extra"), ignored=("classifier.",))
-    first = backbone.features[0]
-    kernel, shift = fold_input(first.weight, weights_input, backbone.preprocessing)
+    weights = backbone.features.state_dict()  # not copied: what is written to it is the backbone's
+    kernel, shift = fold_input(weights["0.weight"], weights_input, backbone.preprocessing)
     if "classifier.1.weight" in state:
         _check_input(backbone, state["classifier.1.weight"], weights_input, path)
-    first.weight.copy_(kernel)
-    first.bias.add_(shift)
+    weights["0.weight"].copy_(kernel)
+    weights["0.bias"].add_(shift)
 
 
 @load_pretrained.register

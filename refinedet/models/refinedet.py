@@ -42,11 +42,12 @@ class RefineDet(nn.Module):
             self.arm = self.tcb = None
             odm_channels = backbone.channels
         self.odm = Heads(odm_channels, config.num_classes, block_norm)
-        self.to(memory_format=backbone.memory_format)
-        self.register_load_state_dict_post_hook(RefineDet._place_anchors)  # assign=True may change the device
+        self.to(memory_format=backbone.memory_format)  # places the anchors too
+        # Loading with assign=True may change the device.
+        self.register_load_state_dict_post_hook(RefineDet._place_anchors)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor, *, by_level: bool = False) -> RawOutput | LevelOutput:
-        """Logits and offsets of preprocessed images [B,3,H,W] (``config.preprocessing``), float32 or under autocast.
+        """Logits and offsets of images [B,3,H,W], preprocessed by ``config.preprocessing``, in ``dtype`` or autocast.
 
         H and W may differ from ``config.size`` but must be multiples of 64 (else InputError); the anchors are then
         those of :meth:`anchors_for`. Returns tensors [B,N,*] in the order of the anchors, or with ``by_level`` those
@@ -64,23 +65,23 @@ class RefineDet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.odm.loc[0].weight.device
+        """Where weights and anchors are."""
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and so of the images the network takes."""
-        return self.odm.loc[0].weight.dtype
+        return next(self.parameters()).dtype
 
     def anchors_for(self, size: tuple[int, int]) -> Tensor:
-        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; those of other sizes are made anew."""
+        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; another size's are made anew."""
         if tuple(size) == self.config.size:
             return self.anchors
         return generate_anchors(size).to(self.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RefineDet:
         """All of ``to``, ``half``, ``to_empty`` and their like come through here."""
-        super()._apply(fn, recurse)
+        nn.Module._apply(self, fn, recurse)
         self._place_anchors()
         return self
 

@@ -266,7 +266,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             "(backbone weights go to `weights`)"
         )
     try:
-        header = json.loads(metadata[_KEY])
+        header: dict[str, Any] = json.loads(metadata[_KEY])
         version, kind, _ = header["format_version"], header["kind"], header["config"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: its refinedet metadata is damaged ({error!r})") from error

@@ -23,8 +23,8 @@ def class_rows(source: Sequence[str], target: Sequence[str]) -> list[int] | None
     A class is found by its name, or by COCO's name for it. None when one is not found.
     """
     rows = {name: row for row, name in enumerate(source, start=1)}
-    found = [rows.get(name, rows.get(COCO_NAMES.get(name, name))) for name in target]
-    return None if None in found else [0, *found]
+    names = [name if name in rows else COCO_NAMES.get(name, name) for name in target]
+    return [0, *(rows[name] for name in names)] if rows.keys() >= set(names) else None
 
 
 def select_classes(tensors: Mapping[str, Tensor], source: Sequence[str], target: Sequence[str]) -> dict[str, Tensor]:

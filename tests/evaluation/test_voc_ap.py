@@ -42,7 +42,7 @@ def test_published_values(method, threshold):
         truth_images, np.ones(15), np.c_[truth[:, :2], truth[:, :2] + truth[:, 2:]], np.zeros(15)
     )
     detections = ScoredBoxes(found_images, np.ones(24), np.c_[found[:, 1:3], found[:, 1:3] + found[:, 3:]], found[:, 0])
-    result = voc_ap(ground_truth, detections, 2, iou_threshold=float(threshold), use_07_metric=method == "11point")[0]
+    result = voc_ap(ground_truth, detections, 2, iou_threshold=float(threshold), eleven_points=method == "11point")[0]
     expected = json.loads((PADILLA / "expected.json").read_text())[method][threshold]
     assert result.ap == pytest.approx(expected, abs=1e-9, rel=0)
     assert (result.ground_truth, result.detections) == (15, 24)
@@ -64,14 +64,14 @@ def test_curve_of_hits_and_misses():
     np.testing.assert_array_equal(result.recall, [0.25, 0.25, 0.5, 0.5, 0.75])
     assert result.ap == pytest.approx(0.25 * 1 + 0.25 * 2 / 3 + 0.25 * 3 / 5, abs=1e-15)
     # Recall levels 0, .1, .2 see precision 1; .3, .4, .5 see 2/3; .6, .7 see 3/5; .8, .9, 1 see nothing.
-    assert one_class(truth, found, use_07_metric=True).ap == pytest.approx((3 + 3 * 2 / 3 + 2 * 3 / 5) / 11, abs=1e-15)
+    assert one_class(truth, found, eleven_points=True).ap == pytest.approx((3 + 3 * 2 / 3 + 2 * 3 / 5) / 11, abs=1e-15)
 
 
 def test_perfect_detector():
     truth = [(0, LEFT), (0, RIGHT), (3, FAR)]
     found = [(image, box, 0.5) for image, box in truth]
     assert one_class(truth, found).ap == 1.0
-    assert one_class(truth, found, use_07_metric=True).ap == 1.0
+    assert one_class(truth, found, eleven_points=True).ap == 1.0
 
 
 def test_duplicate_is_a_false_positive():
@@ -126,9 +126,9 @@ def test_equal_scores_keep_the_order_of_the_input():
     assert (hit_first.ap, miss_first.ap) == (1.0, 0.5)
 
 
-@pytest.mark.parametrize("use_07_metric", [False, True])
-def test_nothing_found_and_nothing_to_find(use_07_metric):
-    options = {"use_07_metric": use_07_metric}
+@pytest.mark.parametrize("eleven_points", [False, True])
+def test_nothing_found_and_nothing_to_find(eleven_points):
+    options = {"eleven_points": eleven_points}
     assert one_class([(0, LEFT)], [], **options).ap == 0.0
     no_truth = one_class([], [(0, LEFT, 0.9)], **options)
     all_difficult = one_class([(0, LEFT)], [(0, LEFT, 0.9), (0, FAR, 0.8)], difficult=[True], **options)
@@ -145,7 +145,7 @@ def test_eleven_points_are_the_official_floats():
     """Recall 3/10 is below the official level 3 * 0.1 = 0.30000000000000004, so it counts for 0, 0.1 and 0.2 only."""
     truth = [(image, LEFT) for image in range(10)]
     found = [(image, LEFT, 1 - image / 10) for image in range(3)]
-    assert one_class(truth, found, use_07_metric=True).ap == pytest.approx(3 / 11, abs=1e-15)
+    assert one_class(truth, found, eleven_points=True).ap == pytest.approx(3 / 11, abs=1e-15)
     assert one_class(truth, found).ap == pytest.approx(3 / 10, abs=1e-15)
 
 
@@ -181,7 +181,7 @@ def test_bad_threshold(threshold):
         one_class([(0, LEFT)], [], iou_threshold=threshold)
 
 
-def plain_voc_ap(truth, found, threshold, use_07_metric):
+def plain_voc_ap(truth, found, threshold, eleven_points):
     """The definition, one detection and one object at a time; IoU, precision and recall are exact fractions.
 
     truth: rows (image, box, difficult); found: rows (image, box, score). Returns (ap, precision, recall).
@@ -201,7 +201,7 @@ def plain_voc_ap(truth, found, threshold, use_07_metric):
         else:
             misses += 1
         curve.append((Fraction(hits, objects), Fraction(hits, hits + misses)))
-    if use_07_metric:
+    if eleven_points:
         levels = [i * 0.1 for i in range(11)]
         ap = sum(max([p for r, p in curve if float(r) >= level], default=0) for level in levels) / Fraction(11)
     else:
@@ -233,15 +233,15 @@ founds = st.lists(st.tuples(images, boxes(), st.integers(1, 8).map(lambda n: n /
 
 @settings(max_examples=400, deadline=None)
 @given(truths, founds, st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.booleans())
-def test_equals_the_plain_implementation(truth, found, threshold, use_07_metric):
+def test_equals_the_plain_implementation(truth, found, threshold, eleven_points):
     difficult = [flag for _, _, flag in truth]
     if all(difficult):
         difficult[0] = False
         truth = [(*truth[0][:2], False), *truth[1:]]
     result = one_class(
-        [row[:2] for row in truth], found, difficult=difficult, iou_threshold=threshold, use_07_metric=use_07_metric
+        [row[:2] for row in truth], found, difficult=difficult, iou_threshold=threshold, eleven_points=eleven_points
     )
-    ap, precision, recall = plain_voc_ap(truth, found, Fraction(threshold), use_07_metric)
+    ap, precision, recall = plain_voc_ap(truth, found, Fraction(threshold), eleven_points)
     assert result.ap == pytest.approx(ap, abs=1e-12)
     np.testing.assert_array_equal(result.precision, precision)
     np.testing.assert_array_equal(result.recall, recall)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ class TimmBackbone(Backbone):
     """
 
     norm = nn.BatchNorm2d
+    body: Any  # timm's feature network, which tells more about itself than an nn.Module does
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -44,7 +46,8 @@ class TimmBackbone(Backbone):
 
     def complete_network(self) -> nn.Module:
         """timm's own network with its classifier, anew: the one whose weights its files hold."""
-        return _import_timm().create_model(self.name)
+        network: nn.Module = _import_timm().create_model(self.name)
+        return network
 
 
 def _import_timm() -> ModuleType:
@@ -68,7 +71,8 @@ def _feature_network(timm: ModuleType, name: str) -> nn.Module:
         raise InputError(f"timm model {name!r} works at one input size only; choose a convolutional network")
     last = [max(i for i, stride in enumerate(reductions) if stride == wanted) for wanted in REDUCTIONS]
     # "getter" keeps timm's parameter names, and with them its weight files.
-    return timm.create_model(name, features_only=True, feature_cls="getter", out_indices=last)
+    network: nn.Module = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=last)
+    return network
 
 
 def _grey_bgr(rgb: tuple[float, float, float]) -> tuple[float, float, float]:
