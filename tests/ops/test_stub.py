@@ -27,7 +27,7 @@ def functions(module: ModuleType) -> dict[str, Any]:
 
 
 def described(launcher: Any) -> list[str]:
-    """Parameters by the launcher's docstring: "type, levels = [(...), ...], workspace unless it has no bytes, stream."."""
+    """Parameters by the docstring: "type, levels = [(...), ...], workspace unless it has no bytes, stream."."""
     text = launcher.__doc__.strip().splitlines()[-1].removesuffix(".")
     return re.sub(r" = \[.*\]| unless it has no bytes", "", text).split(", ")
 
