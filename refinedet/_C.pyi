@@ -31,22 +31,23 @@ _Level: TypeAlias = tuple[_Address, _Address, _Address, _Address, int]  # arm_lo
 
 @type_check_only
 class _Launchers:
-    """The submodule `launchers`."""
+    """The submodule `launchers`. A launcher whose workspace has no bytes takes none."""
 
+    def refine_workspace_bytes(self, *, batch: int, num_anchors: int) -> int: ...
     def refine(
         self,
         *,
         type: _Type,
         anchors: _Address,
-        shared_anchors: bool,
         offsets: _Address,
         batch: int,
         num_anchors: int,
+        shared_anchors: bool,
         variances: Sequence[float],
         refined: _Address,
         stream: _Address,
     ) -> None: ...
-    def nms_workspace_bytes(self, num_boxes: int) -> int: ...
+    def nms_workspace_bytes(self, *, num_boxes: int) -> int: ...
     def nms(
         self,
         *,
@@ -72,6 +73,7 @@ class _Launchers:
         levels: Sequence[_Level],
         anchors: _Address,
         batch: int,
+        num_anchors: int,
         num_classes: int,
         objectness_threshold: float,
         score_threshold: float,
@@ -92,13 +94,13 @@ class _Launchers:
         self,
         *,
         anchors: _Address,
-        shared_anchors: bool,
         gt_boxes: _Address,
         gt_labels: _Address,
         gt_offsets: _Address,
         batch: int,
         num_anchors: int,
         num_truths: int,
+        shared_anchors: bool,
         iou_threshold: float,
         variances: Sequence[float],
         labels: _Address,
@@ -108,18 +110,18 @@ class _Launchers:
         workspace: _Address,
         stream: _Address,
     ) -> None: ...
-    def mine_workspace_bytes(self, *, batch: int, num_anchors: int) -> int: ...
+    def mine_workspace_bytes(self, *, batch: int, num_anchors: int, num_classes: int) -> int: ...
     def mine(
         self,
         *,
         type: _Type,
         losses: _Address,
-        num_classes: int,
         labels: _Address,
         ious: _Address,
         objectness: _Address,
         batch: int,
         num_anchors: int,
+        num_classes: int,
         negative_iou: float,
         negative_ratio: float,
         objectness_threshold: float,

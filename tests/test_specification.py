@@ -1,11 +1,16 @@
 """Every "spec section 7.2" in code, tests and documents points to a section of docs/specification.md that is there."""
 
+import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+
+from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.models import build
+from refinedet.weights.caffe_names import caffe_names
 
 SPECIFICATION = ROOT / "docs" / "specification.md"
 FOLDERS = ("benchmarks", "csrc", "docs", "refinedet", "tests", "tools")
@@ -95,6 +100,37 @@ def test_the_files_it_names_are_there():
     assert len(links) == 10
     assert [link for link in links if not (SPECIFICATION.parent / link).is_file()] == []
     assert {Path(link).name for link in links} >= {file.name for file in SPECIFICATION.with_suffix("").iterdir()}
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    with (SPECIFICATION.with_suffix("") / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "classes", "tables", "layers"),
+    [
+        ("vgg16", 21, ("vgg16_voc_320", "vgg16_voc_512"), 50),
+        ("vgg16", 81, ("vgg16_coco_320", "vgg16_coco_512"), 50),
+        ("resnet101", 81, ("resnet101_coco_320", "resnet101_coco_512"), 481),
+    ],
+)
+def test_networks_have_the_layers_of_its_tables(backbone, classes, tables, layers):
+    network = build(backbone, size=320, num_classes=classes)
+    state = network.state_dict()
+    shapes = {blob: "x".join(map(str, state[name].shape)) or "1" for name, blob in caffe_names(network).items()}
+    for table in tables:
+        rows = read_table(f"{table}_learned_layers")
+        assert len(rows) == layers
+        blobs = {row["layer_name"]: row["blob_shapes"].split(";") for row in rows}
+        assert shapes == {(layer, i): shape for layer, listed in blobs.items() for i, shape in enumerate(listed)}
+
+
+def test_classes_are_those_of_its_table():
+    rows = read_table("coco_voc_labels")
+    assert [row["coco_name"] for row in rows] == ["background", *COCO_CLASSES]
+    voc = {int(row["voc21_label"]): row["voc_name"] for row in rows if row["voc21_label"]}
+    assert [voc[label] for label in sorted(voc)] == ["background", *VOC_CLASSES]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """refinedet/_C.pyi against the compiled module: the same functions with the same parameters."""
 
 import ast
-from collections.abc import Iterable
+import re
 from types import ModuleType
+from typing import Any
 
+import pytest
 from support.paths import ROOT
 
 from refinedet.ops import extension
@@ -13,34 +15,43 @@ CLASSES = {item.name: item.body for item in STUB.body if isinstance(item, ast.Cl
 CUDA_FIELDS = {"nvcc", "nvcc_flags", "architectures"}
 CUDA_FUNCTIONS = {"kernel_resources", "driver_version"}
 
-Signatures = dict[str, tuple[list[str], list[str]]]
+
+def keywords(body: list[ast.stmt]) -> dict[str, list[str]]:
+    """Functions of the stub with their parameters, which have to be given by name."""
+    functions = [item for item in body if isinstance(item, ast.FunctionDef)]
+    return {function.name: [argument.arg for argument in function.args.kwonlyargs] for function in functions}
 
 
-def parameters(function: ast.FunctionDef) -> tuple[list[str], list[str]]:
-    """Names of the positional and of the keyword-only parameters."""
-    positional = [argument.arg for argument in function.args.args if argument.arg != "self"]
-    return positional, [argument.arg for argument in function.args.kwonlyargs]
+def functions(module: ModuleType) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
 
 
-def declared(body: Iterable[ast.stmt]) -> Signatures:
-    return {item.name: parameters(item) for item in body if isinstance(item, ast.FunctionDef)}
+def described(launcher: Any) -> list[str]:
+    """Parameters by the docstring: "type, levels = [(...), ...], workspace unless it has no bytes, stream."."""
+    text = launcher.__doc__.strip().splitlines()[-1].removesuffix(".")
+    return re.sub(r" = \[.*\]| unless it has no bytes", "", text).split(", ")
 
 
-def compiled(module: ModuleType) -> Signatures:
-    """Read from the first line of every docstring, where pybind11 writes the signature."""
-    functions = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
-    signatures = {name: function.__doc__.splitlines()[0] for name, function in functions.items()}
-    return {name: parameters(ast.parse(f"def {text}: ...").body[0]) for name, text in signatures.items()}
-
-
-def test_stub_and_module_agree():
-    module, expected = extension.load(), declared(STUB.body)
+def test_functions():
+    module, names = extension.load(), set(keywords(STUB.body))
     fields = {item.target.id for item in CLASSES["BuildInfo"] if isinstance(item, ast.AnnAssign)}
-    if extension.has_cuda():
-        assert compiled(module.launchers) == declared(CLASSES["_Launchers"])
-        assert len(compiled(module.launchers)) >= 9
-    else:
-        expected = {name: value for name, value in expected.items() if name not in CUDA_FUNCTIONS}
-        fields -= CUDA_FIELDS
-    assert compiled(module) == expected
+    if not extension.has_cuda():
+        names, fields = names - CUDA_FUNCTIONS, fields - CUDA_FIELDS
+    assert functions(module).keys() == names
     assert set(module.build_info()) == fields
+
+
+def test_launchers():
+    stub = keywords(CLASSES["_Launchers"])
+    launchers = functions(extension.load().launchers) if extension.has_cuda() else {}
+    assert launchers.keys() == (stub.keys() if extension.has_cuda() else set())
+    for name, launcher in launchers.items():
+        if name.endswith("_workspace_bytes"):
+            sizes = dict.fromkeys(stub[name], 2)
+            assert launcher(**sizes) >= 0
+            for missing in sizes:
+                with pytest.raises(TypeError, match=missing):
+                    launcher(**{size: value for size, value in sizes.items() if size != missing})
+        else:
+            parameters = described(launcher)
+            assert stub[name] in (parameters, [one for one in parameters if one != "workspace"])
