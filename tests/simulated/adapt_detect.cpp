@@ -18,7 +18,6 @@ void check(const DetectShape& shape, const DetectOptions& options) {
 
 // Level i of the heads is given as arm_loc<i>, arm_conf<i>, odm_loc<i>, odm_conf<i>, each [B,n,*].
 void detect(cuda_on_cpu::Request& request) {
-  const std::vector<int64_t> conf_shape = request.shape("odm_conf0");
   refinedet::cuda::DetectHeads heads{};
   heads.type = static_cast<InputType>(request.integer("type"));
   heads.num_levels = static_cast<int>(request.integer("num_levels"));
@@ -28,7 +27,7 @@ void detect(cuda_on_cpu::Request& request) {
                        request.optional_input<void>("arm_conf" + level),
                        request.input<void>("odm_loc" + level),
                        request.input<void>("odm_conf" + level),
-                       request.shape("odm_loc" + level)[1]};
+                       request.integer("num_anchors" + level)};
   }
   heads.anchors = request.input<float>("anchors");
   const auto real = [&](const char* name) { return static_cast<float>(request.real(name)); };
@@ -36,7 +35,7 @@ void detect(cuda_on_cpu::Request& request) {
       real("objectness_threshold"), real("score_threshold"), real("iou_threshold"), request.integer("top_k"),
       request.integer("keep_top_k"),
       {real("variance_x"), real("variance_y"), real("variance_w"), real("variance_h")}};
-  const DetectShape shape{conf_shape[0], request.shape("anchors")[0], conf_shape[2]};
+  const DetectShape shape{request.integer("batch"), request.integer("num_anchors"), request.integer("num_classes")};
   const refinedet::DetectOutputs outputs{request.output<float>("boxes"), request.output<float>("scores"),
                                          request.output<int64_t>("labels"), request.output<int64_t>("indices"),
                                          request.output<int64_t>("counts")};

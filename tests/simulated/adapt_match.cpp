@@ -4,17 +4,16 @@
 namespace {
 
 void match(cuda_on_cpu::Request& request) {
-  const std::vector<int64_t>& shape = request.shape("labels");
-  const int64_t num_truths = request.shape("gt_boxes")[0];
+  const int64_t num_truths = request.integer("num_truths");
   const auto real = [&](const char* name) { return static_cast<float>(request.real(name)); };
   const refinedet::cuda::MatchInput in{
       request.input<float>("anchors"),
-      request.shape("anchors").size() == 2,
+      request.integer("shared_anchors") != 0,
       request.input<float>("gt_boxes"),
       request.input<int64_t>("gt_labels"),
       request.input<int64_t>("gt_offsets"),
-      shape[0],
-      shape[1],
+      request.integer("batch"),
+      request.integer("num_anchors"),
       real("iou_threshold"),
       {real("variance_x"), real("variance_y"), real("variance_w"), real("variance_h")},
   };

@@ -4,16 +4,15 @@
 namespace {
 
 void mine(cuda_on_cpu::Request& request) {
-  const std::vector<int64_t>&losses = request.shape("losses"), &shape = request.shape("labels");
   const refinedet::cuda::MineInput in{
       static_cast<refinedet::cuda::InputType>(request.integer("type")),
       request.input<void>("losses"),
-      losses.size() == 3 ? losses[2] : 0,
+      request.integer("num_classes"),
       request.input<int64_t>("labels"),
       request.input<float>("ious"),
       request.optional_input<float>("objectness"),
-      shape[0],
-      shape[1],
+      request.integer("batch"),
+      request.integer("num_anchors"),
       static_cast<float>(request.real("negative_iou")),
       static_cast<float>(request.real("objectness_threshold")),
       request.real("negative_ratio"),

@@ -6,7 +6,7 @@ using refinedet::cuda::InputType;
 namespace {
 
 void nms(cuda_on_cpu::Request& request) {
-  const int64_t num_boxes = request.shape("boxes")[0];
+  const int64_t num_boxes = request.integer("num_boxes");
   const refinedet::cuda::NmsInputs inputs{static_cast<InputType>(request.integer("type")),
                                           request.input<void>("boxes"),
                                           request.input<float>("scores"),

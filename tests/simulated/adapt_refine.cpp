@@ -6,14 +6,13 @@ using refinedet::cuda::InputType;
 namespace {
 
 void refine(cuda_on_cpu::Request& request) {
-  const std::vector<int64_t>& shape = request.shape("offsets");
   const auto variance = [&](const char* name) { return static_cast<float>(request.real(name)); };
   const refinedet::cuda::RefineInputs inputs{static_cast<InputType>(request.integer("type")),
                                              request.input<float>("anchors"),
-                                             request.shape("anchors").size() == 2,
+                                             request.integer("shared_anchors") != 0,
                                              request.input<void>("offsets"),
-                                             shape[0],
-                                             shape[1]};
+                                             request.integer("batch"),
+                                             request.integer("num_anchors")};
   const refinedet::Variances variances{variance("variance_x"), variance("variance_y"), variance("variance_w"),
                                        variance("variance_h")};
   refinedet::cuda::refine(inputs, variances, request.output<float>("refined"), nullptr);

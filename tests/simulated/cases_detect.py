@@ -41,7 +41,11 @@ def detect(
             arrays[f"{name}{i}"] = to_array(level.to(dtype).contiguous())
     scalars = {
         "type": DTYPES.index(dtype),
+        "batch": batch,
+        "num_anchors": len(anchors[0]),
+        "num_classes": heads[3][0].shape[2],
         "num_levels": len(heads[2]),
+        **{f"num_anchors{i}": level.shape[1] for i, level in enumerate(heads[2])},
         "objectness_threshold": float(objectness_threshold),
         "score_threshold": float(score_threshold),
         "iou_threshold": float(iou_threshold),

@@ -34,11 +34,15 @@ def match(
         "gt_labels": gt_labels.numpy(),
         "gt_offsets": gt_offsets.numpy(),
     }
+    size = (len(gt_offsets) - 1, anchors.shape[-2])
     scalars = {
+        "batch": size[0],
+        "num_anchors": size[1],
+        "num_truths": len(gt_boxes),
+        "shared_anchors": anchors.dim() == 2,
         "iou_threshold": float(iou_threshold),
         **{f"variance_{axis}": float(value) for axis, value in zip("xywh", variances, strict=True)},
     }
-    size = (len(gt_offsets) - 1, anchors.shape[-2])
     outputs = {
         "labels": (np.int64, size),
         "targets": (np.float32, (*size, 4)),

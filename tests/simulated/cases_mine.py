@@ -34,6 +34,9 @@ def mine(
         arrays["objectness"] = objectness.float().numpy()
     scalars = {
         "type": DTYPES.index(losses.dtype),
+        "batch": labels.shape[0],
+        "num_anchors": labels.shape[1],
+        "num_classes": losses.shape[2] if losses.dim() == 3 else 0,  # 0 = losses, not logits
         "negative_iou": float(negative_iou),
         "negative_ratio": float(negative_ratio),
         "objectness_threshold": float(objectness_threshold),

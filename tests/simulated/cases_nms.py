@@ -36,7 +36,7 @@ def nms(
     result = harness.run(
         "nms",
         arrays,
-        {"type": DTYPES.index(boxes.dtype), "iou_threshold": float(iou_threshold)},
+        {"type": DTYPES.index(boxes.dtype), "num_boxes": count, "iou_threshold": float(iou_threshold)},
         {"kept": (np.int64, (count,)), "count": (np.int64, (1,))},
         seed=seed,
         misaligned=("boxes",) if misaligned else (),

@@ -27,6 +27,9 @@ def refine(
     arrays = {"anchors": anchors.float().numpy(), "offsets": to_array(offsets.contiguous())}
     scalars = {
         "type": DTYPES.index(offsets.dtype),
+        "batch": offsets.shape[0],
+        "num_anchors": offsets.shape[1],
+        "shared_anchors": anchors.dim() == 2,
         **{f"variance_{axis}": float(value) for axis, value in zip("xywh", variances, strict=True)},
     }
     outputs = {"refined": (np.float32, tuple(offsets.shape))}
