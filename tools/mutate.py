@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
 from simulated.harness import BUILD, CSRC, VARIANTS, Harness, build, kernel_file
 from tqdm import tqdm
@@ -274,7 +275,7 @@ class Operator:
 
     @classmethod
     def named(cls, name: str) -> "Operator":
-        module = importlib.import_module(f"simulated.cases_{name}")
+        module = importlib.import_module(f"test_{name}")
         return cls(name, module.check, frozenset(included_files(kernel_file(name))))
 
 

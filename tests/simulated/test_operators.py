@@ -20,19 +20,8 @@ from simulated.harness import BUILD, CSRC, FLAGS, HERE, ROOT, compiler, locked
 
 pytestmark = pytest.mark.long
 
-# File and what it leaves out: what the contract says of the CPU alone (offsets are checked, any top_k is taken), and a
-# measurement of the CPU's memory.
-TESTS = {
-    "simulated/operator_cases.py": "",
-    "ops/test_refine.py": "",
-    "ops/test_nms.py": "",
-    "ops/test_match.py": "not runs and not ascend and not test_memory",
-    "ops/test_mine.py": "",
-    "ops/test_detect.py": "not test_more_candidates_than_one_chunk",
-}
-
-
 OPERATORS = sorted(path.name for path in CSRC.glob("ops/*"))
+TESTS = ["simulated/operator_cases.py", *(f"ops/test_{op}.py" for op in OPERATORS)]
 
 
 def ninja_file(folder: Path) -> str:
@@ -120,8 +109,8 @@ def test_operator(tests: str, package: Path) -> None:
         "-p",
         "no:cacheprovider",
         ROOT / "tests" / tests,
-        "-k",
-        TESTS[tests],
+        "-m",
+        "not simulated and not gpu and not cpu_only",
     ]
     environment = os.environ | {"PYTHONPATH": str(package)}
     done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True)
