@@ -177,7 +177,7 @@ def check_case(
     rng = np.random.default_rng(seed)
     anchors = random_anchors(rng, count) if shared else random_anchors(rng, batch * count).view(batch, count, 4)
     offsets = random_tensor(rng, (batch, count, 4), scale=3, steps=False, trouble=trouble).to(dtype)
-    found = refine(harness, anchors, offsets, misaligned=misaligned, seed=seed)
+    found = launch(harness, anchors, offsets, misaligned=misaligned, seed=seed)
     torch.testing.assert_close(found, ops.refine(anchors, offsets), rtol=0, atol=0, equal_nan=True)
 
 
