@@ -202,8 +202,8 @@ def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
         ({"labels": torch.ones(2, 6)}, "labels must hold int64"),
         ({"ious": torch.ones(2, 7)}, r"ious has shape \[2, 7\], expected \[2, 6\]"),
         ({"objectness": torch.ones(2, 6, 2)}, r"objectness has shape \[2, 6, 2\], expected \[2, 6\]"),
-        ({"negative_ratio": -1.0}, "negative_ratio is -1, expected 0 or more"),
-        ({"negative_ratio": NAN}, "negative_ratio is nan, expected 0 or more"),
+        ({"negative_ratio": -1.0}, "negative_ratio must be at least 0, got -1"),
+        ({"negative_ratio": NAN}, "negative_ratio must be at least 0, got nan"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str) -> None:

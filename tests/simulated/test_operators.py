@@ -1,7 +1,7 @@
 """The CUDA operators as torch calls them: argument checks, conversions, workspaces, sorting, launch.
 
-The library is compiled once more with the harness (README.md) and with exchanged dispatch keys, so that a
-CPU tensor goes the way of a CUDA tensor, through the same code and kernels. The tests of the operators run on it.
+The library is compiled once more with the harness (README.md), where every tensor is said to be on a GPU, so that a CPU
+tensor goes the way of a CUDA tensor, through the same code and kernels. The tests of the operators run on it.
 """
 
 import io
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from simulated.harness import BUILD, CSRC, FLAGS, HERE, ROOT, compiler, locked
+from simulated.harness import BUILD, CSRC, FLAGS, HERE, OPERATORS, ROOT, compiler, locked
 
 pytestmark = pytest.mark.long
 
@@ -30,9 +30,6 @@ TESTS = {
     "ops/test_mine.py": "",
     "ops/test_detect.py": "not test_more_candidates_than_one_chunk",
 }
-
-
-OPERATORS = sorted(path.name for path in CSRC.glob("ops/*"))
 
 
 def ninja_file(folder: Path) -> str:
