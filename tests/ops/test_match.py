@@ -553,5 +553,5 @@ def test_no_race(racing_harness: Harness, seed: int) -> None:
 )
 def test_refused_sizes(harness: Harness, sizes: tuple[int, int, int], message: str) -> None:
     with pytest.raises(LauncherError, match=message):
-        harness.run("refuse", {}, dict(zip(("batch", "num_anchors", "num_truths"), sizes, strict=True)), {})
-    harness.run("refuse", {}, {"batch": 256, "num_anchors": 300_000, "num_truths": 256_000}, {})
+        harness.run("size", {}, dict(zip(("batch", "num_anchors", "num_truths"), sizes, strict=True)), {})
+    harness.run("size", {}, {"batch": 256, "num_anchors": 300_000, "num_truths": 256_000}, {})

@@ -246,8 +246,8 @@ def test_inputs_need_not_be_contiguous() -> None:
         ({"labels": torch.ones(2, 6)}, "labels must hold int64"),
         ({"ious": torch.ones(2, 7)}, r"ious has shape \[2, 7\], expected \[2, 6\]"),
         ({"objectness": torch.ones(2, 6, 2)}, r"objectness has shape \[2, 6, 2\], expected \[2, 6\]"),
-        ({"negative_ratio": -1.0}, "negative_ratio is -1, expected 0 or more"),
-        ({"negative_ratio": NAN}, "negative_ratio is nan, expected 0 or more"),
+        ({"negative_ratio": -1.0}, "negative_ratio must be at least 0, got -1"),
+        ({"negative_ratio": NAN}, "negative_ratio must be at least 0, got nan"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str) -> None:
@@ -397,5 +397,5 @@ def test_no_race(racing_harness: Harness, seed: int) -> None:
 )
 def test_refused_sizes(harness: Harness, sizes: tuple[int, int, int], message: str) -> None:
     with pytest.raises(LauncherError, match=message):
-        harness.run("refuse", {}, dict(zip(("batch", "num_anchors", "num_classes"), sizes, strict=True)), {})
-    harness.run("refuse", {}, {"batch": 256, "num_anchors": 300_000, "num_classes": 600}, {})
+        harness.run("size", {}, dict(zip(("batch", "num_anchors", "num_classes"), sizes, strict=True)), {})
+    harness.run("size", {}, {"batch": 256, "num_anchors": 300_000, "num_classes": 600}, {})

@@ -1,7 +1,7 @@
 """The CUDA operators as torch calls them: argument checks, conversions, workspaces, sorting, launch.
 
-The library is compiled once more with the harness (README.md) and with exchanged dispatch keys, so that a
-CPU tensor goes the way of a CUDA tensor, through the same code and kernels. The tests of the operators run on it.
+The library is compiled once more with the harness (README.md), where every tensor is said to be on a GPU, so that a CPU
+tensor goes the way of a CUDA tensor, through the same code and kernels. The tests of the operators run on it.
 """
 
 import io
@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from simulated.harness import BUILD, CSRC, FLAGS, HERE, ROOT, compiler, locked
+from simulated.harness import BUILD, CSRC, FLAGS, HERE, OPERATORS, ROOT, compiler, locked
 
 pytestmark = pytest.mark.long
 
-OPERATORS = sorted(path.name for path in CSRC.glob("ops/*"))
 TESTS = ["simulated/operator_cases.py", *(f"ops/test_{op}.py" for op in OPERATORS)]
 
 
