@@ -1,7 +1,11 @@
 # Everything from a fresh clone: each target creates the virtual environment, installs, compiles, then runs.
 # A later run repeats only what changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
+# TORCH is what pip is told to install torch by, into a new .venv. The build for the CPU:
+#     make demo TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
+# One command for both: only then does pip choose two releases that fit each other.
+TORCH ?= 'torch>=2.10' torchvision
 DEMO_IMAGE ?= examples/bccd/BloodImage_00031.jpg
 DEMO_OUT ?= demo
 TEST_WORKERS ?= 2
@@ -9,11 +13,15 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
+DEMO_INSTALLED := $(VENV)/demo.stamp
 INSTALLED := $(VENV)/installed.stamp
+CPP := $(shell find csrc tests/simulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
 .PHONY: demo test test-cuda test-gpu lint benchmark clean
 
-demo: $(INSTALLED)
+# What `make test` has installed will do.
+demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	$(BIN)/refinedet detect bccd $(DEMO_IMAGE) --out $(DEMO_OUT)
 	@echo "The annotated picture is $(DEMO_OUT)/$(notdir $(DEMO_IMAGE))"
 
@@ -23,6 +31,8 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable
@@ -37,16 +47,23 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest tests -m gpu
 
 clean:
-	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(INSTALLED)
+	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(DEMO_INSTALLED) $(INSTALLED)
 
-# One command for torch and torchvision: only then does pip choose two releases that fit each other.
-# The others are build-system.requires of pyproject.toml, needed for --no-build-isolation below.
+# The second line: build-system.requires of pyproject.toml, needed for --no-build-isolation below.
 $(BASE):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install 'torch>=2.10' torchvision 'setuptools>=77' 'pybind11>=3' ninja
+	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install 'setuptools>=77' 'pybind11>=3' ninja
 	touch $@
 
-# Compiles against the torch just installed instead of downloading a second one.
-$(INSTALLED): $(BASE) setup.py cuda_build.py refinedet/profiling/resources.py pyproject.toml $(shell find csrc)
+# Without isolation it compiles against the torch just installed instead of downloading a second one.
+# For the demo: the CUDA kernels for the GPUs of this machine; without a GPU none, not those of seven architectures.
+$(DEMO_INSTALLED): $(BASE) $(SOURCES)
+	REFINEDET_CUDA=$${REFINEDET_CUDA:-$$($(BIN)/python -c 'import cuda_build; print("auto" if cuda_build.visible_gpus() else 0)')} \
+	    $(BIN)/pip install --no-build-isolation --editable .
+	touch $@
+
+# For the tests: the kernels wherever nvcc is, since most of their tests need no GPU.
+$(INSTALLED): $(BASE) $(SOURCES)
 	$(BIN)/pip install --no-build-isolation --editable '.[test]'
 	touch $@

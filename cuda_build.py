@@ -2,7 +2,7 @@
 
 nvcc is called directly, not through torch.utils.cpp_extension, which refuses to compile CUDA code where torch is a
 build for the CPU. CUDA_HOME (or CUDA_PATH) and TORCH_CUDA_ARCH_LIST are honoured, and so are the variables that nvcc
-itself reads: NVCC_APPEND_FLAGS="-diag-suppress 20012" is the way past a warning that only a newer compiler knows.
+itself reads, like NVCC_APPEND_FLAGS.
 """
 
 import os
@@ -23,13 +23,15 @@ FLAGS = [
     "-O3",
     "-fmad=false",
     "-lineinfo",
-    "--Werror=all-warnings",
     "-Wno-deprecated-gpu-targets",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-ffp-contract=off",
     "-Xptxas=-v",
     "-Xfatbin=-compress-all",
-    "--threads=2",
 ]
+WARNINGS_ARE_ERRORS = "--Werror=all-warnings"
+
+# They keep what nvcc compiled as well as what a C++ compiler did.
+COMPILER_CACHES = ("ccache", "sccache")
 
 _ITEM = re.compile(r"\d+\.\d[af]?(\+PTX)?")
 
@@ -52,10 +54,15 @@ class Toolkit:
     include: Path  # has cuda_runtime_api.h
     cudart: Path  # libcudart_static.a
 
-    def flags(self) -> list[str]:
+    def flags(self, *, warnings_are_errors: bool) -> list[str]:
         """Flags of every compilation, without architectures."""
         standard = "c++20" if _major(self.version) >= 12 else "c++17"
-        return [f"-std={standard}", *FLAGS, f"-isystem={self.include}"]
+        return [f"-std={standard}", *flags(warnings_are_errors=warnings_are_errors), f"-isystem={self.include}"]
+
+
+def flags(*, warnings_are_errors: bool) -> list[str]:
+    """What is the same with every toolkit."""
+    return [*FLAGS, WARNINGS_ARE_ERRORS] if warnings_are_errors else FLAGS
 
 
 def find_toolkit(environ: Mapping[str, str], site_packages: Path) -> Toolkit:
@@ -117,6 +124,32 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return sorted(set(re.findall(r"^\d+\.\d$", output, re.M)), key=_order)
+
+
+def nvcc_command(toolkit: Toolkit, cxx: list[str] | None) -> list[str]:
+    """nvcc with the C++ compiler of CXX, split into words; None leaves it to nvcc.
+
+    nvcc takes a program for its C++ compiler (-ccbin), no command: of ``ccache g++ -m64`` it gets g++, and -m64 for it.
+    ccache goes in front of nvcc.
+    """
+    if cxx is None:
+        return [toolkit.nvcc]
+    caches, (compiler, *options) = split_caches(cxx)
+    return [*caches, toolkit.nvcc, f"-ccbin={compiler}", *(f"-Xcompiler={option}" for option in options)]
+
+
+def split_caches(cxx: list[str]) -> tuple[list[str], list[str]]:
+    """``ccache g++ -m64`` -> the compiler caches in front, the compiler with its options."""
+    count = next((index for index, word in enumerate(cxx) if Path(word).name not in COMPILER_CACHES), len(cxx))
+    return cxx[:count], cxx[count:]
+
+
+def nvcc_threads(jobs: int, sources: int) -> int:
+    """Architectures that each nvcc compiles at a time, so that all of them together are at most ``jobs`` processes.
+
+    Beside the nvcc of every source one more may run, which writes its PTX.
+    """
+    return max(1, jobs // max(1, sources) - 1)
 
 
 def gencode_flags(architectures: list[str]) -> list[str]:

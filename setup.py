@@ -2,11 +2,14 @@
 
 That object is at once a LibTorch Stable ABI operator library and a pybind11 module. Torch gives headers and the names
 of its libraries only, so it is located but never imported, and the result runs with every torch from TORCH_TARGET on.
-Ninja compiles in parallel and knows every header a file includes. CXX, CXXFLAGS and LDFLAGS are honoured:
-CXXFLAGS=-Wno-error is the way past a warning that only a newer compiler knows.
+Ninja compiles in parallel and knows every header a file includes. Environment variables that are honoured:
 
-The CUDA kernels, csrc/ops/*/*.cu, are compiled where nvcc is found; REFINEDET_CUDA=1 fails without it, 0 leaves them
-out. The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
+- CXX ("ccache g++" too), CXXFLAGS, LDFLAGS.
+- MAX_JOBS: how many compilers run at a time; by default as many as there are processors.
+- REFINEDET_WERROR=1: warnings are errors. CI sets it; an install does not stop because a newer compiler knows more.
+- REFINEDET_CUDA: the CUDA kernels, csrc/ops/*/*.cu, are compiled where nvcc is found; 1 fails without it, 0 leaves them
+  out. The machine needs neither a GPU nor a torch with CUDA. What else is honoured: cuda_build.py.
+- REFINEDET_OPENCV: the distribution of OpenCV that the package depends on, one of OPENCV.
 """
 
 import fcntl
@@ -34,6 +37,24 @@ CUDA = CSRC / "cuda"
 sys.path.insert(0, str(ROOT))  # an isolated build does not have it
 import cuda_build  # noqa: E402
 
+# Four distributions bring the same module, cv2; installed together they overwrite each other's files. A package cannot
+# depend on one or another, so a server without a screen chooses before the install: then `pip check` is right as well.
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+
+# matplotlib, tensorboard and pycocotools are no extras: `refinedet train` and `evaluate` promise logs, curves and the
+# metrics of COCO. With what they need they take 130 MB, torch takes 1 to 6 GB; `import refinedet` imports none of them.
+DEPENDENCIES = [
+    "torch>=2.10",
+    "numpy",
+    "pillow",
+    "pycocotools",
+    "tqdm",
+    "tensorboard",
+    "safetensors",
+    "matplotlib",
+    "tomli; python_version < '3.11'",
+]
+
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10: the oldest whose stable ABI has what the operators call
 
 # No -march=native: a wheel runs on other machines. No FMA contraction: CPU and CUDA take the same IoU decisions.
@@ -47,7 +68,6 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    "-Werror",
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
 ]
 
@@ -71,9 +91,7 @@ class Cuda:
 
 def find_cuda() -> Cuda | None:
     """What to compile the CUDA kernels with and for, as REFINEDET_CUDA says; None to leave them out."""
-    wanted = os.environ.get("REFINEDET_CUDA", "auto")
-    if wanted not in ("auto", "0", "1"):
-        raise SystemExit(f"refinedet: REFINEDET_CUDA is {wanted!r}, expected auto, 1 or 0")
+    wanted = choice("REFINEDET_CUDA", "auto", "1", "0")
     if wanted == "0":
         return None
     try:
@@ -88,12 +106,41 @@ def find_cuda() -> Cuda | None:
         return None
 
 
-def environment_flags(name: str) -> list[str]:
+def choice(name: str, *values: str) -> str:
+    """An environment variable that has one of these values; unset, the first."""
+    value = os.environ.get(name, values[0])
+    if value not in values:
+        raise SystemExit(f"refinedet: {name} is {value!r}, expected {', '.join(values[:-1])} or {values[-1]}")
+    return value
+
+
+def words(name: str) -> list[str]:
+    """An environment variable that a shell would split."""
     return shlex.split(os.environ.get(name, ""))
 
 
+def warnings_are_errors() -> bool:
+    return choice("REFINEDET_WERROR", "0", "1") == "1"
+
+
 def compile_flags() -> list[str]:
-    return CXX_FLAGS + environment_flags("CXXFLAGS")
+    return [*CXX_FLAGS, *(["-Werror"] if warnings_are_errors() else []), *words("CXXFLAGS")]
+
+
+def cxx() -> list[str] | None:
+    """The C++ compiler of CXX, with the compiler cache in front of it; None where CXX is not set."""
+    command = words("CXX")
+    if command and not cuda_build.split_caches(command)[1]:
+        raise SystemExit(f"refinedet: CXX is {os.environ['CXX']!r}, expected a compiler behind it: '{command[0]} g++'")
+    return command or None
+
+
+def max_jobs() -> int:
+    """How many compilers may run at a time."""
+    text = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise SystemExit(f"refinedet: MAX_JOBS is {text!r}, expected a number from 1 on")
+    return int(text)
 
 
 def write_if_changed(path: Path, text: str) -> None:
@@ -114,11 +161,7 @@ class BuildExtension(build_ext):
             fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would share half-written objects
             write_if_changed(folder / "build_config.h", self.config_header(cuda))
             write_if_changed(folder / "build.ninja", ninja_file(folder, built, ext.sources, cuda))
-            jobs = [f"-j{self.parallel}"] if self.parallel else []
-            # -m finds the program beside whichever ninja package is importable, in an isolated build too
-            ninja = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs])
-            if ninja.returncode != 0:
-                raise CompileError("the compilation of refinedet._C failed: the compiler's messages are above")
+            run_ninja(folder, self.parallel or max_jobs())
             target = Path(self.get_ext_fullpath(ext.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(built), str(target))
@@ -133,9 +176,18 @@ class BuildExtension(build_ext):
             values |= {
                 "REFINEDET_NVCC_VERSION": cuda.toolkit.version,
                 "REFINEDET_ARCHITECTURES": " ".join(cuda.architectures),
-                "REFINEDET_NVCC_FLAGS": shlex.join(cuda_build.FLAGS),
+                "REFINEDET_NVCC_FLAGS": shlex.join(cuda_build.flags(warnings_are_errors=warnings_are_errors())),
             }
         return "#pragma once\n" + "".join(f"#define {name} {json.dumps(value)}\n" for name, value in values.items())
+
+
+def run_ninja(folder: Path, jobs: int) -> None:
+    # Not in the ninja file: to compile with more or fewer threads changes nothing that is compiled.
+    environment = os.environ | {"NVCC_THREADS": str(cuda_build.nvcc_threads(jobs, len(cuda_sources())))}
+    # -m finds the program beside whichever ninja package is importable, in an isolated build too
+    command = [sys.executable, "-m", "ninja", "-C", str(folder), f"-j{jobs}"]
+    if subprocess.run(command, env=environment).returncode != 0:
+        raise CompileError("the compilation of refinedet._C failed: the compiler's messages are above")
 
 
 def ninja_file(folder: Path, built: Path, sources: list[str], cuda: Cuda | None) -> str:
@@ -146,14 +198,14 @@ def ninja_file(folder: Path, built: Path, sources: list[str], cuda: Cuda | None)
     system_headers = [package_folder("pybind11") / "include", torch / "include", sysconfig.get_path("include")]
     flags = [*compile_flags(), f"-I{CSRC}", f"-I{folder}", *(f"-isystem{path}" for path in system_headers)]
     # libtorch_cpu is found by its name among the libraries that `import torch` has loaded: no rpath.
-    link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *environment_flags("LDFLAGS")]
+    link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *words("LDFLAGS")]
     if cuda is not None:
         flags += ["-DREFINEDET_WITH_CUDA", f"-isystem{cuda.toolkit.include}"]
         # The runtime of the toolkit that compiled the kernels, for us alone: torch comes with one of its own.
         link_flags += [str(cuda.toolkit.cudart), "-Wl,--exclude-libs,libcudart_static.a", "-lpthread", "-ldl", "-lrt"]
     text = io.StringIO()
     ninja = Writer(text)
-    ninja.variable("cxx", escape(os.environ.get("CXX", "c++")))
+    ninja.variable("cxx", escape(shlex.join(cxx() or ["c++"])))
     ninja.variable("flags", escape(shlex.join(flags)))
     ninja.variable("link_flags", escape(shlex.join(link_flags)))
     compile_command = "$cxx -MD -MF $out.d $flags -c $in -o $out"
@@ -173,15 +225,16 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
     """The object of every .cu file, and the header with the table of what their kernels need."""
     from ninja.ninja_syntax import escape
 
-    nvcc = [cuda.toolkit.nvcc, *cuda.toolkit.flags(), f"-I{CSRC}"]
-    if "CXX" in os.environ:
-        nvcc.append(f"-ccbin={os.environ['CXX']}")
+    flags = cuda.toolkit.flags(warnings_are_errors=warnings_are_errors())
+    nvcc = [*cuda_build.nvcc_command(cuda.toolkit, cxx()), *flags, f"-I{CSRC}"]
     ninja.variable("nvcc", escape(shlex.join(nvcc)))
     ninja.variable("gencode", escape(shlex.join(cuda_build.gencode_flags(cuda.architectures))))
     ninja.variable("ptx_architecture", re.sub(r"\.|\+PTX", "", cuda.architectures[0]))
+    compile_command = "$nvcc $gencode --threads=$$NVCC_THREADS -MD -MF $out.d -c $in -o $out > $out.log 2>&1"
     ninja.rule(
         "compile_cuda",
-        "$nvcc $gencode -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || { cat $out.log; exit 1; }",
+        # What ptxas says is for the table; people see errors and warnings.
+        f"{compile_command} || {{ cat $out.log; exit 1; }}; ! grep -q warning $out.log || cat $out.log",
         depfile="$out.d",
         deps="gcc",
         description="compile $in",
@@ -193,7 +246,7 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
         deps="gcc",
         description="block sizes of $in",
     )
-    script = ROOT / "refinedet" / "profiling" / "resources.py"
+    script = ROOT / "tools" / "ptxas.py"
     command = shlex.join([sys.executable, "-I", str(script)])
     ninja.rule(
         "resources",
@@ -202,7 +255,7 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
         description="table of kernel resources",
     )
     objects, ptx = [], []
-    for source in relative_paths(CSRC.glob("ops/*/*.cu")):
+    for source in cuda_sources():
         objects += ninja.build(str(folder / f"{source}.o"), "compile_cuda", str(ROOT / source))
         ptx += ninja.build(str(folder / f"{source}.ptx"), "ptx", str(ROOT / source))
     table = ninja.build(
@@ -214,11 +267,16 @@ def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[st
     return objects, table
 
 
+def cuda_sources() -> list[str]:
+    return relative_paths(CSRC.glob("ops/*/*.cu"))
+
+
 def relative_paths(paths: Iterable[Path]) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
 setup(
+    install_requires=[*DEPENDENCIES, choice("REFINEDET_OPENCV", *OPENCV)],
     ext_modules=[Extension("refinedet._C", relative_paths({*CSRC.glob("**/*.cpp")} - {*CUDA.glob("*.cpp")}))],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -10,15 +10,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from refinedet.anchors import generate_anchors
+    from refinedet.inference.detector import Detector, load
     from refinedet.models import RefineDet, build
     from refinedet.presets import OFFICIAL, PAPER, Preset
     from refinedet.records import Detections, LevelOutput, RawOutput, Targets
     from refinedet.training.loss import MultiBoxLoss
-    from refinedet.weights.checkpoint import load
 
 _HOMES = {
     "generate_anchors": "refinedet.anchors",
-    "load": "refinedet.weights.checkpoint",
+    "Detector": "refinedet.inference.detector",
+    "load": "refinedet.inference.detector",
     "MultiBoxLoss": "refinedet.training.loss",
     "RefineDet": "refinedet.models",
     "build": "refinedet.models",
@@ -36,6 +37,7 @@ __all__ = [
     "OFFICIAL",
     "PAPER",
     "Detections",
+    "Detector",
     "LevelOutput",
     "MultiBoxLoss",
     "Preset",

@@ -9,21 +9,21 @@ from torch import Tensor
 from refinedet.errors import InputError
 
 STRIDES = (8, 16, 32, 64)  # pixels between the cells of each level
+SIZE_STEP = STRIDES[-1]  # pixels; both sides of an input are multiples of it (spec section 2)
 SCALE = 4  # side of the square anchor, in strides
 RATIOS = (1.0, 2.0, 0.5)  # width / height, in channel order
 ANCHORS_PER_CELL = len(RATIOS)
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raise InputError unless both sides of ``size`` (height, width) are positive multiples of the largest stride.
+    """Raise InputError unless both sides of ``size`` (height, width) are positive multiples of `SIZE_STEP`.
 
     The transfer connection blocks add a level to the next one upsampled exactly twofold (spec section 2).
     """
-    step = STRIDES[-1]
-    if any(side < step or side % step for side in size):
-        nearest = tuple(max(step, round(side / step) * step) for side in size)
+    if any(side < SIZE_STEP or side % SIZE_STEP for side in size):
+        nearest = tuple(max(SIZE_STEP, round(side / SIZE_STEP) * SIZE_STEP) for side in size)
         raise InputError(
-            f"input size (height, width) is {tuple(size)}; both must be multiples of {step}, nearest {nearest}"
+            f"input size (height, width) is {tuple(size)}; both must be multiples of {SIZE_STEP}, nearest {nearest}"
         )
 
 
@@ -41,7 +41,8 @@ def generate_anchors(size: tuple[int, int]) -> Tensor:
     """Return the anchors of an input of ``size`` = (height, width) pixels, multiples of 64.
 
     Returns float32 [N,4]: cx, cy, w, h in units of the image's width and height; level by level from stride 8 to
-    64, rows top to bottom, cells left to right, ratios 1, 2, 1/2. N = 6375 at 320x320, 16320 at 512x512.
+    64, rows top to bottom, cells left to right, ratios 1, 2, 1/2. N = 6375 at 320x320, 16320 at 512x512. They are on
+    the CPU, whatever torch's default device and dtype.
     """
     size = parse_size(size)
     return torch.cat([_level_anchors(size, stride) for stride in STRIDES])
@@ -50,9 +51,9 @@ def generate_anchors(size: tuple[int, int]) -> Tensor:
 def _level_anchors(size: tuple[int, int], stride: int) -> Tensor:
     height, width = size
     rows, columns = height // stride, width // stride
-    ratios = torch.tensor(RATIOS, dtype=torch.float64)
-    center_y = (torch.arange(rows, dtype=torch.float64) + 0.5) * stride / height
-    center_x = (torch.arange(columns, dtype=torch.float64) + 0.5) * stride / width
+    ratios = torch.tensor(RATIOS, dtype=torch.float64, device="cpu")
+    center_y = (torch.arange(rows, dtype=torch.float64, device="cpu") + 0.5) * stride / height
+    center_x = (torch.arange(columns, dtype=torch.float64, device="cpu") + 0.5) * stride / width
     anchor_w = SCALE * stride * ratios.sqrt() / width
     anchor_h = SCALE * stride / ratios.sqrt() / height
     grid = (rows, columns, ANCHORS_PER_CELL)

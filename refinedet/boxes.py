@@ -35,6 +35,14 @@ def decode(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIAN
     return torch.cat([center, scaled[..., 2:].exp() * anchors[..., 2:]], dim=-1)
 
 
+def to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corner boxes [n,4] in units of the image side to pixels of an image of ``size`` = (height, width), clipped to
+    [0, width-1] x [0, height-1] (spec section 1.3)."""
+    height, width = size
+    scaled = boxes * boxes.new_tensor([width, height, width, height])
+    return torch.minimum(scaled.clamp(min=0), boxes.new_tensor([width - 1, height - 1, width - 1, height - 1]))
+
+
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
     """IoU [n,m] of corner boxes [n,4] and [m,4]; a box without area overlaps nothing."""
     low = torch.maximum(first[:, None, :2], second[None, :, :2])

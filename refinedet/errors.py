@@ -23,3 +23,9 @@ class InputError(RefineDetError, ValueError):
 
 class ExtensionError(RefineDetError, ImportError):
     """The compiled extension is missing or does not fit this Python or torch."""
+
+
+def shorten(names: list[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are, for a message."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

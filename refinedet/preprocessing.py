@@ -23,7 +23,8 @@ class Preprocessing:
 def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean from a BGR image uint8 [H,W,3] and divide by the deviation; float32, still BGR and HWC."""
     levels = np.arange(256, dtype=np.float32)[:, None]
-    table = (levels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    mean, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
+    table: np.ndarray = (levels - mean) / std
     # A look-up gives the same floats as the arithmetic on every pixel, ten times faster.
     return cv2.LUT(np.ascontiguousarray(image), table[None])
 

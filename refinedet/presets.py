@@ -1,6 +1,7 @@
 """Every threshold of RefineDet in one place, as the released code and as the paper have them (spec section 0)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from refinedet.errors import InputError
 
@@ -38,6 +39,17 @@ class Preset:
             raise InputError(
                 f"preset {self.name}: top_k, keep_top_k are {self.top_k}, {self.keep_top_k}; give at least 1"
             )
+
+    def detect_options(self) -> dict[str, Any]:
+        """The keyword arguments of `refinedet.ops.detect`."""
+        return {
+            "objectness_threshold": self.objectness_threshold,
+            "score_threshold": self.score_threshold,
+            "iou_threshold": self.nms_iou,
+            "top_k": self.top_k,
+            "keep_top_k": self.keep_top_k,
+            "variances": self.variances,
+        }
 
 
 OFFICIAL = Preset()

@@ -29,7 +29,9 @@ class LevelOutput(NamedTuple):
     odm_conf: tuple[Tensor, ...]
 
     def concatenate(self) -> RawOutput:
-        return RawOutput(*(None if levels is None else torch.cat(levels, dim=1) for levels in self))
+        arm_loc = None if self.arm_loc is None else torch.cat(self.arm_loc, dim=1)
+        arm_conf = None if self.arm_conf is None else torch.cat(self.arm_conf, dim=1)
+        return RawOutput(arm_loc, arm_conf, torch.cat(self.odm_loc, dim=1), torch.cat(self.odm_conf, dim=1))
 
 
 class Targets(NamedTuple):

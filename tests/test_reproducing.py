@@ -12,6 +12,7 @@ import torch
 import torchvision
 from support.paths import ROOT
 
+from refinedet.models import load_pretrained
 from refinedet.models.backbones.squeezenet import SqueezeNet
 
 SCRIPT = ROOT / "tools" / "squeezenet_weights.py"
@@ -48,7 +49,7 @@ def test_the_weights_of_the_shipped_models_backbone(tmp_path):
     done = convert(tmp_path)
     assert done.returncode == 0, done.stderr
     backbone = SqueezeNet()
-    backbone.load_pretrained(tmp_path / "out.safetensors", "caffe")
+    load_pretrained(backbone, tmp_path / "out.safetensors", "caffe")
     ours = [module for module in backbone.features.modules() if isinstance(module, torch.nn.Conv2d)]
     for name, conv, original in zip(THEIRS, ours, convolutions, strict=False):  # without the classifier
         assert torch.equal(conv.weight, original.weight)

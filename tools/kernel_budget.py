@@ -8,17 +8,20 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nvrtc
+import ptxas
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # of cuda_build, which is part of no package
 
 import cuda_build  # noqa: E402
-from refinedet.profiling.resources import DYNAMIC_SHARED, KernelResources, parse  # noqa: E402
+from refinedet.profiling.resources import DYNAMIC_SHARED, KernelResources  # noqa: E402
 
 CSRC = ROOT / "csrc"
 SOURCES = sorted(CSRC.glob("ops/*/*.cu"))
@@ -52,25 +55,30 @@ def site_packages() -> Path:
     return Path(torch.__file__).parents[1]
 
 
+def table(logs: Iterable[str], ptx: Iterable[str]) -> list[KernelResources]:
+    return [KernelResources(**row) for row in ptxas.parse(logs, ptx)]
+
+
 def with_nvcc(toolkit: cuda_build.Toolkit) -> list[KernelResources]:
     """For every default architecture that nvcc knows. Warnings are errors."""
     architectures = cuda_build.gencode_flags(cuda_build.default_architectures(toolkit))
-    flags = [toolkit.nvcc, *toolkit.flags(), f"-I{CSRC}"]
+    flags = [toolkit.nvcc, *toolkit.flags(warnings_are_errors=True), f"-I{CSRC}"]
 
     def compile_source(source: Path) -> tuple[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / source.stem
-            ptx = [*flags, "-arch=compute_75", "-ptx", source, "-o", output]
+            ptx = [*flags, "-arch=compute_75", "-ptx", str(source), "-o", str(output)]
             subprocess.run(ptx, check=True, capture_output=True)
             text = output.read_text()
-            done = subprocess.run([*flags, *architectures, "-c", source, "-o", output], capture_output=True, text=True)
+            code = [*flags, *architectures, "-c", str(source), "-o", str(output)]
+            done = subprocess.run(code, capture_output=True, text=True)
             if done.returncode != 0:
                 raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
             return done.stderr, text
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         logs, ptx = zip(*pool.map(compile_source, SOURCES), strict=True)
-    return parse(logs, ptx)
+    return table(logs, ptx)
 
 
 def with_nvrtc() -> Compiled:
@@ -79,11 +87,11 @@ def with_nvrtc() -> Compiled:
         *(nvrtc.compile_kernels(source, name, CSRC) for source in SOURCES for name in OLD_ARCHITECTURES), strict=True
     )
     warnings = [line for log in logs for line in log.splitlines() if "warning" in line]
-    return Compiled(parse(logs, ptx), [line for line in warnings if "Architectures prior to" not in line])
+    return Compiled(table(logs, ptx), [line for line in warnings if "Architectures prior to" not in line])
 
 
 def to_json(rows: list[KernelResources], versions: dict[str, str]) -> str:
-    kernels: dict[str, dict] = {}
+    kernels: dict[str, dict[str, Any]] = {}
     for row in rows:
         kernel = kernels.setdefault(
             row.kernel,
@@ -93,7 +101,7 @@ def to_json(rows: list[KernelResources], versions: dict[str, str]) -> str:
     return json.dumps({**versions, "kernels": kernels}, indent=1) + "\n"
 
 
-def to_markdown(budget: dict) -> str:
+def to_markdown(budget: dict[str, Any]) -> str:
     """The table of the budget for people."""
     architectures = list(next(iter(budget["kernels"].values()))["architectures"])
     header = ["kernel", "threads", "shared bytes", *(f"sm_{name.replace('.', '')}" for name in architectures)]

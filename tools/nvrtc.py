@@ -15,6 +15,8 @@ OPTIONS = ("-std=c++20", "-fmad=false", "-lineinfo", "--ptxas-options=-v", "-def
 @functools.cache
 def _library() -> ctypes.CDLL:
     spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
+    if spec is None or spec.submodule_search_locations is None:
+        raise RuntimeError("NVRTC is missing: run `pip install nvidia-cuda-nvrtc-cu12`")
     (folder,) = spec.submodule_search_locations
     (path,) = (Path(folder) / "lib").glob("libnvrtc.so.12")
     return ctypes.CDLL(str(path))

@@ -10,6 +10,7 @@ output has torchvision's names.
 import pickle
 import sys
 import tarfile
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -27,7 +28,7 @@ NAMES = {"conv1": "features.0", "conv10": "classifier.1"} | {
 class ArraysOnly(pickle.Unpickler):
     """A pickle can run any code; this one may make numpy arrays and nothing else."""
 
-    def find_class(self, module: str, name: str) -> type:
+    def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in ("ndarray", "dtype", "_reconstruct"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"refused: {module}.{name}")
@@ -36,7 +37,9 @@ class ArraysOnly(pickle.Unpickler):
 def main(source: str, target: str) -> None:
     """Convert the archive ``source`` to the safetensors file ``target``."""
     with tarfile.open(source) as archive:
-        layers = ArraysOnly(archive.extractfile(PICKLE)).load()
+        file = archive.extractfile(PICKLE)
+        assert file is not None  # the archive's member is a file
+        layers = ArraysOnly(file).load()
     state = {}
     for layer, (kernel, bias) in layers.items():  # kernels are [height, width, in, out]
         state[f"{NAMES[layer]}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1), np.float32)

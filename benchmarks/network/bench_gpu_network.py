@@ -25,7 +25,7 @@ from support.gpu import DEVICE, captured
 from torch import Tensor
 
 from refinedet import build
-from refinedet.inference.predict import select_detections
+from refinedet.inference.detector import Detector
 from refinedet.models import RefineDet
 from refinedet.profiling import cost
 from refinedet.records import RawOutput
@@ -50,9 +50,7 @@ def on_cpu(size: int) -> tuple[RefineDet, Tensor, RawOutput]:
 def on_gpu(size: int, dtype: torch.dtype, layout: torch.memory_format) -> tuple[RefineDet, Tensor]:
     torch.manual_seed(0)
     model = build("vgg16", size=size, num_classes=21).eval()
-    anchors = model.anchors.to(DEVICE)
     model.to(DEVICE, dtype, memory_format=layout)
-    model.anchors = anchors  # float32 as they were
     return model, on_cpu(size)[1].to(DEVICE, dtype, memory_format=layout)
 
 
@@ -71,9 +69,11 @@ def test_network(
     assert_close(model(image), on_cpu(size)[2])
     typical = RawOutput(*(tensor.to(DEVICE, dtype) for tensor in network_outputs(NETWORKS[size], 1)[:4]))
 
+    detector = Detector(model)
+
     def whole() -> object:
         model(image)
-        return select_detections(model, typical, model.config.preset.score_threshold)
+        return detector.select(typical)
 
     if benchmark.enabled:
         times = {

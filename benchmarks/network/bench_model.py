@@ -12,7 +12,7 @@ from problems import network_outputs
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import refinedet
-from refinedet.inference.predict import select_detections
+from refinedet.inference.detector import Detector
 from refinedet.models import RefineDet
 from refinedet.profiling import cost
 from refinedet.records import RawOutput
@@ -29,7 +29,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(name: str) -> Iterator[RefineDet]:
     if name == "bccd":
-        yield refinedet.load("bccd")
+        yield refinedet.load("bccd").network
     else:
         backbone, size = name.split()
         torch.manual_seed(0)
@@ -45,7 +45,5 @@ def test_forward(model: RefineDet, benchmark: BenchmarkFixture) -> None:
 def test_operators(name: str, model: RefineDet, benchmark: BenchmarkFixture) -> None:
     image = torch.randn(1, 3, *model.config.size)
     raw = RawOutput(*network_outputs(VGG[name], 1)[:4]) if name in VGG else model(image, by_level=True)
-    found = benchmark.pedantic(
-        select_detections, args=(model, raw, model.config.preset.score_threshold), rounds=ROUNDS, warmup_rounds=1
-    )
+    found = benchmark.pedantic(Detector(model).select, args=(raw,), rounds=ROUNDS, warmup_rounds=1)
     assert found.boxes.shape == (1, model.config.preset.keep_top_k, 4)

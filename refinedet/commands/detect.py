@@ -1,243 +1,91 @@
-"""What ``refinedet detect`` does with many inputs: find them, name the outputs, detect, keep account."""
+"""``refinedet detect``: find objects in images and videos."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import argparse
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-from tqdm import tqdm
+from refinedet import __version__
+from refinedet.commands.messages import say as say_on_stderr
+from refinedet.commands.messages import say_error
+from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, speaker
 
-from refinedet.data import list_images, read_image
-from refinedet.errors import DataError, InputError
-from refinedet.files import atomic_write
-from refinedet.inference.draw import draw
-from refinedet.inference.predict import batches, detect
-from refinedet.inference.video import BAR_DELAY, detect_video
-from refinedet.interrupt import StopRequest, stop_on_interrupt
-from refinedet.models import RefineDet
-from refinedet.records import Detections
-
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
-KEPT_SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))  # annotated pictures of another format become .png
+if TYPE_CHECKING:
+    from refinedet.commands.options import Commands
 
 
-def find_inputs(arguments: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The images and the videos that files and folders stand for, each once, in order; a folder gives the images and
-    videos directly in it. Raises DataError for a path that does not exist and a folder without any."""
-    images: dict[Path, None] = {}
-    videos: dict[Path, None] = {}
-    for argument in arguments:
-        if not argument.exists():
-            raise DataError(f"{argument}: no such file or folder; check the path")
-        for path in _files_in(argument) if argument.is_dir() else [argument]:
-            (videos if path.suffix.lower() in VIDEO_SUFFIXES else images)[path] = None
-    return list(images), list(videos)
+def add_parser(commands: Commands) -> None:
+    """Add the parser of this verb."""
+    parser = commands.add_parser(
+        "detect",
+        help="find objects in images and videos",
+        description="Find objects in images and videos. Annotated copies go to --out. Inputs that cannot be read are "
+        "reported at the end, with exit status 1, after all others are done. Ctrl-C finishes the images under way and "
+        "ends with the results so far, exit status 130.",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "inputs", metavar="IMAGE|FOLDER|VIDEO", nargs="+", type=Path, help="of a folder, the files directly in it"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("detections"),
+        help="folder of annotated copies (default: ./detections)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        metavar="T",
+        type=_fraction,
+        default=0.5,
+        help="leave out lower scores everywhere (default: 0.5)",
+    )
+    add_batch_size(parser)
+    add_device(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
-    found = sorted(path for path in [*list_images(folder), *videos] if path.is_file() and not path.name.startswith("."))
-    if not found:
-        raise DataError(f"{folder}: no image or video directly in this folder; give the folder that holds them")
-    return found
+def run(arguments: argparse.Namespace) -> int:
+    """Annotate the inputs, and tell what was found and what could not be read."""
+    import refinedet
+    from refinedet.commands.annotate import Annotator
+    from refinedet.commands.inputs import find_inputs, plan_outputs
+    from refinedet.ops.devices import choose_device
+
+    images, videos = find_inputs(arguments.inputs)
+    targets = plan_outputs([*images, *videos], arguments.out)
+    device = choose_device(arguments.device)
+    annotator = Annotator(
+        detector=refinedet.load(arguments.checkpoint).to(device),
+        targets=targets,
+        score_threshold=arguments.score_threshold,
+        batch_size=arguments.batch_size,
+        say=speaker(arguments),
+        keep_records=bool(arguments.json),
+    )
+    annotator.run(images, videos)
+    if annotator.done:
+        annotator.say(f"Annotated copies: {arguments.out}")
+    deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **annotator.to_json()})
+    for error in annotator.failures.values():
+        say_error(error)
+    if annotator.interrupted:
+        say_on_stderr(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
+        return 130
+    if not annotator.failures:
+        return 0
+    return 1 if annotator.done else 2
 
 
-def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
-    """Where the annotated copy of each input goes: its name in ``out``, numbered when two inputs share it.
-
-    Raises InputError when a copy would land on an input, or ``out`` is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
-    originals = {path.resolve() for path in inputs}
-    planned: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for path in inputs:
-        suffix = path.suffix.lower()
-        suffix = ".mp4" if suffix in VIDEO_SUFFIXES else suffix if suffix in KEPT_SUFFIXES else ".png"
-        target, number = out / f"{path.stem}{suffix}", 1
-        while target.name.lower() in taken:  # lower: some file systems ignore case
-            number += 1
-            target = out / f"{path.stem}_{number}{suffix}"
-        if target.resolve() in originals:
-            raise InputError(f"--out {out}: the annotated copy would overwrite the input {target}; give another folder")
-        taken.add(target.name.lower())
-        planned[path] = target
-    return planned
-
-
-@dataclass
-class DetectJob:
-    """One call of the command. An input that cannot be read goes to ``failures`` and the others go on; a video that
-    breaks off is both there and in ``done``. After Ctrl-C (``interrupted``) what was begun is finished, the rest is
-    left."""
-
-    model: RefineDet
-    targets: dict[Path, Path]  # annotated copy of each input
-    score_threshold: float
-    batch_size: int
-    say: Callable[[str], None]  # prints a line for people
-    keep_records: bool  # for to_json
-    done: list[Path] = field(default_factory=list)
-    failures: dict[Path, DataError] = field(default_factory=dict)
-    images: list[dict[str, Any]] = field(default_factory=list)
-    videos: list[dict[str, Any]] = field(default_factory=list)
-    _stop: StopRequest = field(default_factory=StopRequest, init=False)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._stop.made
-
-    @property
-    def remaining(self) -> list[Path]:
-        """The inputs that were not reached."""
-        return [path for path in self.targets if path not in self.failures and path not in self.done]
-
-    def run(self, images: Sequence[Path], videos: Sequence[Path]) -> None:
-        """Detect in all images, then in all videos; writes the annotated copies and tells what was found."""
-        with stop_on_interrupt(self._stop):
-            if images:
-                self._run_images(images)
-            for video in videos:
-                if not self.interrupted:
-                    self._run_video(video)
-
-    def to_json(self) -> dict[str, Any]:
-        """What was found, for ``--json``: boxes are x1, y1, x2, y2 in pixels of the original image or frame."""
-        return {
-            "classes": list(self.model.config.classes),
-            "score_threshold": self.score_threshold,
-            "images": self.images,
-            "videos": self.videos,
-            "failed": [{"path": str(path), "error": str(error)} for path, error in self.failures.items()],
-            "remaining": [str(path) for path in self.remaining],
-        }
-
-    def _run_images(self, images: Sequence[Path]) -> None:
-        started = time.perf_counter()
-        network_seconds = 0.0
-        table = _Table(images, self.model.config.classes)
-        with tqdm(total=len(images), unit="image", delay=BAR_DELAY) as bar:
-            for batch in batches(self._readable(images, bar), self.batch_size):
-                before = time.perf_counter()
-                found = self._detect([image for _, image in batch])
-                network_seconds += time.perf_counter() - before
-                for (path, image), detections in zip(batch, found, strict=True):
-                    self._finish_image(path, image, detections, table)
-        if done := len(self.done):
-            seconds = time.perf_counter() - started
-            self.say("\n".join(table.lines))
-            self.say(
-                f"{done} image{'s' * (done != 1)} in {seconds:.2f} s; detection {1000 * network_seconds / done:.1f} ms "
-                "per image, without reading and drawing"
-            )
-
-    def _readable(self, images: Sequence[Path], bar: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
-        for path in images:
-            if self.interrupted:
-                return
-            try:
-                yield path, read_image(path, apply_exif=True)
-            except DataError as error:
-                self.failures[path] = error
-            bar.update()
-
-    def _detect(self, images: list[np.ndarray]) -> list[Detections]:
-        return detect(self.model, images, score_threshold=self.score_threshold, batch_size=self.batch_size)
-
-    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections, table: _Table) -> None:
-        target = self.targets[path]
-        try:
-            _write_image(target, draw(image, detections, self.score_threshold))
-        except DataError as error:
-            self.failures[path] = error
-            return
-        self.done.append(path)
-        table.add(path, detections)
-        if self.keep_records:
-            height, width = detections.size
-            record = {"path": str(path), "output": str(target), "width": width, "height": height}
-            self.images.append({**record, "detections": _rows(detections)})
-
-    def _run_video(self, path: Path) -> None:
-        frames: list[dict[str, Any]] = []
-        counts: Counter[str] = Counter()
-
-        def on_frame(index: int, detections: Detections) -> None:
-            counts.update(detections.names)
-            if self.keep_records:
-                frames.append({"frame": index, "detections": _rows(detections)})
-
-        started = time.perf_counter()
-        try:
-            result = detect_video(
-                self.model,
-                path,
-                self.targets[path],
-                score_threshold=self.score_threshold,
-                batch_size=self.batch_size,
-                progress=True,
-                on_frame=on_frame,
-                stop=lambda: self.interrupted,
-            )
-        except DataError as error:
-            self.failures[path] = error
-            return
-        seconds = time.perf_counter() - started
-        objects = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
-        self.say(
-            f"{path}: {result.frames} frames in {seconds:.2f} s ({result.frames / seconds:.1f} per second); objects, "
-            f"all frames together: {objects}"
-        )
-        self.done.append(path)
-        if result.damaged:
-            cause, fix = ("is interrupted", "") if self.interrupted else ("breaks off", "; replace the damaged file")
-            reached = f"{result.frames} of {result.info.frames} frames"
-            self.failures[path] = DataError(f"{path}: {cause} after {reached}, where the annotated copy ends{fix}")
-        if self.keep_records:
-            record = {"path": str(path), "output": str(result.output), "width": result.info.width}
-            record |= {"height": result.info.height, "fps": result.info.fps, "damaged": result.damaged}
-            self.videos.append({**record, "frames": frames})
-
-
-class _Table:
-    """The table of detections, in ``lines`` of fixed columns."""
-
-    def __init__(self, images: Sequence[Path], classes: Sequence[str]) -> None:
-        self._width = max(len("image"), *(len(str(path)) for path in images))
-        self._class_width = max(len("class"), *(len(name) for name in classes))
-        self.lines = [self._line("image", "class", "score", ("x1", "y1", "x2", "y2"))]
-
-    def add(self, path: Path, detections: Detections) -> None:
-        """One line per detection; one that says so when there is none."""
-        rows = zip(detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
-        lines = [self._line(path, name, f"{score:.3f}", (f"{v:.1f}" for v in box)) for name, score, box in rows]
-        self.lines += lines or [f"{path!s:{self._width}}  nothing found"]
-
-    def _line(self, image: object, name: str, score: str, box: Iterable[str]) -> str:
-        corners = "  ".join(f"{value:>6}" for value in box)
-        return f"{image!s:{self._width}}  {name:{self._class_width}}  {score:>5}  {corners}"
-
-
-def _rows(detections: Detections) -> list[dict[str, Any]]:
-    columns = (detections.names, detections.labels.tolist(), detections.scores.tolist(), detections.boxes.tolist())
-    return [
-        {"class": name, "label": label, "score": round(score, 6), "box": [round(value, 3) for value in box]}
-        for name, label, score, box in zip(*columns, strict=True)
-    ]
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    encoded, data = cv2.imencode(path.suffix, image)
-    if not encoded:  # a JPEG has at most 65,500 rows and columns
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        raise DataError(f"{path}: OpenCV cannot write a {size} picture in this format; save the image as PNG")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

@@ -1,23 +1,29 @@
 """``refinedet doctor``: what this machine has, what is wrong with it, and how to mend it."""
 
+from __future__ import annotations
+
+import argparse
 import importlib
-import importlib.metadata
-import json
 import os
 import platform
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from refinedet import __version__
+from refinedet.commands.options import add_json, deliver, speaker
 from refinedet.files import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from refinedet.commands.options import Commands
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 # distribution name -> module name. Those imported here are the ones whose import fails on machines in practice:
 # opencv-python without libGL, torchvision beside a torch it was not built for.
 REQUIRED = {"numpy": "numpy", "opencv-python": "cv2"}
+OTHER_OPENCV = ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")  # as good
 OPTIONAL = {"torchvision": "torchvision", "timm": "timm"}
 REQUIRED_UNIMPORTED = ("matplotlib", "pillow", "pycocotools", "safetensors", "tensorboard", "tqdm")
 
@@ -35,8 +41,8 @@ class Report:
     """State of the installation. ``versions`` holds None for a package that is absent or cannot be imported."""
 
     refinedet: str = __version__
-    python: str = platform.python_version()
-    system: str = platform.platform()
+    python: str = field(default_factory=platform.python_version)
+    system: str = field(default_factory=platform.platform)
     versions: dict[str, str | None] = field(default_factory=dict)
     torch_cuda: str | None = None
     extension: dict[str, str | bool] | None = None
@@ -51,10 +57,6 @@ class Report:
     @property
     def healthy(self) -> bool:
         return not self.problems
-
-    def to_json(self) -> str:
-        """The report as a JSON object with the names of the fields."""
-        return json.dumps(asdict(self), indent=2)
 
     def text(self) -> str:
         """The report for a terminal; the problems come last."""
@@ -89,20 +91,31 @@ class Report:
         return f"nvcc {self.extension['nvcc']} for {self.extension['architectures']}: {self.kernels}"
 
 
+def add_parser(commands: Commands) -> None:
+    """Add the parser of this verb."""
+    parser = commands.add_parser(
+        "doctor", help="check this installation", description="Check this installation: versions, extension, devices."
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the report; the exit status is 1 when there is a problem. The JSON has the names of the fields."""
+    found = report()
+    speaker(arguments)(found.text())
+    deliver(arguments, asdict(found))
+    return 0 if found.healthy else 1
+
+
 def report() -> Report:
     """Examines this Python environment and machine; never raises for what it finds."""
+    importlib.import_module("importlib.metadata")  # here: it is slow to import, and --help needs none of it
     found = Report(cpu=_cpu_name(), cpu_threads=os.cpu_count() or 1)
     _examine_torch(found)
     _examine_packages(found)
     _examine_files(found)
     return found
-
-
-def main(as_json: bool = False) -> int:
-    """Prints the report; returns the exit code: 0, or 1 when there is a problem."""
-    found = report()
-    print(found.to_json() if as_json else found.text())
-    return 0 if found.healthy else 1
 
 
 def _cpu_name() -> str:
@@ -142,7 +155,7 @@ def _examine_gpus(found: Report) -> None:
         found.problems += [Problem(*problem) for problem in problems if problem is not None]
 
 
-def _gpu(properties) -> dict[str, str | int]:
+def _gpu(properties: Any) -> dict[str, str | int]:
     return {
         "name": properties.name,
         "capability": f"{properties.major}{properties.minor}",
@@ -177,12 +190,13 @@ def _examine_extension(found: Report) -> None:
 
 
 def _examine_packages(found: Report) -> None:
-    for distribution, module in {**REQUIRED, **OPTIONAL}.items():
+    for name, module in {**REQUIRED, **OPTIONAL}.items():
+        distribution = _opencv() if module == "cv2" else name
         try:
             found.versions[distribution] = importlib.import_module(module).__version__
         except ModuleNotFoundError:
             found.versions[distribution] = None
-            if distribution in REQUIRED:
+            if name in REQUIRED:
                 found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
         except Exception as error:
             found.versions[distribution] = None
@@ -195,11 +209,16 @@ def _examine_packages(found: Report) -> None:
             found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
 
 
+def _opencv() -> str:
+    """The distribution that brings cv2 here."""
+    return next((name for name in OTHER_OPENCV if any(importlib.metadata.distributions(name=name))), "opencv-python")
+
+
 def _import_fix(distribution: str) -> str:
-    if distribution == "opencv-python":
+    if distribution in ("opencv-python", "opencv-contrib-python"):
         return (
             "install the system's libGL (Debian, Ubuntu: apt install libgl1), or replace it: pip uninstall "
-            "opencv-python && pip install opencv-python-headless"
+            f"{distribution}, then install refinedet with REFINEDET_OPENCV=opencv-python-headless"
         )
     if distribution in ("torchvision", "timm"):  # timm imports torchvision
         return "pip install --upgrade torch torchvision (in one command, so that the two fit each other)"
@@ -217,7 +236,3 @@ def _examine_files(found: Report) -> None:
             found.problems.append(
                 Problem(f"the {use} folder {folder} cannot be written", "change its permissions, or use another folder")
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main("--json" in sys.argv[1:]))

@@ -211,7 +211,8 @@ _DISTORTIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 
 
 def _saturate(levels: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    rounded: np.ndarray = np.clip(np.rint(levels), 0, 255)
+    return rounded.astype(np.uint8)
 
 
 def _adjust_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
@@ -292,7 +293,8 @@ def _rect_ious(rects: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]) ->
     sides = np.minimum(high, pixels[:, 2:]) - np.maximum(low, pixels[:, :2])
     inter = np.clip(sides, 0, None).prod(2)
     areas = (pixels[:, 2:] - pixels[:, :2]).prod(1)
-    return inter / (rects[:, 2:].prod(1)[:, None] + areas - inter)
+    ious: np.ndarray = inter / (rects[:, 2:].prod(1)[:, None] + areas - inter)
+    return ious
 
 
 def crop_boxes(boxes: np.ndarray, crop: Rect, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -304,9 +306,9 @@ def crop_boxes(boxes: np.ndarray, crop: Rect, canvas: tuple[int, int]) -> tuple[
     pixels = boxes * (width, height, width, height)
     corner, sides = np.array(crop[:2], np.float64), np.array(crop[2:], np.float64)
     centers = (pixels[:, :2] + pixels[:, 2:]) / 2
-    inside = ((centers >= corner) & (centers <= corner + sides)).all(1)
+    inside = np.all((centers >= corner) & (centers <= corner + sides), axis=1)
     clipped = np.clip((pixels - np.tile(corner, 2)) / np.tile(sides, 2), 0.0, 1.0)
-    kept = inside & (clipped[:, 2:] - clipped[:, :2] > _LEAST_SIDE).all(1)
+    kept = inside & np.all(clipped[:, 2:] - clipped[:, :2] > _LEAST_SIDE, axis=1)
     return clipped[kept], kept
 
 
@@ -328,6 +330,6 @@ def cut_out(image: np.ndarray, plan: Plan, fill: tuple[float, float, float]) -> 
 
 def mirror_boxes(boxes: np.ndarray, axis: int = 0) -> np.ndarray:
     """Boxes [n,4] in unit corners after flipping the image along ``axis``: 0 horizontally, 1 vertically."""
-    mirrored = boxes.copy()
+    mirrored: np.ndarray = boxes.copy()
     mirrored[:, axis], mirrored[:, axis + 2] = 1 - boxes[:, axis + 2], 1 - boxes[:, axis]
     return mirrored

@@ -126,7 +126,8 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
             raise DataError(f"{path}: has no list {key!r}; a COCO file has images, annotations and categories")
         if not all(isinstance(item, dict) for item in content[key]):
             raise DataError(f"{path}: the list {key!r} has an entry that is not an object {{...}}; correct it")
-    return content
+    checked: dict[str, list[Any]] = content
+    return checked
 
 
 def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[Any, str]:

@@ -1,13 +1,13 @@
 """Batches for training, each a pure function of (seed, step), and for evaluation, in order."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from refinedet.data.augment import TrainAugment
@@ -93,10 +93,17 @@ class _StepsFrom:
             step += 1
 
 
-class _Batches:
+class _Batches(Dataset[Batch | RefineDetError]):
     """Step -> Batch. A RefineDetError is returned, not raised: the loader would wrap it in a worker's traceback."""
 
-    def __init__(self, samples, augment: TrainAugment, batch_size: int, seed: int, use_difficult: bool) -> None:
+    def __init__(
+        self,
+        samples: DetectionDataset | Sequence[Sample],
+        augment: TrainAugment,
+        batch_size: int,
+        seed: int,
+        use_difficult: bool,
+    ) -> None:
         self.samples = samples
         self.augment = augment
         self.batch_size = batch_size

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,12 +15,10 @@ from tqdm import tqdm
 
 from refinedet.errors import DataError
 from refinedet.files import atomic_write
+from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
-from refinedet.inference.predict import batches, detect
+from refinedet.inference.pictures import batches
 from refinedet.records import Detections
-
-if TYPE_CHECKING:
-    from refinedet.models import RefineDet
 
 DEFAULT_FPS = 25.0  # for containers that do not tell
 BAR_DELAY = 2.0  # seconds before the progress bar appears
@@ -54,7 +51,7 @@ class VideoResult:
 
 
 def detect_video(
-    model: RefineDet,
+    detector: Detector,
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
@@ -78,7 +75,7 @@ def detect_video(
         bar = tqdm(total=info.frames or None, unit="frame", desc=name, delay=BAR_DELAY, disable=not progress)
         with bar, _writer(temporary, info) as writer:
             for batch in batches(frames, batch_size):
-                found = detect(model, batch, score_threshold=score_threshold, batch_size=batch_size)
+                found = detector.detect(batch, score_threshold=score_threshold, batch_size=batch_size)
                 for frame, detections in zip(batch, found, strict=True):
                     writer.write(draw(frame, detections, score_threshold))
                     if on_frame is not None:

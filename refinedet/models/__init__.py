@@ -1,6 +1,9 @@
 """The RefineDet network and its parts."""
 
 from refinedet.models.backbones.base import Backbone
-from refinedet.models.refinedet import ModelConfig, RefineDet, build, caffe_multipliers, from_config
+from refinedet.models.build import build, from_config
+from refinedet.models.config import ModelConfig
+from refinedet.models.pretrained import load_pretrained
+from refinedet.models.refinedet import RefineDet, caffe_multipliers
 
-__all__ = ["Backbone", "ModelConfig", "RefineDet", "build", "caffe_multipliers", "from_config"]
+__all__ = ["Backbone", "ModelConfig", "RefineDet", "build", "caffe_multipliers", "from_config", "load_pretrained"]

@@ -1,17 +1,242 @@
-"""The input that a weights file was trained for, folded into a network that reads Caffe's."""
+"""ImageNet weights for a backbone: reading the file, giving its tensors our names, folding its input into ours."""
+
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from functools import singledispatch
+from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from refinedet.errors import InputError
+from refinedet.choices import WEIGHTS_INPUTS
+from refinedet.errors import CheckpointError, InputError, shorten
+from refinedet.models.backbones import resnet
+from refinedet.models.backbones.base import Backbone
+from refinedet.models.backbones.resnet import ResNet101
+from refinedet.models.backbones.squeezenet import SqueezeNet
+from refinedet.models.backbones.timm import TimmBackbone
+from refinedet.models.backbones.vgg import VGG16, conv_names
 from refinedet.preprocessing import Preprocessing
 
-WEIGHTS_INPUTS = ("torchvision", "caffe")
-"""What the first convolution of a file reads. torchvision: RGB in 0..1, standardised by ImageNet's statistics. caffe:
-BGR in 0..255 minus the mean."""
+StateDict = dict[str, Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue in 0..1: torchvision's and timm's usual statistics
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # positions in torchvision's ``features``
+FC_TAPS = (0, 3, 6)  # of fc6's 7x7 kernel: dilation 3
+FC_CHANNEL_STEP = 4  # 1024 of fc6's and fc7's 4096 channels
+
+_GREY_DEVIATION = 60.0  # of photographs, in grey levels: 1 in torchvision's units
+# A trained classifier's scores differ between an image and plain grey by a few units (DeepScale's: 4.3), and by many
+# times that when the weights are for values 58 times smaller (the same weights times 58: 150).
+_LARGEST_RESPONSE = 20.0
+
+
+@singledispatch
+def load_pretrained(backbone: Backbone, path: str | Path, weights_input: str = "torchvision") -> None:
+    """Load ImageNet weights from ``path`` into ``backbone``, for ``weights_input``, one of ``WEIGHTS_INPUTS``.
+
+    A backbone of another kind registers a loader of its own: ``load_pretrained.register``. Raises CheckpointError when
+    the file does not fit and InputError for another ``weights_input``.
+    """
+    raise InputError(f"{type(backbone).__name__} has no pretrained weights that this package can read; leave them out")
+
+
+@load_pretrained.register
+def _load_vgg(backbone: VGG16, path: str | Path, weights_input: str = "torchvision") -> None:
+    """A file with torchvision's names (`reduce_vgg`); the L2Norms, conv6_1 and conv6_2 stay."""
+    state = reduce_vgg(read_state_dict(path), backbone.preprocessing, path, weights_input)
+    load_checked(backbone, state, path, new=("conv4_3_norm", "conv5_3_norm", "conv6_"))
+
+
+@load_pretrained.register
+def _load_resnet(backbone: ResNet101, path: str | Path, weights_input: str = "torchvision") -> None:
+    """A file with torchvision's names (`rename_resnet`); res6 keeps its initialisation.
+
+    Torchvision's network has the stride in the 3x3 convolutions and pads pool1, so with its weights this one is an
+    approximation that training has to settle.
+    """
+    state = rename_resnet(read_state_dict(path), backbone.preprocessing, path, weights_input)
+    load_checked(backbone, state, path, new=("res6.",), ignored=("fc.",))
+
+
+@load_pretrained.register
+@torch.no_grad()
+def _load_squeezenet(backbone: SqueezeNet, path: str | Path, weights_input: str = "torchvision") -> None:
+    """A file with torchvision's names; the new stages keep their initialisation.
+
+    The classifier is not needed, but where the file has one it tells which input the weights are for: of files with
+    the same names, torchvision's reads RGB in 0..1 and DeepScale's, the original, BGR in 0..255.
+    """
+    state = read_state_dict(path)
+    load_checked(backbone, state, path, new=("norm", "extra"), ignored=("classifier.",))
+    first = backbone.features[0]
+    kernel, shift = fold_input(first.weight, weights_input, backbone.preprocessing)
+    if "classifier.1.weight" in state:
+        _check_input(backbone, state["classifier.1.weight"], weights_input, path)
+    first.weight.copy_(kernel)
+    first.bias.add_(shift)
+
+
+@load_pretrained.register
+def _load_timm(backbone: TimmBackbone, path: str | Path, weights_input: str = "torchvision") -> None:
+    """A file with timm's names, or, for an EfficientNet, those of the package efficientnet-pytorch.
+
+    Its input is the timm model's own; ``weights_input`` "caffe" is refused. What timm's classifier has beyond the
+    feature network is ignored.
+    """
+    if weights_input != "torchvision":
+        raise InputError(f"weights_input is {weights_input!r}, but a timm model has its own input; leave it out")
+    whole = backbone.complete_network().state_dict()
+    state = read_state_dict(path)
+    if "_conv_stem.weight" in state:
+        state = rename_efficientnet(state, whole, path)
+    features = backbone.body.model
+    needed = features.state_dict()
+    load_checked(features, state, path, ignored=[name for name in whole if name not in needed])
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Read a state dict of tensors from a ``.safetensors`` file or a ``torch.save`` file, without unpickling objects.
+
+    Raises CheckpointError for a file that is absent, damaged, unsafe or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file; check the path")
+    if path.suffix == ".safetensors":
+        state = _read(path, load_file)
+    else:
+        state = _read(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: not a state dict (names to tensors); save the weights with model.state_dict()")
+    return dict(state)
+
+
+def _read(path: Path, reader: Callable[[Path], object]) -> object:
+    try:
+        return reader(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than plain tensors, so it is not loaded (it could run code), or is damaged; "
+            "use a file of plain weights"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, BadZipFile, SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged or no weights file ({error}); fetch it again") from error
+
+
+def load_checked(
+    module: nn.Module, state: StateDict, path: str | Path, *, new: Sequence[str] = (), ignored: Sequence[str] = ()
+) -> None:
+    """Load ``state``, read from ``path``, into ``module``: every parameter and no stranger, else CheckpointError.
+
+    Names that start with one of ``new`` are the module's own and may be absent; those that start with one of
+    ``ignored`` (a classifier the detector has no use for) may be there. So may counters of batch normalisation.
+    """
+    expected = module.state_dict()
+    found = {name: value for name, value in state.items() if not name.startswith(tuple(ignored))}
+    optional = tuple(new)
+    problems = {
+        "missing": [
+            name for name in expected if name not in found and not name.startswith(optional) and not _is_counter(name)
+        ],
+        "unexpected": [name for name in found if name not in expected and not _is_counter(name)],
+        "of wrong shape": [
+            f"{name} {list(value.shape)} instead of {list(expected[name].shape)}"
+            for name, value in found.items()
+            if name in expected and value.shape != expected[name].shape
+        ],
+    }
+    if any(problems.values()):
+        listing = "; ".join(f"{kind}: {shorten(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{path}: not a weights file for {type(module).__name__} ({listing}); use its own")
+    module.load_state_dict(found, strict=False)
+
+
+def _is_counter(name: str) -> bool:
+    """Whether ``name`` is a counter of batch normalisation, which files have or lack as they please."""
+    return name.endswith((".num_batches_tracked", ".factor"))
+
+
+def require(state: StateDict, names: Iterable[str], path: str | Path, kind: str) -> None:
+    """Raise CheckpointError unless ``state``, read from ``path``, has all ``names`` of a file of that ``kind``."""
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointError(f"{path}: not {kind} (missing: {shorten(missing)}); use a file with its key names")
+
+
+def reduce_vgg(
+    state: StateDict, preprocessing: Preprocessing, path: str | Path, weights_input: str = "torchvision"
+) -> StateDict:
+    """Turn torchvision's VGG-16 weights, read from ``path``, into those of VGG-16 reduced.
+
+    fc6 and fc7 are subsampled: taps 0, 3, 6 of fc6's 7x7 kernel in each direction and every 4th of the 4096 channels
+    (spec section 2; which channels the official file kept is not published). conv1_1 takes over the file's input
+    (`fold_input`).
+    """
+    pairs = {f"features.{position}": name for position, name in zip(VGG_CONVS, conv_names(), strict=True)}
+    pairs |= {"classifier.0": "fc6", "classifier.3": "fc7"}
+    shapes = {"classifier.0.weight": (4096, 512 * 7 * 7), "classifier.3.weight": (4096, 4096)}
+    names = {f"{old}.{kind}": f"{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
+    require(state, names, path, "torchvision's VGG-16")
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} is {list(state[name].shape)} instead of {list(shape)}; use torchvision's VGG-16 file"
+            )
+    reduced = {new: state[old] for old, new in names.items()}
+    reduced["conv1_1.weight"], shift = fold_input(reduced["conv1_1.weight"], weights_input, preprocessing)
+    reduced["conv1_1.bias"] = reduced["conv1_1.bias"] + shift
+    step, taps = FC_CHANNEL_STEP, torch.tensor(FC_TAPS)
+    reduced["fc6.weight"] = reduced["fc6.weight"].view(4096, 512, 7, 7)[::step, :, taps][..., taps]
+    reduced["fc7.weight"] = reduced["fc7.weight"][::step, ::step, None, None]
+    for name in ("fc6.bias", "fc7.bias"):
+        reduced[name] = reduced[name][::step]
+    return reduced
+
+
+def rename_resnet(
+    state: StateDict, preprocessing: Preprocessing, path: str | Path, weights_input: str = "torchvision"
+) -> StateDict:
+    """Give torchvision's ResNet-101 weights, read from ``path``, our names; conv1 takes over the file's input."""
+    require(state, ("conv1.weight", "bn1.running_mean", "layer3.22.conv3.weight"), path, "torchvision's ResNet-101")
+    prefixes = {"conv1.": "conv1.conv.", "bn1.": "conv1.norm."}
+    for layer, (names, *_) in enumerate(resnet.STAGES[:-1], start=1):
+        for index, name in enumerate(names):
+            old = f"layer{layer}.{index}."
+            for number, branch in enumerate(("branch2a", "branch2b", "branch2c"), start=1):
+                prefixes[f"{old}conv{number}."] = f"{name}.{branch}.conv."
+                prefixes[f"{old}bn{number}."] = f"{name}.{branch}.norm."
+            prefixes |= {f"{old}downsample.0.": f"{name}.branch1.conv.", f"{old}downsample.1.": f"{name}.branch1.norm."}
+    renamed = {}
+    for name, value in state.items():
+        module, _, kind = name.rpartition(".")
+        renamed[prefixes.get(f"{module}.", f"{module}.") + kind] = value
+    renamed["conv1.conv.weight"], shift = fold_input(renamed["conv1.conv.weight"], weights_input, preprocessing)
+    renamed["conv1.norm.running_mean"] = renamed["conv1.norm.running_mean"] - shift
+    return renamed
+
+
+def rename_efficientnet(state: StateDict, whole: StateDict, path: str | Path) -> StateDict:
+    """Give weights of efficientnet-pytorch, read from ``path``, the names of ``whole``, timm's complete network.
+
+    Both list the same tensors in the same order under other names (``_blocks.1._expand_conv.weight`` is
+    ``blocks.1.0.conv_pw.weight``), so names pair up by position; kinds and shapes must agree.
+    """
+    agrees = len(state) == len(whole) and all(
+        old.rpartition(".")[2] == new.rpartition(".")[2] and state[old].shape == whole[new].shape
+        for old, new in zip(state, whole, strict=True)
+    )
+    if not agrees:
+        raise CheckpointError(
+            f"{path}: weights of efficientnet-pytorch, but for another variant than the timm model; "
+            "use the timm model of the same variant (tf_efficientnet_lite0 for efficientnet-lite0)"
+        )
+    return dict(zip(whole, state.values(), strict=True))
 
 
 def fold_input(weight: Tensor, weights_input: str, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -33,10 +258,23 @@ def fold_rgb_input(weight: Tensor, preprocessing: Preprocessing) -> tuple[Tensor
     The shift is there because the two means differ by up to 0.7 grey levels. Outputs equal the original's but where the
     kernel reads padding: a padded 0 stands for the mean, which is not quite the same grey.
     """
-    scale = 255 * torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
-    kernel = (weight.double() / scale).flip(1)
-    difference = torch.tensor(preprocessing.mean, dtype=torch.float64) - 255 * torch.tensor(
-        IMAGENET_MEAN[::-1], dtype=torch.float64
-    )
+    wide = weight.double()
+    kernel = (wide / (255 * wide.new_tensor(IMAGENET_STD).view(1, 3, 1, 1))).flip(1)
+    difference = wide.new_tensor(preprocessing.mean) - 255 * wide.new_tensor(IMAGENET_MEAN[::-1])
     shift = kernel.sum(dim=(2, 3)) @ difference
     return kernel.to(weight.dtype), shift.to(weight.dtype)
+
+
+def _check_input(backbone: SqueezeNet, classifier: Tensor, weights_input: str, path: str | Path) -> None:
+    """Raise CheckpointError unless the file's weights, loaded as they are, were trained for ``weights_input``."""
+    noise = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    image = F.interpolate(_GREY_DEVIATION * noise, size=(224, 224), mode="bilinear")
+    features = backbone.features(torch.cat([image, torch.zeros_like(image)]))
+    scores = F.conv2d(features, classifier).mean(dim=(2, 3))
+    response = (scores[0] - scores[1]).std()
+    found = "torchvision" if response > _LARGEST_RESPONSE else "caffe"
+    if found != weights_input:
+        raise CheckpointError(
+            f"{path}: its weights are for {found}'s input, not {weights_input}'s (an image in 0..255 moves the "
+            f"classifier's scores by {response:.1f}); set model.weights_input = {found!r} (--weights-input {found})"
+        )

@@ -1,86 +1,27 @@
-"""The detector: backbone, anchor refinement module, transfer connection blocks, object detection module."""
+"""The network: backbone, anchor refinement module, transfer connection blocks, object detection module."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from refinedet.anchors import check_size, generate_anchors, parse_size
-from refinedet.errors import CheckpointError, InputError
+from refinedet.anchors import check_size, generate_anchors
+from refinedet.errors import InputError
 from refinedet.models.backbones.base import Backbone
+from refinedet.models.config import ModelConfig
 from refinedet.models.heads import Heads
 from refinedet.models.transfer import TransferConnection
-from refinedet.preprocessing import Preprocessing
-from refinedet.presets import OFFICIAL, Preset, get_preset
-from refinedet.records import Detections, LevelOutput, RawOutput
-
-if TYPE_CHECKING:
-    from refinedet.inference.predict import Image
-
-TCB_CHANNELS = 256  # spec section 4
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """All it takes to build the network again and to use it; kept with every checkpoint."""
-
-    backbone: str  # "vgg16", "resnet101", "squeezenet" or "timm:NAME"
-    size: tuple[int, int]  # height, width of the input in pixels, multiples of 64
-    classes: tuple[str, ...]  # foreground names: label k has name classes[k - 1]
-    preset: Preset = OFFICIAL
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    tcb_channels: int = TCB_CHANNELS
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes with the background."""
-        return len(self.classes) + 1
-
-    def to_json(self) -> str:
-        """The configuration as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelConfig:
-        """Inverse of :meth:`to_json`; CheckpointError for any other text."""
-        try:
-            values = json.loads(text)
-            return cls(
-                backbone=values["backbone"],
-                size=_items(values, "size", int),
-                classes=_items(values, "classes", str),
-                preset=Preset(**_tuples(values["preset"])),
-                preprocessing=Preprocessing(**_tuples(values["preprocessing"])),
-                tcb_channels=values["tcb_channels"],
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"not a model configuration ({error!r}): {str(text)[:80]}; use a checkpoint of this package"
-            ) from error
-
-
-def _items(values: dict[str, Any], key: str, kind: type) -> tuple[Any, ...]:
-    """The list ``values[key]``, whose items are of that ``kind``, as a tuple: a text would be taken apart unnoticed."""
-    items = values[key]
-    if not isinstance(items, list) or not items or any(type(item) is not kind for item in items):
-        raise TypeError(f"{key} is {items!r}, not a list of {kind.__name__}")
-    return tuple(items)
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+from refinedet.records import LevelOutput, RawOutput
 
 
 class RefineDet(nn.Module):
-    """RefineDet (paper section 3; spec sections 2 to 6); :func:`refinedet.build` makes one.
+    """The network of RefineDet (paper section 3; spec sections 2 to 6); :func:`refinedet.build` makes one.
 
-    ``anchors``: those of ``config.size``, [N,4] cx, cy, w, h in units of the image side.
+    ``anchors``: those of ``config.size``, float32 [N,4] cx, cy, w, h in units of the image side, on the network's
+    device. They are no buffer, which ``half()`` would round and ``to_empty()`` leave without values: whatever moves
+    or casts the network only moves them.
     """
 
     anchors: Tensor
@@ -101,8 +42,8 @@ class RefineDet(nn.Module):
             self.arm = self.tcb = None
             odm_channels = backbone.channels
         self.odm = Heads(odm_channels, config.num_classes, block_norm)
-        self.register_buffer("anchors", generate_anchors(config.size), persistent=False)
         self.to(memory_format=backbone.memory_format)
+        self.register_load_state_dict_post_hook(RefineDet._place_anchors)  # assign=True may change the device
 
     def forward(self, images: Tensor, *, by_level: bool = False) -> RawOutput | LevelOutput:
         """Logits and offsets of preprocessed images [B,3,H,W] (``config.preprocessing``), float32 or under autocast.
@@ -121,92 +62,31 @@ class RefineDet(nn.Module):
             output = LevelOutput(*self.arm(features), *self.odm(self.tcb(features)))
         return output if by_level else output.concatenate()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.odm.loc[0].weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the images the network takes."""
+        return self.odm.loc[0].weight.dtype
+
     def anchors_for(self, size: tuple[int, int]) -> Tensor:
-        """Anchors [N,4] of an input of ``size`` = (height, width), on the model's device."""
+        """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; those of other sizes are made anew."""
         if tuple(size) == self.config.size:
             return self.anchors
-        return generate_anchors(size).to(self.anchors)
+        return generate_anchors(size).to(self.device)
 
-    def detect(
-        self,
-        images: Image | Sequence[Image],
-        *,
-        score_threshold: float | None = None,
-        batch_size: int = 8,
-    ) -> list[Detections]:
-        """Find the objects of paths, arrays or tensors; see :func:`refinedet.inference.predict.detect`."""
-        from refinedet.inference.predict import detect
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RefineDet:
+        """All of ``to``, ``half``, ``to_empty`` and their like come through here."""
+        super()._apply(fn, recurse)
+        self._place_anchors()
+        return self
 
-        return detect(self, images, score_threshold=score_threshold, batch_size=batch_size)
-
-
-def build(
-    backbone: str,
-    size: int | tuple[int, int] = 320,
-    num_classes: int | None = None,
-    *,
-    classes: Sequence[str] | None = None,
-    preset: str | Preset = "official",
-    weights: str | Path | None = None,
-    weights_input: str = "torchvision",
-    tcb_channels: int = TCB_CHANNELS,
-) -> RefineDet:
-    """Build a network with fresh parameters (spec sections 2 to 5), in training mode.
-
-    ``backbone``: "vgg16", "resnet101", "squeezenet" or "timm:NAME". ``size``: side, or (height, width), of the input
-    in pixels, multiples of 64. ``num_classes`` counts the background; ``classes`` names the foreground classes, and
-    then ``num_classes`` may be left out. ``preset``: "official", "paper" or a Preset. ``weights``: ImageNet weights
-    for the backbone (see its ``load_pretrained``); ``weights_input``: what they read, "torchvision" (RGB in 0..1,
-    standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection blocks,
-    256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
-    """
-    height_width = parse_size((size, size) if isinstance(size, Integral) else size)
-    if tcb_channels < 1:
-        raise InputError(f"tcb_channels is {tcb_channels}; give at least 1 (256 in the paper)")
-    names = _class_names(num_classes, classes)
-    features = make_backbone(backbone)
-    config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
-    model = RefineDet(config, features)
-    if weights is not None:
-        features.load_pretrained(weights, weights_input)
-    return model
-
-
-def from_config(config: ModelConfig) -> RefineDet:
-    """Build the network of ``config`` with fresh parameters."""
-    parse_size(config.size)
-    return RefineDet(config, make_backbone(config.backbone))
-
-
-def make_backbone(name: str) -> Backbone:
-    """Make the backbone of that name; InputError if there is none."""
-    from refinedet.models.backbones.resnet import ResNet101
-    from refinedet.models.backbones.squeezenet import SqueezeNet
-    from refinedet.models.backbones.vgg import VGG16
-
-    kinds: dict[str, Callable[[], Backbone]] = {"vgg16": VGG16, "resnet101": ResNet101, "squeezenet": SqueezeNet}
-    if isinstance(name, str) and name.startswith("timm:"):
-        from refinedet.models.backbones.timm import TimmBackbone
-
-        return TimmBackbone(name.removeprefix("timm:"))
-    if name not in kinds:
-        raise InputError(f"backbone is {name!r}; choose {', '.join(kinds)} or timm:NAME")
-    return kinds[name]()
-
-
-def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
-    if classes is None:
-        if not isinstance(num_classes, Integral) or num_classes < 2:
-            raise InputError(f"num_classes is {num_classes!r}; give at least 2 (background and one class), or classes")
-        return tuple(f"class{label}" for label in range(1, num_classes))
-    if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
-        raise InputError(f"classes is {classes!r}; give a sequence of different names, without the background")
-    if num_classes not in (None, len(classes) + 1):
-        raise InputError(
-            f"num_classes is {num_classes}, but there are {len(classes)} classes and the background; "
-            f"give {len(classes) + 1} or leave it out"
-        )
-    return tuple(classes)
+    def _place_anchors(self, *_: object) -> None:
+        with torch.inference_mode(False):  # they outlive the block and may serve training
+            self.anchors = generate_anchors(self.config.size).to(self.device)
 
 
 def caffe_multipliers(model: nn.Module) -> dict[str, tuple[float, float]]:

@@ -26,8 +26,7 @@ _AMP_DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
 class Trainer:
     """Takes optimiser steps on a model by a recipe's ``[train]`` section.
 
-    ``steps`` counts those taken; ``model`` is the network in training, ``best_model`` the one to evaluate and ship: the
-    moving average where the recipe keeps one.
+    ``steps`` counts those taken, ``model`` is the network in training, ``inference_model`` the one to ship.
     """
 
     def __init__(self, model: RefineDet, recipe: Recipe, device: torch.device) -> None:
@@ -47,8 +46,8 @@ class Trainer:
         self.average = ModelEMA(model, settings.ema_decay) if settings.ema_decay else None
 
     @property
-    def best_model(self) -> RefineDet:
-        """The network to evaluate and to ship."""
+    def inference_model(self) -> RefineDet:
+        """The network to evaluate and to ship: the moving average of the weights where the recipe keeps one."""
         return self.average.model if self.average else self.model
 
     @property
@@ -136,7 +135,8 @@ class Trainer:
     def _losses(self, images: Tensor, targets: Targets) -> MultiBoxLosses:
         with torch.autocast(self.device.type, _AMP_DTYPES[self.device.type], enabled=self.settings.amp):
             raw = self.model(images)
-        return self.criterion(raw, self.model.anchors, targets)
+        losses: MultiBoxLosses = self.criterion(raw, self.model.anchors, targets)
+        return losses
 
     @torch.no_grad()
     def _explain_divergence(self, images: Tensor, targets: Targets, paths: Iterable[str]) -> str:

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from refinedet.errors import CheckpointError, InputError
+from refinedet.errors import CheckpointError, InputError, shorten
 from refinedet.models import RefineDet
-from refinedet.models.backbones.base import shorten
 from refinedet.models.layers import CaffeBatchNorm2d, ConvBlock, L2Norm
 
 BlobName = tuple[str, int]

@@ -13,17 +13,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refinedet.errors import CheckpointError, InputError
 from refinedet.files import CHECKPOINTS, atomic_write
-
-if TYPE_CHECKING:
-    from refinedet.models import ModelConfig, RefineDet
+from refinedet.models import ModelConfig, RefineDet, from_config
+from refinedet.weights.subsampling import select_classes
 
 FORMAT_VERSION = 1
 _KEY = "refinedet"
@@ -68,8 +68,8 @@ def save_model(
     _write(path, tensors, {"kind": "model", "config": model.config.to_json(), "facts": dict(metadata or {})})
 
 
-def load(path_or_name: str | os.PathLike[str]) -> RefineDet:
-    """Model of a checkpoint, in eval mode, float32, on the CPU.
+def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
+    """Network of a checkpoint, in eval mode, float32, on the CPU, whatever torch's default dtype and device.
 
     Args:
         path_or_name: a file written by `save_model`, the ``last.safetensors`` of a training run (the moving average of
@@ -93,10 +93,8 @@ def load_weights(model: RefineDet, path: str | os.PathLike[str]) -> None:
     classifiers of those are taken: a VOC model starts from a COCO model so (spec section 9.3).
 
     Raises:
-        CheckpointError: as `load`; also for another number of other classes.
+        CheckpointError: as `load_network`; also for another number of other classes.
     """
-    from refinedet.weights.subsampling import select_classes
-
     path = resolve(path)
     tensors, header = _read(path)
     source = _config(path, header).classes
@@ -159,7 +157,7 @@ def load_training_state(path: str | os.PathLike[str]) -> TrainingState:
     """Read what `save_training_state` wrote; tensors are on the CPU.
 
     Raises:
-        CheckpointError: as `load`, or the file holds a model without the state of a run.
+        CheckpointError: as `load_network`, or the file holds a model without the state of a run.
     """
     path = Path(path)
     tensors, header = _read(path)
@@ -215,8 +213,6 @@ def _inference_weights(tensors: dict[str, Tensor], header: Mapping[str, Any]) ->
 
 
 def _config(path: Path, header: Mapping[str, Any]) -> ModelConfig:
-    from refinedet.models import ModelConfig
-
     try:
         return ModelConfig.from_json(header["config"])
     except CheckpointError as error:
@@ -224,11 +220,10 @@ def _config(path: Path, header: Mapping[str, Any]) -> ModelConfig:
 
 
 def _build(path: Path, header: Mapping[str, Any]) -> RefineDet:
-    from refinedet.models import from_config
-
     config = _config(path, header)
     try:
-        return from_config(config)
+        with torch.device("cpu"):
+            return from_config(config).float()
     except (InputError, TypeError, ValueError, RuntimeError) as error:  # the last three: wild values
         raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import kernel_budget
 import nvrtc
+import ptxas
 import pytest
 import torch
 from kernel_budget import BUDGET, OLD_ARCHITECTURES, ROOT, TABLE
@@ -219,7 +220,27 @@ def test_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_older_nvcc_compiles_as_cxx17(fake_toolkit) -> None:
-    assert "-std=c++17" in find({"CUDA_HOME": str(fake_toolkit("11.8.89").parent.parent)}).flags()
+    toolkit = find({"CUDA_HOME": str(fake_toolkit("11.8.89").parent.parent)})
+    assert "-std=c++17" in toolkit.flags(warnings_are_errors=False)
+
+
+@pytest.mark.parametrize(
+    ("cxx", "command"),
+    [
+        (None, "nvcc"),
+        ("clang++", "nvcc -ccbin=clang++"),
+        ("ccache g++", "ccache nvcc -ccbin=g++"),
+        ("/opt/bin/sccache g++ -m64", "/opt/bin/sccache nvcc -ccbin=g++ -Xcompiler=-m64"),
+    ],
+)
+def test_cxx_with_nvcc(nvcc_13, cxx: str | None, command: str) -> None:
+    assert cuda_build.nvcc_command(nvcc_13, cxx and cxx.split()) == command.split()
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 1), (2, 1), (14, 1), (15, 2), (32, 5)])
+def test_threads_of_nvcc(jobs: int, threads: int) -> None:
+    """Five nvcc with so many threads and one more without: never more processes than jobs."""
+    assert cuda_build.nvcc_threads(jobs, sources=5) == threads
 
 
 # --- setup.py ---------------------------------------------------------------------------------------------------------
@@ -230,9 +251,9 @@ def small_tree(tmp_path: Path) -> Path:
     """setup.py with one C++ file and one CUDA file."""
     tree = tmp_path / "a small tree"
     op, cuda = tree / "csrc" / "ops" / "double", tree / "csrc" / "cuda"
-    for folder in (op, cuda, tree / "refinedet" / "profiling"):
+    for folder in (op, cuda, tree / "refinedet", tree / "tools"):
         folder.mkdir(parents=True)
-    for file in ("setup.py", "cuda_build.py", "refinedet/profiling/resources.py"):
+    for file in ("setup.py", "cuda_build.py", "tools/ptxas.py"):
         shutil.copy(ROOT / file, tree / file)
     (tree / "csrc" / "common.cpp").write_text("int zero() { return 0; }\n")
     (op / "double_cuda.h").write_text("#define FACTOR 2\n")
@@ -274,10 +295,30 @@ def test_build_with_cuda(toolkit, small_tree: Path) -> None:
 
 
 def test_compiler_errors_are_shown(toolkit, small_tree: Path) -> None:
-    (small_tree / "csrc" / "ops" / "double" / "double_cuda.cu").write_text("__global__ void kernel() { int unused; }\n")
-    done = build(small_tree, REFINEDET_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0")
+    kernel = small_tree / "csrc" / "ops" / "double" / "double_cuda.cu"
+    kernel.write_text(kernel.read_text() + "__global__ void __launch_bounds__(64) kernel() { int unused; }\n")
+    environment = {"REFINEDET_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"}
+    done = build(small_tree, REFINEDET_WERROR="1", **environment)
     assert done.returncode != 0
     assert 'variable "unused" was declared but never referenced' in done.stdout
+    done = build(small_tree, REFINEDET_WERROR="0", **environment)
+    assert "double_cuda.cu" in compiled(done)
+    assert 'variable "unused" was declared but never referenced' in done.stdout
+
+
+def test_compiler_cache(toolkit, small_tree: Path, tmp_path: Path) -> None:
+    """CXX="ccache g++": both compilers run behind ccache, here a script that writes down what it is asked for."""
+    ccache = tmp_path / "bin" / "ccache"
+    ccache.parent.mkdir()
+    ccache.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\nexec "$@"\n')
+    ccache.chmod(0o755)
+    environment = {"CXX": "ccache g++", "PATH": f"{ccache.parent}:{os.environ['PATH']}"}
+    done = build(small_tree, REFINEDET_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0", **environment)
+    assert compiled(done) == {"common.cpp", "double_cuda.cu", "table.cpp"}
+    calls = (tmp_path / "calls").read_text().splitlines()
+    for file in ("common.cpp", "table.cpp"):
+        assert any(call.startswith("g++ ") and file in call for call in calls)
+    assert any(call.startswith(f"{toolkit.nvcc} -ccbin=g++ ") and call.endswith("double_cuda.cu.o") for call in calls)
 
 
 def test_build_without_nvcc(small_tree: Path) -> None:
@@ -393,38 +434,38 @@ def test_an_error_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def extension(monkeypatch: pytest.MonkeyPatch):
+def pretend(monkeypatch: pytest.MonkeyPatch):
     """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def pretend(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
+    def built(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(extension, "_module", module)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    return pretend
+    return built
 
 
 def problem() -> str:
     return ": ".join(extension.cuda_problem(torch.device("cuda", 0)))
 
 
-def test_build_without_kernels_meets_a_gpu(extension) -> None:
-    extension(13000, cuda=False)
+def test_build_without_kernels_meets_a_gpu(pretend) -> None:
+    pretend(13000, cuda=False)
     assert problem().startswith(
         "this build of refinedet has no CUDA kernels: install the CUDA toolkit, then run `REFINEDET_CUDA=1 python "
     )
 
 
-def test_driver_that_is_too_old(extension) -> None:
-    extension(12040, cuda=True, nvcc="13.0.88", architectures="7.5 9.0+PTX")
+def test_driver_that_is_too_old(pretend) -> None:
+    pretend(12040, cuda=True, nvcc="13.0.88", architectures="7.5 9.0+PTX")
     assert problem().startswith(
         "the CUDA kernels were compiled by CUDA 13.0.88, and the NVIDIA driver supports 12.4 at most: update the driver"
     )
 
 
 @pytest.mark.parametrize("architectures", ["7.5 9.0+PTX", "6.2", "5.2", "6.0a+PTX 5.2f+PTX"])
-def test_kernels_for_other_gpus(extension, architectures: str) -> None:
-    extension(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
+def test_kernels_for_other_gpus(pretend, architectures: str) -> None:
+    pretend(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert problem().startswith(
         f"the CUDA kernels were compiled for compute capability {architectures}, and cuda:0 has 6.1: "
         "run `TORCH_CUDA_ARCH_LIST=6.1 python setup.py build_ext --inplace` in "
@@ -432,14 +473,14 @@ def test_kernels_for_other_gpus(extension, architectures: str) -> None:
 
 
 @pytest.mark.parametrize("architectures", ["6.1", "6.0 7.5", "5.2+PTX", "7.5 6.1+PTX", "6.0f", "6.1a+PTX 7.0"])
-def test_kernels_that_run_on_the_gpu(extension, architectures: str) -> None:
-    extension(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
+def test_kernels_that_run_on_the_gpu(pretend, architectures: str) -> None:
+    pretend(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert extension.cuda_problem(torch.device("cuda", 0)) is None
 
 
-def test_jetson_takes_only_its_own_machine_code(extension) -> None:
+def test_jetson_takes_only_its_own_machine_code(pretend) -> None:
     def problem_with(architectures: str) -> tuple[str, str] | None:
-        extension(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
+        pretend(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
         return extension.cuda_problem(torch.device("cuda", 0))
 
     assert problem_with("8.7") is None
@@ -448,9 +489,9 @@ def test_jetson_takes_only_its_own_machine_code(extension) -> None:
 
 
 @pytest.mark.parametrize("in_a_list", [False, True])
-def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
+def test_error_of_an_operator_names_the_problem(pretend, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
     """What the dispatcher says about a CUDA tensor in a build for the CPU is replaced by cause and fix."""
-    extension(13000, cuda=False)
+    pretend(13000, cuda=False)
 
     def fail(*_: object) -> None:
         raise NotImplementedError("Could not run 'refinedet::refine' with arguments from the 'CUDA' backend.")
@@ -596,8 +637,9 @@ PTX = ".visible .entry _ZN9refinedet4cuda11move_kernelINS0_4HalfEEEvPKT_(\n .par
 
 
 def test_parse() -> None:
-    (row,) = kernel_resources.parse([PTXAS], [PTX])
-    assert row == KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
+    (row,) = ptxas.parse([PTXAS], [PTX])
+    expected = KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
+    assert KernelResources(**row) == expected
 
 
 def test_summary() -> None:

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from support.commands import RECIPE, TIMEOUT
 from support.paths import ROOT
-from support.synthetic import FixedModel, make_coco, make_voc, scene, tiny_checkpoint
+from support.synthetic import FixedNetwork, make_coco, make_voc, scene, tiny_checkpoint
 
 import refinedet
-from refinedet.commands import detect as detect_command
 from refinedet.commands import main as cli
+from refinedet.inference.detector import Detector
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def voc(tmp_path) -> Path:
 
 
 @pytest.fixture
-def fixed(monkeypatch) -> FixedModel:
-    model = FixedModel([[0.25, 0.25, 0.75, 0.75]], [1], [0.9])
-    monkeypatch.setattr(refinedet, "load", lambda path: model, raising=False)
-    return model
+def fixed(monkeypatch) -> FixedNetwork:
+    network = FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.9])
+    monkeypatch.setattr(refinedet, "load", lambda path: Detector(network), raising=False)
+    return network
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_full_disk_keeps_the_previous_result(fixed, tmp_path, refuse, monkeypa
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(detect_command.Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     refuse("detect", "any", tmp_path / "good.png", "--out", out, words=("No space left on device", out))
     assert (out / "good.png").read_bytes() == before
     assert [path.name for path in out.iterdir()] == ["good.png"]

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from support.commands import RECIPE, TIMEOUT
 from support.paths import ROOT
-from support.synthetic import CLASSES, FixedModel, make_voc, scene, tiny_checkpoint
+from support.synthetic import CLASSES, FixedNetwork, make_voc, scene, tiny_checkpoint
 from support.videos import make_video
 
 import refinedet
 from refinedet.commands import main as cli
+from refinedet.commands.messages import say_error
+from refinedet.commands.train import resume_command
+from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
-from refinedet.inference.predict import detect
 
 BOX = [0.25, 0.25, 0.75, 0.75]
 
@@ -42,11 +44,12 @@ def voc(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def fixed(monkeypatch) -> FixedModel:
-    """The model that the command loads in this test: it finds a disc (0.9) and a square (0.4) in every image."""
-    model = FixedModel([BOX, [0.0, 0.0, 0.2, 0.3]], [1, 2], [0.9, 0.4])
-    monkeypatch.setattr(refinedet, "load", lambda path: model, raising=False)
-    return model
+def fixed(monkeypatch) -> FixedNetwork:
+    """The network of the detector that the command loads in this test: it finds a disc (0.9) and a square (0.4) in
+    every image."""
+    network = FixedNetwork([BOX, [0.0, 0.0, 0.2, 0.3]], [1, 2], [0.9, 0.4])
+    monkeypatch.setattr(refinedet, "load", lambda path: Detector(network), raising=False)
+    return network
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_a_folder_is_detected_in_batches_and_drawn(fixed, photos, tmp_path, caps
     assert [len(blob) for blob in fixed.inputs] == [2, 2, 1]
     assert sorted(path.name for path in out.iterdir()) == [f"{index}.png" for index in range(5)]
     image = cv2.imread(str(photos / "3.png"))
-    expected = draw(image, detect(fixed, image)[0])
+    expected = draw(image, Detector(fixed).detect(image)[0])
     assert np.array_equal(cv2.imread(str(out / "3.png")), expected)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["image", "class", "score", "x1", "y1", "x2", "y2"]
@@ -224,7 +227,7 @@ def test_images_of_one_name_from_different_folders_do_not_collide(fixed, tmp_pat
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     for path, name in zip(paths[:3], names, strict=False):
         image = cv2.imread(str(path))
-        assert np.array_equal(cv2.imread(str(out / name)), draw(image, detect(fixed, image)[0]))
+        assert np.array_equal(cv2.imread(str(out / name)), draw(image, Detector(fixed).detect(image)[0]))
 
 
 @pytest.mark.parametrize("spelling", ["photos", "photos/../photos", "link"])
@@ -290,8 +293,18 @@ def test_evaluate_json_in_a_file(checkpoint, voc, tmp_path, capsys):
 
 def test_doctor(capsys):
     status = cli.main(["doctor", "--json"])
-    report = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
     assert report["refinedet"] == refinedet.__version__
+    assert captured.err.startswith(f"refinedet {refinedet.__version__}, Python 3.")
+    assert status == (1 if report["problems"] else 0)
+
+
+def test_doctor_json_in_a_file(tmp_path, capsys):
+    status = cli.main(["doctor", "--json", str(tmp_path / "doctor.json")])
+    report = json.loads((tmp_path / "doctor.json").read_text())
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"refinedet {report['refinedet']}, Python {report['python']}")
     assert status == (1 if report["problems"] else 0)
 
 
@@ -310,10 +323,50 @@ def test_train_resumes_and_says_what_is_where(tmp_path, voc, capsys):
 
 def test_the_command_to_resume_repeats_the_options():
     options = ["--data", "d", "--weights", "w.pth", "--weights-input", "caffe", "--out", "a run"]
-    arguments = cli._parser().parse_args(["train", "bccd", *options])
-    assert cli._resume_command(arguments) == (
+    arguments = cli.build_parser().parse_args(["train", "bccd", *options])
+    assert resume_command(arguments) == (
         "refinedet train bccd --data d --weights w.pth --weights-input caffe --out 'a run' --resume"
     )
+
+
+def test_the_command_to_resume_repeats_settings_in_their_order_and_the_device():
+    options = ["--set", "train.lr=1e-3", "--data", "d", "--set", "model.size=[64, 64]", "--device", "cuda:1"]
+    arguments = cli.build_parser().parse_args(["train", "bccd", *options, "--json"])
+    assert resume_command(arguments) == (
+        "refinedet train bccd --set train.lr=1e-3 --data d --set 'model.size=[64, 64]' --device cuda:1 --out runs/bccd "
+        "--resume"
+    )
+
+
+def test_settings_and_device_reach_the_run(tmp_path, voc, capsys):
+    recipe, out, document = tmp_path / "tiny.toml", tmp_path / "run", tmp_path / "deep" / "result.json"
+    recipe.write_text(RECIPE.format(steps=5))
+    settings = ["--data", "nowhere", "--set", "train.steps=1", "--set", f"data.root={voc}", "--set", "train.lr=1e-5"]
+    arguments = ["train", str(recipe), *settings, "--out", str(out), "--device", "cpu", "--json", str(document)]
+    assert cli.main(arguments) == 0
+    assert "Trained to step 1" in capsys.readouterr().out
+    assert json.loads(document.read_text())["steps"] == 1
+    assert {"steps = 1", f'root = "{voc}"', "lr = 1e-05"} <= set((out / "recipe.toml").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "train.lr"], ("--set is 'train.lr'", "SECTION.KEY=VALUE")),
+        (["--set", "train.lr=fast"], ("--set: train.lr is 'fast'",)),
+        (["--set", "train.learning_rat=1"], ("--set: train.learning_rat is unknown",)),
+        (["--weights-input", "bgr"], ("--weights-input: model.weights_input is 'bgr'", "torchvision, caffe")),
+        (["--device", "gpu"], ("'gpu'", "auto, cpu, cuda or cuda:N")),
+        (["--json", "result.txt"], ("'result.txt' does not end in .json",)),
+    ],
+)
+def test_wrong_options_of_training_are_one_line(options, words, tmp_path, voc, capsys):
+    assert cli.main(["train", "bccd", "--data", str(voc), "--out", str(tmp_path / "run"), *options]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("refinedet: error: ")
+    assert all(word in line for word in words)
+    assert (captured.out, (tmp_path / "run").exists()) == ("", False)
 
 
 def test_training_ends_well_where_the_test_split_has_no_object(tmp_path, capsys):
@@ -416,6 +469,6 @@ def test_output_into_a_closed_pipe_is_no_traceback(checkpoint, photos, tmp_path)
 
 
 def test_system_errors_name_file_and_fix(capsys):
-    cli._say_error(OSError(errno.ENOSPC, "No space left on device", "found.json"))
+    say_error(OSError(errno.ENOSPC, "No space left on device", "found.json"))
     message = "refinedet: error: found.json: No space left on device; free space or choose another folder\n"
     assert capsys.readouterr().err == message

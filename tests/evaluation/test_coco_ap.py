@@ -8,8 +8,7 @@ import pytest
 from support.paths import GOLDEN
 
 from refinedet.errors import InputError
-from refinedet.evaluation import coco_ap
-from refinedet.evaluation.coco_ap import METRICS
+from refinedet.evaluation.coco_ap import METRICS, coco_ap
 
 FIXTURES = GOLDEN / "eval"
 IMAGES = [{"id": 10}, {"id": 20}]

@@ -3,21 +3,22 @@
 import json
 import tracemalloc
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from support.paths import GOLDEN
-from support.synthetic import CLASSES, FixedModel, make_coco, make_voc, tiny_checkpoint, tiny_model
+from support.synthetic import CLASSES, FixedNetwork, make_coco, make_voc, tiny_checkpoint, tiny_model
 from torch import nn
 
 from refinedet.commands import main as cli
 from refinedet.data import open_dataset
 from refinedet.errors import DataError, InputError
-from refinedet.evaluation import coco_ap
-from refinedet.evaluation.evaluate import evaluate, evaluate_checkpoint, truth_to_pixels
+from refinedet.evaluation.coco_ap import coco_ap
+from refinedet.evaluation.evaluate import evaluate, evaluate_checkpoint
+from refinedet.evaluation.pixels import truth_to_pixels
+from refinedet.inference.detector import Detector
 from refinedet.presets import OFFICIAL
 from refinedet.records import RawOutput, Sample
 
@@ -27,14 +28,14 @@ PADILLA = GOLDEN / "eval" / "padilla_voc"
 ONE = pytest.approx(1.0, abs=1e-12)  # COCOeval adds an epsilon to its denominators
 
 
-class ScriptedModel(nn.Module):
-    """Finds in the i-th image it sees what the i-th of ``models`` finds."""
+class ScriptedNetwork(nn.Module):
+    """Finds in the i-th image it sees what the i-th of ``networks`` finds."""
 
-    def __init__(self, models):
+    def __init__(self, networks):
         super().__init__()
-        self.config = models[0].config
-        self.register_buffer("anchors", models[0].anchors)
-        self.script = iter(models)
+        first = networks[0]
+        self.config, self.anchors, self.device, self.dtype = first.config, first.anchors, first.device, first.dtype
+        self.script = iter(networks)
         self.batch_sizes = []
         self.modes = []
 
@@ -45,18 +46,18 @@ class ScriptedModel(nn.Module):
         return RawOutput(*(torch.cat(tensors) for tensors in zip(*outputs, strict=True)))
 
 
-def perfect_model(dataset, *, one_based, leave_out=()):
+def perfect_detector(dataset, *, one_based, leave_out=()):
     """Finds every annotated object, but those of the images ``leave_out``, so that its pixels come out exact.
 
     The scripts take the network's corners as 0-based inclusive pixels, and add 1 for VOC's frame.
     """
-    models = []
+    networks = []
     for i in range(len(dataset)):
         sample = dataset[i]
         boxes = sample.boxes - (np.array(1) if one_based else np.array((0, 0, 1, 1))) / SIDES
         kept = slice(0) if i in leave_out else slice(None)
-        models.append(FixedModel(boxes[kept], sample.labels[kept].tolist(), [0.9] * len(sample.labels[kept])))
-    return ScriptedModel(models)
+        networks.append(FixedNetwork(boxes[kept], sample.labels[kept].tolist(), [0.9] * len(sample.labels[kept])))
+    return Detector(ScriptedNetwork(networks))
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def coco(tmp_path):
 
 @pytest.mark.parametrize("data", ["voc", "coco"])
 @pytest.mark.parametrize("metric", ["voc", "coco"])
-def test_perfect_model(data, metric, request):
+def test_perfect_detector(data, metric, request):
     dataset = request.getfixturevalue(data)
-    result = evaluate(perfect_model(dataset, one_based=data == "voc"), dataset, metric=metric, progress=False)
+    result = evaluate(perfect_detector(dataset, one_based=data == "voc"), dataset, metric=metric, progress=False)
     assert result.mean_ap == ONE
     assert [row.name for row in result.rows] == list(CLASSES)
     assert [(row.ap, row.precision, row.recall, row.f1) for row in result.rows] == [(ONE, 1.0, 1.0, 1.0)] * 2
@@ -90,8 +91,8 @@ def test_perfect_model(data, metric, request):
 @pytest.mark.parametrize("data", ["voc", "coco"])
 def test_missed_image_costs_its_objects(data, request):
     dataset = request.getfixturevalue(data)
-    model = perfect_model(dataset, one_based=data == "voc", leave_out=[1])
-    result = evaluate(model, dataset, batch_size=2, progress=False)
+    detector = perfect_detector(dataset, one_based=data == "voc", leave_out=[1])
+    result = evaluate(detector, dataset, batch_size=2, progress=False)
     labels = [dataset[i].labels for i in range(3)]
     for label, row in enumerate(result.rows, start=1):
         objects = [int((found == label).sum()) for found in labels]
@@ -99,12 +100,12 @@ def test_missed_image_costs_its_objects(data, request):
         assert (row.ground_truth, row.detections) == (sum(objects), objects[0] + objects[2])
         assert (row.ap, row.recall, row.precision) == (pytest.approx(recall), pytest.approx(recall), 1.0)
     assert result.mean_ap == pytest.approx(np.mean([row.ap for row in result.rows]))
-    assert model.batch_sizes == [2, 1]
+    assert detector.network.batch_sizes == [2, 1]
 
 
 def test_eleven_points(voc):
-    areas = evaluate(perfect_model(voc, one_based=True, leave_out=[1]), voc, progress=False)
-    points = evaluate(perfect_model(voc, one_based=True, leave_out=[1]), voc, use_07_metric=True, progress=False)
+    areas = evaluate(perfect_detector(voc, one_based=True, leave_out=[1]), voc, progress=False)
+    points = evaluate(perfect_detector(voc, one_based=True, leave_out=[1]), voc, metric="voc07", progress=False)
     for by_area, by_points in zip(areas.rows, points.rows, strict=True):
         levels = np.arange(0, 1.1, 0.1)
         assert by_points.ap == pytest.approx((levels <= by_area.recall).sum() / 11)
@@ -113,8 +114,8 @@ def test_eleven_points(voc):
 
 def test_network_box_to_pixels_is_that_of_the_released_scripts(voc):
     """x * W, clipped to [0, W-1]; COCO's width x2 - x1 + 1 (spec 1.3, 10.5)."""
-    model = FixedModel([(0.25, 0.5, 1.5, 0.75), (-0.5, 0.0, 0.5, 0.25)], [1, 2], [0.9, 0.8])
-    found = list(evaluate(model, voc, progress=False).coco_results())
+    detector = Detector(FixedNetwork([(0.25, 0.5, 1.5, 0.75), (-0.5, 0.0, 0.5, 0.25)], [1, 2], [0.9, 0.8]))
+    found = list(evaluate(detector, voc, progress=False).coco_results())
     assert len(found) == 6
     assert [row["image_id"] for row in found] == [voc[i].image_id for i in (0, 0, 1, 1, 2, 2)]
     assert [row["category_id"] for row in found] == [1, 2] * 3
@@ -139,7 +140,7 @@ def test_crowd_is_ignored_by_both_metrics(tmp_path):
     file.write_text(json.dumps(content))
     dataset = open_dataset(root, "val")
     for metric in ("voc", "coco"):
-        result = evaluate(perfect_model(dataset, one_based=False), dataset, metric=metric, progress=False)
+        result = evaluate(perfect_detector(dataset, one_based=False), dataset, metric=metric, progress=False)
         assert sum(row.ground_truth for row in result.rows) == len(content["annotations"]) - 1
         assert sum(row.detections for row in result.rows) == len(content["annotations"])
         assert result.mean_ap == ONE
@@ -162,7 +163,7 @@ def test_what_the_data_set_drops_or_forgives_the_coco_metric_does_too(tmp_path, 
     content["annotations"][0].update(change)
     file.write_text(json.dumps(content))
     dataset = open_dataset(root, "val")
-    result = evaluate(perfect_model(dataset, one_based=False), dataset, metric="coco", progress=False)
+    result = evaluate(perfect_detector(dataset, one_based=False), dataset, metric="coco", progress=False)
     assert (result.mean_ap, result.coco["AR100"]) == (ONE, ONE)
     assert sum(row.ground_truth for row in result.rows) == len(content["annotations"]) - ("bbox" in change)
 
@@ -173,7 +174,8 @@ def test_class_without_ground_truth_is_listed_and_left_out(tmp_path):
     present = int(dataset[0].labels[0])
     box = (dataset[0].boxes[0] - np.array(1) / SIDES).tolist()
     for metric in ("voc", "coco"):
-        result = evaluate(FixedModel([box, box], [1, 2], [0.9, 0.8]), dataset, metric=metric, progress=False)
+        detector = Detector(FixedNetwork([box, box], [1, 2], [0.9, 0.8]))
+        result = evaluate(detector, dataset, metric=metric, progress=False)
         absent = result.rows[2 - present]
         assert absent.name == CLASSES[2 - present]
         assert (absent.ap, absent.precision, absent.recall, absent.ground_truth) == (None, None, None, 0)
@@ -186,7 +188,7 @@ def test_class_without_ground_truth_is_listed_and_left_out(tmp_path):
 
 def test_files(coco, tmp_path):
     out = tmp_path / "new" / "out"
-    result = evaluate(perfect_model(coco, one_based=False, leave_out=[1]), coco, metric="coco", progress=False)
+    result = evaluate(perfect_detector(coco, one_based=False, leave_out=[1]), coco, metric="coco", progress=False)
     for _ in range(2):  # the second time over the files of the first
         result.save(out)
     assert sorted(path.name for path in out.iterdir()) == ["detections.json", "evaluation.json", "precision_recall.png"]
@@ -194,7 +196,7 @@ def test_files(coco, tmp_path):
     assert saved == json.loads(result.to_json())
     assert saved["mean_ap"] == saved["coco"]["AP"] == result.mean_ap
     assert [row["name"] for row in saved["rows"]] == list(CLASSES)
-    assert set(saved["seconds"]) == {"load", "forward", "detect", "metric"}
+    assert set(saved["seconds"]) == {"load", "forward", "select", "metric"}
     assert all(value > 0 for value in saved["seconds"].values())
     assert cv2.imread(str(out / "precision_recall.png")) is not None
     detections = json.loads((out / "detections.json").read_text())
@@ -204,7 +206,7 @@ def test_files(coco, tmp_path):
 
 
 def test_table(coco):
-    result = evaluate(perfect_model(coco, one_based=False), coco, metric="coco", progress=False)
+    result = evaluate(perfect_detector(coco, one_based=False), coco, metric="coco", progress=False)
     lines = result.table().splitlines()
     assert lines[0].split() == ["class", "objects", "detections", "AP", "precision", "recall", "at", "score"]
     count = str(result.rows[0].ground_truth)
@@ -216,65 +218,74 @@ def test_table(coco):
 
 def test_no_detections(voc, tmp_path):
     for metric in ("voc", "coco"):
-        result = evaluate(tiny_model(), voc, metric=metric, score_threshold=1.0, progress=False)
+        result = evaluate(Detector(tiny_model()), voc, metric=metric, score_threshold=1.0, progress=False)
         assert (result.mean_ap, list(result.coco_results())) == (0.0, [])
         assert [(row.ap, row.detections, row.score_threshold) for row in result.rows] == [(0.0, 0, None)] * 2
         result.save(tmp_path / metric)
 
 
 def test_score_threshold_overrides_the_preset(voc):
-    model = FixedModel([(0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9)], [1, 1], [0.9, 0.4])
-    found = [len(evaluate(model, voc, score_threshold=t, progress=False).found.scores) for t in (None, 0.5, 0.95)]
+    detector = Detector(FixedNetwork([(0.1, 0.1, 0.3, 0.3), (0.6, 0.6, 0.9, 0.9)], [1, 1], [0.9, 0.4]))
+    found = [len(evaluate(detector, voc, score_threshold=t, progress=False).found.scores) for t in (None, 0.5, 0.95)]
     assert found == [6, 3, 0]
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_eval_mode_and_back(voc, training):
-    model = perfect_model(voc, one_based=True).train(training)
-    evaluate(model, voc, progress=False)
-    assert model.modes == [False]
-    assert model.training is training
+    detector = perfect_detector(voc, one_based=True)
+    detector.network.train(training)
+    evaluate(detector, voc, progress=False)
+    assert detector.network.modes == [False]
+    assert detector.network.training is training
+
+
+def test_a_frozen_backbone_stays_frozen(voc):
+    network = tiny_model().train()
+    network.backbone.eval()
+    before = [module.training for module in network.modules()]
+    evaluate(Detector(network), voc, progress=False)
+    assert [module.training for module in network.modules()] == before
 
 
 def test_progress_goes_to_stderr(voc, capsys):
-    evaluate(perfect_model(voc, one_based=True), voc, metric="coco")
+    evaluate(perfect_detector(voc, one_based=True), voc, metric="coco")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "3/3" in captured.err
-    evaluate(perfect_model(voc, one_based=True), voc, metric="coco", progress=False)
+    evaluate(perfect_detector(voc, one_based=True), voc, metric="coco", progress=False)
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "map"}, "metric is 'map'; choose one of voc, coco"),
-        ({"metric": "coco", "use_07_metric": True}, "use_07_metric belongs to the VOC metric"),
+        ({"metric": "map"}, "metric is 'map'; choose one of voc, voc07, coco"),
+        ({"metric": None}, "metric is None; choose one of voc, voc07, coco"),
         ({"batch_size": 0}, "batch_size is 0; give at least 1"),
         ({"iou_threshold": 1.0}, "iou_threshold is 1.0"),
         ({"score_threshold": -0.5}, "score_threshold is -0.5; give a value from 0 to 1"),
     ],
 )
 def test_bad_options_come_before_any_work(voc, options, message):
-    model = FixedModel([(0.1, 0.1, 0.3, 0.3)], [1], [0.9])
+    network = FixedNetwork([(0.1, 0.1, 0.3, 0.3)], [1], [0.9])
     with pytest.raises(InputError, match=message):
-        evaluate(model, voc, **options)
-    assert model.inputs == []
+        evaluate(Detector(network), voc, **options)
+    assert network.inputs == []
 
 
 def test_classes_must_agree(voc):
-    model = SimpleNamespace(config=SimpleNamespace(classes=("square", "disc"), preset=tiny_model().config.preset))
+    detector = Detector(tiny_model(classes=("square", "disc")))
     with pytest.raises(
         InputError, match="classes are square, disc, the data set's disc, square; open the data set with"
     ):
-        evaluate(model, voc)
+        evaluate(detector, voc)
 
 
 def test_checkpoint(tmp_path):
     root = make_voc(tmp_path / "voc", {"test": 2})
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors")
     result = evaluate_checkpoint(checkpoint, root, progress=False)
-    expected = evaluate(tiny_model(), open_dataset(root, "test"), progress=False)
+    expected = evaluate(Detector(tiny_model()), open_dataset(root, "test"), progress=False)
     assert result.images == 2
     assert len(result.found.scores) > 0
     assert list(result.coco_results()) == list(expected.coco_results())
@@ -290,10 +301,10 @@ def test_checkpoint_of_other_classes(tmp_path):
 
 
 def write_padilla(root, side=200):
-    """The published case of test_voc_ap.py as a VOC data set; returns a model that finds its detections."""
+    """The published case of test_voc_ap.py as a VOC data set; returns a detector that finds its detections."""
     files = sorted((PADILLA / "gts").glob("*.txt"))
     voc = make_voc(root, {"test": len(files)}, height=side, width=side)
-    models = []
+    networks = []
     for name, file in zip((voc / "ImageSets/Main/test.txt").read_text().split(), files, strict=True):
         x, y, w, h = np.loadtxt(file, usecols=range(1, 5), ndmin=2).T
         boxes = "".join(
@@ -304,16 +315,16 @@ def write_padilla(root, side=200):
         (voc / "Annotations" / f"{name}.xml").write_text(f"<annotation>{boxes}</annotation>")
         score, x, y, w, h = np.loadtxt(PADILLA / "dets" / file.name, usecols=range(1, 6), ndmin=2).T
         corners = np.stack([x, y, x + w, y + h], axis=1) / side
-        models.append(FixedModel(corners, [1] * len(score), score.tolist(), preset=replace(OFFICIAL, nms_iou=1.0)))
-    return ScriptedModel(models)
+        networks.append(FixedNetwork(corners, [1] * len(score), score.tolist(), preset=replace(OFFICIAL, nms_iou=1.0)))
+    return Detector(ScriptedNetwork(networks))
 
 
 @pytest.mark.parametrize(
     ("metric", "method", "name"), [("voc", "every_point", "area"), ("voc07", "11point", "11-point")]
 )
 def test_published_values_at_the_command_line(tmp_path, monkeypatch, capsys, metric, method, name):
-    model = write_padilla(tmp_path)
-    monkeypatch.setattr("refinedet.weights.checkpoint.load", lambda path: model)
+    detector = write_padilla(tmp_path)
+    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path: detector)
     assert cli.main(["evaluate", "any", "--data", str(tmp_path), "--metric", metric, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     expected = json.loads((PADILLA / "expected.json").read_text())[method]["0.5"]
@@ -328,11 +339,11 @@ def test_detections_are_kept_as_arrays(tmp_path):
     dataset = open_dataset(make_voc(tmp_path, {"test": images}), "test")
     low = np.random.default_rng(0).random((count, 2)) / 2
     boxes = np.concatenate([low, low + 0.3], axis=1)
-    model = FixedModel(boxes, [1, 2] * (count // 2), [0.5] * count, preset=replace(OFFICIAL, nms_iou=1.0))
-    evaluate(model, dataset, progress=False)  # loads what is loaded once
-    model.inputs.clear()
+    network = FixedNetwork(boxes, [1, 2] * (count // 2), [0.5] * count, preset=replace(OFFICIAL, nms_iou=1.0))
+    evaluate(Detector(network), dataset, progress=False)  # loads what is loaded once
+    network.inputs.clear()
     tracemalloc.start()
-    result = evaluate(model, dataset, progress=False)
+    result = evaluate(Detector(network), dataset, progress=False)
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(result.found.scores) == count * images

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from refinedet.errors import InputError
-from refinedet.evaluation import ClassResult
 from refinedet.evaluation.plots import curve_points, plot_precision_recall
+from refinedet.evaluation.voc_ap import ClassResult
 
 
 def class_result(hits, objects):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.paths import GOLDEN
 
 from refinedet.errors import InputError
-from refinedet.evaluation import GroundTruth, ScoredBoxes, best_f1, mean_ap, pixel_iou, voc_ap
+from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes, best_f1, mean_ap, pixel_iou, voc_ap
 
 PADILLA = GOLDEN / "eval" / "padilla_voc"
 LEFT, RIGHT, FAR = (0, 0, 9, 9), (20, 0, 29, 9), (70, 70, 79, 79)

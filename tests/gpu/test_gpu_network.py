@@ -20,11 +20,11 @@ from refinedet import MultiBoxLoss
 from refinedet.commands import doctor
 from refinedet.commands import main as cli
 from refinedet.data import TrainAugment, TrainLoader, open_dataset
-from refinedet.inference.predict import select_detections
-from refinedet.models import RefineDet, build
+from refinedet.inference.detector import Detector
+from refinedet.models import build
+from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
 from refinedet.records import Batch, RawOutput
-from refinedet.training import run as train_module
 from refinedet.training.recipe import Recipe
 from refinedet.training.run import train
 from refinedet.training.step import Trainer
@@ -42,36 +42,36 @@ def exact_convolutions() -> Iterator[None]:
 
 
 @pytest.fixture
-def bccd() -> RefineDet:
+def bccd() -> Detector:
     return refinedet.load("bccd").to(DEVICE)
 
 
 @pytest.fixture
-def blob(bccd: RefineDet) -> torch.Tensor:
+def blob(bccd: Detector) -> torch.Tensor:
     """The image as the network takes it."""
     image = refinedet.data.read_image(IMAGE)
-    return prepare(image, bccd.config.size, bccd.config.preprocessing)[None]
+    return prepare(image, bccd.size, bccd.preprocessing)[None]
 
 
 @torch.inference_mode()
-def test_forward(bccd: RefineDet, blob: torch.Tensor) -> None:
-    expected = refinedet.load("bccd")(blob)
-    for name, ours, theirs in zip(RawOutput._fields, bccd(blob.to(DEVICE)), expected, strict=True):
+def test_forward(bccd: Detector, blob: torch.Tensor) -> None:
+    expected = refinedet.load("bccd").network(blob)
+    for name, ours, theirs in zip(RawOutput._fields, bccd.network(blob.to(DEVICE)), expected, strict=True):
         assert (ours.cpu() - theirs).abs().max() < 1e-3 * theirs.abs().max(), name
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("amp", [False, True])
-def test_boxes_of_one_output_are_the_same_on_both_devices(bccd: RefineDet, blob: torch.Tensor, amp: bool) -> None:
+def test_boxes_of_one_output_are_the_same_on_both_devices(bccd: Detector, blob: torch.Tensor, amp: bool) -> None:
     with torch.autocast("cuda", torch.float16, enabled=amp):
-        raw = bccd(blob.to(DEVICE))
-    found = select_detections(bccd, raw, 0.01)
-    expected = select_detections(refinedet.load("bccd"), to("cpu", raw), 0.01)
+        raw = bccd.network(blob.to(DEVICE))
+    found = bccd.select(raw, 0.01)
+    expected = refinedet.load("bccd").select(to("cpu", raw), 0.01)
     assert expected.counts.item() > 20
     assert_same(found, expected)
 
 
-def test_detect(bccd: RefineDet) -> None:
+def test_detect(bccd: Detector) -> None:
     """No score of the picture is within 0.04 of the threshold; neighbours in the list are 0.002 apart or more."""
     (expected,) = refinedet.load("bccd").detect([IMAGE], score_threshold=0.5)
     (found,) = bccd.detect([IMAGE], score_threshold=0.5)
@@ -82,13 +82,13 @@ def test_detect(bccd: RefineDet) -> None:
 
 
 @torch.inference_mode()
-def test_graph_of_network_and_operators(bccd: RefineDet, blob: torch.Tensor) -> None:
+def test_graph_of_network_and_operators(bccd: Detector, blob: torch.Tensor) -> None:
     """From pixels to boxes without the host, replayed on another picture."""
     static = torch.zeros_like(blob, device=DEVICE)
-    graph, found = captured(lambda: select_detections(bccd, bccd(static), 0.5))
+    graph, found = captured(lambda: bccd.select(bccd.run(static), 0.5))
     static.copy_(blob)
     graph.replay()
-    expected = select_detections(bccd, bccd(blob.to(DEVICE)), 0.5)
+    expected = bccd.select(bccd.run(blob), 0.5)
     assert expected.counts.item() > 20
     assert torch.equal(found.labels, expected.labels)
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=5e-4)
@@ -190,17 +190,18 @@ def test_resumed_run(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     half = tiny_recipe(train={**SECTIONS["train"], "amp": recipe.train.amp, "steps": 8})
     train(half, tmp_path / "parts", data=data, progress=False)
     resumed = train(recipe, tmp_path / "parts", data=data, resume=True, progress=False)
-    assert train_module.choose_device().type == "cuda"
+    assert choose_device().type == "cuda"
     assert resumed.steps == whole.steps == 16
     losses = [[entry[1] for entry in logged_losses(tmp_path / out)] for out in ("whole", "parts")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_run_moves_between_devices(recipe: Recipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_moves_between_devices(recipe: Recipe, data: Path, tmp_path: Path) -> None:
     for steps, device in ((2, "cpu"), (4, "cuda"), (6, "cpu")):
-        monkeypatch.setattr(train_module, "choose_device", lambda device=device: torch.device(device))
         settings = {**SECTIONS["train"], "amp": recipe.train.amp, "steps": steps}
-        result = train(tiny_recipe(train=settings), tmp_path, data=data, resume=steps > 2, progress=False)
+        result = train(
+            tiny_recipe(train=settings), tmp_path, data=data, device=device, resume=steps > 2, progress=False
+        )
         assert result.steps == steps
 
 

@@ -5,17 +5,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support.synthetic import FixedModel
+from support.synthetic import FixedNetwork
 from support.videos import HEIGHT, WIDTH, make_video
 
 from refinedet.errors import DataError
 from refinedet.inference import video
+from refinedet.inference.detector import Detector
 from refinedet.inference.draw import color_of
 from refinedet.inference.video import detect_video
 
 
-def model() -> FixedModel:
-    return FixedModel([[0.25, 0.25, 0.75, 0.75]], [1], [0.9])
+def fixed_detector() -> Detector:
+    return Detector(FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.9]))
 
 
 def read_video(path: Path) -> tuple[list[np.ndarray], float]:
@@ -31,13 +32,13 @@ def read_video(path: Path) -> tuple[list[np.ndarray], float]:
 def test_round_trip(tmp_path, suffix):
     source = make_video(tmp_path / f"in{suffix}")
     seen = []
-    fixed = model()
+    fixed = fixed_detector()
     result = detect_video(
         fixed, source, tmp_path / "new" / "out.mp4", batch_size=5, on_frame=lambda *frame: seen.append(frame)
     )
     assert (result.frames, result.damaged) == (12, False)
     assert result.info == video.VideoInfo(HEIGHT, WIDTH, 10.0, 12)
-    assert [len(blob) for blob in fixed.inputs] == [5, 5, 2]
+    assert [len(blob) for blob in fixed.network.inputs] == [5, 5, 2]
     assert [index for index, _ in seen] == list(range(12))
     assert all(found.names == ["disc"] for _, found in seen)
     assert seen[0][1].boxes[0].tolist() == pytest.approx([32, 18, 96, 54], abs=1e-3)
@@ -60,7 +61,9 @@ def test_odd_sides_lose_their_last_row_and_column(tmp_path):
         writer.write(np.zeros((75, 101, 3), np.uint8))
     writer.release()
     seen = []
-    result = detect_video(model(), source, tmp_path / "out.mp4", on_frame=lambda _, found: seen.append(found.size))
+    result = detect_video(
+        fixed_detector(), source, tmp_path / "out.mp4", on_frame=lambda _, found: seen.append(found.size)
+    )
     frames, _ = read_video(result.output)
     assert len(frames) == 3
     assert [size - size % 2 for size in seen[0]] == list(frames[0].shape[:2])
@@ -86,7 +89,7 @@ def test_a_video_that_breaks_off_is_written_as_far_as_it_goes(tmp_path):
     end = content.rindex(b"idx1")
     content[middle:end] = bytes(end - middle)  # the index still promises all frames
     source.write_bytes(content)
-    result = detect_video(model(), source, tmp_path / "out.mp4")
+    result = detect_video(fixed_detector(), source, tmp_path / "out.mp4")
     assert result.damaged
     assert result.info.frames == 40
     assert 0 < result.frames < 30
@@ -105,10 +108,10 @@ def unreadable_videos(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["zero.mp4", "junk.mp4", "cut.mp4", "text.avi", "frameless.avi", "absent.mp4"])
 def test_a_file_without_frames_is_an_error_before_any_work(tmp_path, name):
     path = unreadable_videos(tmp_path)[name]
-    fixed = model()
+    fixed = fixed_detector()
     with pytest.raises(DataError, match=f"{name}: .*(convert|check the path)"):
         detect_video(fixed, path, tmp_path / "results" / "out.mp4")
-    assert fixed.inputs == []
+    assert fixed.network.inputs == []
     assert not (tmp_path / "results").exists()
 
 
@@ -122,7 +125,7 @@ def test_a_failure_leaves_the_previous_output(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        detect_video(model(), source, output, batch_size=2, on_frame=fail)
+        detect_video(fixed_detector(), source, output, batch_size=2, on_frame=fail)
     assert output.read_bytes() == b"previous"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
 
@@ -147,5 +150,5 @@ def test_an_output_that_was_not_written_whole_is_an_error(tmp_path, monkeypatch)
     source = make_video(tmp_path / "in.mp4")
     monkeypatch.setattr(video.cv2, "VideoWriter", FullDisk)
     with pytest.raises(DataError, match=r"out\.mp4.*disk full"):
-        detect_video(model(), source, tmp_path / "out.mp4")
+        detect_video(fixed_detector(), source, tmp_path / "out.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]

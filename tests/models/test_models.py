@@ -20,12 +20,12 @@ import refinedet
 from refinedet import OFFICIAL, PAPER, ops
 from refinedet.errors import CheckpointError, InputError
 from refinedet.models import ModelConfig, RefineDet, build, caffe_multipliers, from_config
-from refinedet.models.backbones.resnet import ResNet101, rename_torchvision
+from refinedet.models.backbones.resnet import ResNet101
 from refinedet.models.backbones.squeezenet import SqueezeNet
 from refinedet.models.backbones.timm import TimmBackbone
-from refinedet.models.backbones.vgg import TORCHVISION_CONVS, VGG16, conv_names, reduce_torchvision
+from refinedet.models.backbones.vgg import VGG16, conv_names
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
-from refinedet.models.pretrained import fold_rgb_input
+from refinedet.models.pretrained import VGG_CONVS, fold_rgb_input, load_pretrained, reduce_vgg, rename_resnet
 from refinedet.preprocessing import Preprocessing
 from refinedet.weights.caffe_names import caffe_names, load_caffe_arrays
 
@@ -372,20 +372,20 @@ def test_squeezenet_file_for_another_input(tmp_path: Path, made_for: str, given:
     squeezenet_file(path, made_for)
     message = rf"squeezenet.pth: its weights are for {made_for}'s input, not {given}'s .*--weights-input {made_for}"
     with pytest.raises(CheckpointError, match=message):
-        SqueezeNet().load_pretrained(path, given)
+        load_pretrained(SqueezeNet(), path, given)
     torch.save({name: value for name, value in torch.load(path).items() if "classifier" not in name}, path)
-    SqueezeNet().load_pretrained(path, given)  # without the classifier nothing tells
+    load_pretrained(SqueezeNet(), path, given)  # without the classifier nothing tells
 
 
 def test_other_backbones_take_caffe_files_as_they_are() -> None:
     state = vgg_file_state()
-    reduced = reduce_torchvision(state, VGG16.preprocessing, "file", "caffe")
+    reduced = reduce_vgg(state, VGG16.preprocessing, "file", "caffe")
     for kind in ("weight", "bias"):
         assert torch.equal(reduced[f"conv1_1.{kind}"], state[f"features.0.{kind}"])
     with torch.device("meta"):
         theirs = torchvision.models.resnet101().state_dict()
     theirs["conv1.weight"], theirs["bn1.running_mean"] = torch.randn(64, 3, 7, 7), torch.randn(64)
-    renamed = rename_torchvision(theirs, ResNet101.preprocessing, "file", "caffe")
+    renamed = rename_resnet(theirs, ResNet101.preprocessing, "file", "caffe")
     assert torch.equal(renamed["conv1.conv.weight"], theirs["conv1.weight"])
     assert torch.equal(renamed["conv1.norm.running_mean"], theirs["bn1.running_mean"])
 
@@ -393,9 +393,9 @@ def test_other_backbones_take_caffe_files_as_they_are() -> None:
 def test_an_input_that_there_is_not(tmp_path: Path) -> None:
     squeezenet_file(tmp_path / "squeezenet.pth", "caffe")
     with pytest.raises(InputError, match=r"weights_input is 'bgr'; choose one of torchvision, caffe"):
-        SqueezeNet().load_pretrained(tmp_path / "squeezenet.pth", "bgr")
+        load_pretrained(SqueezeNet(), tmp_path / "squeezenet.pth", "bgr")
     with pytest.raises(InputError, match=r"weights_input is 'caffe', but a timm model has its own input"):
-        TimmBackbone(TINY_TIMM).load_pretrained(tmp_path / "any.pth", "caffe")
+        load_pretrained(TimmBackbone(TINY_TIMM), tmp_path / "any.pth", "caffe")
 
 
 def vgg_file_state() -> dict[str, Tensor]:
@@ -413,8 +413,8 @@ def vgg_file_state() -> dict[str, Tensor]:
 
 def test_vgg_from_torchvision() -> None:
     state = vgg_file_state()
-    reduced = reduce_torchvision(state, VGG16.preprocessing, "file")
-    for name, position in zip(conv_names()[1:], TORCHVISION_CONVS[1:], strict=True):
+    reduced = reduce_vgg(state, VGG16.preprocessing, "file")
+    for name, position in zip(conv_names()[1:], VGG_CONVS[1:], strict=True):
         assert reduced[f"{name}.weight"] is state[f"features.{position}.weight"]
         assert reduced[f"{name}.bias"] is state[f"features.{position}.bias"]
     channel, row, column = 300, 1, 2  # taps 3 and 6
@@ -442,7 +442,7 @@ def caffe_input(bgr: Tensor) -> Tensor:
 
 def test_vgg_first_layer_takes_bgr() -> None:
     state = vgg_file_state()
-    reduced = reduce_torchvision(state, VGG16.preprocessing, "file")
+    reduced = reduce_vgg(state, VGG16.preprocessing, "file")
     bgr = torch.randint(256, (1, 3, 16, 16)).float()
     convolve = nn.functional.conv2d
     ours = convolve(caffe_input(bgr), reduced["conv1_1.weight"], reduced["conv1_1.bias"], padding=1)
@@ -463,7 +463,7 @@ def test_resnet_from_torchvision() -> None:
     with torch.device("meta"):
         theirs, ours = torchvision.models.resnet101().state_dict(), ResNet101().state_dict()
     theirs["conv1.weight"], theirs["bn1.running_mean"] = torch.randn(64, 3, 7, 7), torch.randn(64)
-    renamed = rename_torchvision(theirs, ResNet101.preprocessing, "file")
+    renamed = rename_resnet(theirs, ResNet101.preprocessing, "file")
     shapes = {name: value.shape for name, value in renamed.items() if "num_batches" not in name and name[:3] != "fc."}
     assert shapes == {
         name: value.shape for name, value in ours.items() if not name.startswith("res6.") and ".factor" not in name
@@ -481,7 +481,7 @@ def test_resnet_from_torchvision() -> None:
 def test_resnet_loads_torchvisions_file(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet101().state_dict(), tmp_path / "resnet.pth")
     backbone = ResNet101()
-    backbone.load_pretrained(tmp_path / "resnet.pth")
+    load_pretrained(backbone, tmp_path / "resnet.pth")
     assert backbone.res5c.branch2c.norm.factor.item() == pytest.approx(1000)
     assert backbone.res6.branch2c.norm.factor.item() == pytest.approx(1000)
 
@@ -490,7 +490,7 @@ def test_timm_weights(tmp_path: Path) -> None:
     whole = timm.create_model(TINY_TIMM)
     torch.save(whole.state_dict(), tmp_path / "timm.pth")
     backbone = TimmBackbone(TINY_TIMM)
-    backbone.load_pretrained(tmp_path / "timm.pth")
+    load_pretrained(backbone, tmp_path / "timm.pth")
     for name, value in backbone.body.model.state_dict().items():
         torch.testing.assert_close(value, whole.state_dict()[name])
     mean, std = whole.pretrained_cfg["mean"], whole.pretrained_cfg["std"]
@@ -507,13 +507,13 @@ def test_efficientnet_pytorch_weights(tmp_path: Path) -> None:
     foreign = dict(zip(names, whole.values(), strict=True))
     torch.save(foreign, tmp_path / "efficientnet.pth")
     backbone = TimmBackbone(TINY_TIMM)
-    backbone.load_pretrained(tmp_path / "efficientnet.pth")
+    load_pretrained(backbone, tmp_path / "efficientnet.pth")
     for name, value in backbone.body.model.state_dict().items():
         torch.testing.assert_close(value, whole[name])
     del foreign[names[-1]]
     torch.save(foreign, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other.pth: .*another variant"):
-        backbone.load_pretrained(tmp_path / "other.pth")
+        load_pretrained(backbone, tmp_path / "other.pth")
 
 
 class Trap:
@@ -567,7 +567,7 @@ def test_bad_weights_file(tmp_path: Path, write: Callable[[Path], object], part:
     path = tmp_path / "weights.pth"
     write(path)
     with pytest.raises(CheckpointError) as error:
-        SqueezeNet().load_pretrained(path)
+        load_pretrained(SqueezeNet(), path)
     assert str(path) in str(error.value)
     assert part in str(error.value)
 
@@ -578,7 +578,7 @@ def test_truncated_weights_file(tmp_path: Path) -> None:
         write(squeezenet_file_state(), path)
         path.write_bytes(path.read_bytes()[:100_000])
         with pytest.raises(CheckpointError, match="damaged"):
-            SqueezeNet().load_pretrained(path)
+            load_pretrained(SqueezeNet(), path)
 
 
 # --- Caffe arrays -----------------------------------------------------------------------------------------------------
@@ -648,7 +648,7 @@ def test_exports_with_any_batch_size(light: RefineDet) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-class Detector(nn.Module):
+class Whole(nn.Module):
     """From images to detections in one graph."""
 
     def __init__(self, network: RefineDet, *, by_level: bool) -> None:
@@ -668,7 +668,7 @@ def test_levels_are_the_whole_output(light: RefineDet) -> None:
         for ours, theirs in zip(levels, whole, strict=True):
             assert all(level.is_contiguous() for level in ours)
             assert torch.equal(torch.cat(ours, dim=1), theirs)
-        for ours, theirs in zip(*(Detector(light, by_level=flag)(images) for flag in (True, False)), strict=True):
+        for ours, theirs in zip(*(Whole(light, by_level=flag)(images) for flag in (True, False)), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -682,11 +682,11 @@ def test_levels_of_a_network_without_arm() -> None:
 
 def test_images_to_detections_compile_and_export(light: RefineDet) -> None:
     images = torch.randn(2, 3, 64, 128)
-    detector = Detector(light.eval(), by_level=True)
+    whole = Whole(light.eval(), by_level=True)
     batch = torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
-        compiled = torch.compile(detector, fullgraph=True, backend="aot_eager")
-        exported = torch.export.export(detector, (images,), dynamic_shapes=({0: batch},)).module()
-        for ours, theirs, expected in zip(compiled(images), exported(images), detector(images), strict=True):
+        compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+        exported = torch.export.export(whole, (images,), dynamic_shapes=({0: batch},)).module()
+        for ours, theirs, expected in zip(compiled(images), exported(images), whole(images), strict=True):
             torch.testing.assert_close(ours, expected)
             torch.testing.assert_close(theirs, expected)

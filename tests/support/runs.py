@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from refinedet.training.logs import LOG_FILE, read_log
-from refinedet.training.recipe import Recipe, parse_recipe
+from refinedet.training.read import parse_recipe
+from refinedet.training.recipe import Recipe
 
 LOSSES = ("total", "arm", "odm", "arm_loc", "arm_conf", "odm_loc", "odm_conf", "arm_positives", "odm_positives", "lr")
 PATIENCE = 300  # seconds to wait for a child process: it needs about 5, on a busy machine many more

@@ -12,7 +12,7 @@ from torch import nn
 
 from refinedet.anchors import generate_anchors
 from refinedet.boxes import encode
-from refinedet.models.refinedet import ModelConfig
+from refinedet.models import ModelConfig
 from refinedet.preprocessing import Preprocessing
 from refinedet.presets import OFFICIAL, Preset
 from refinedet.records import RawOutput
@@ -111,11 +111,11 @@ def make_coco(root: str | Path, splits: dict[str, int] | None = None, *, seed: i
     return root
 
 
-class FixedModel(nn.Module):
+class FixedNetwork(nn.Module):
     """Has RefineDet's interface and finds the same objects in every image.
 
     ``boxes``: [n,4] corners in units of the image side; ``labels`` and ``scores`` (probabilities): [n]. The network's
-    inputs, and whether the model was in training mode, are kept in ``inputs`` and ``modes``.
+    inputs, and whether the network was in training mode, are kept in ``inputs`` and ``modes``.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class FixedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = ModelConfig("fixed", size, CLASSES, preset, preprocessing or Preprocessing(mean=(0.0, 0.0, 0.0)))
-        anchors = generate_anchors(size)
-        self.register_buffer("anchors", anchors)
+        self.anchors = anchors = generate_anchors(size)
+        self.device, self.dtype = anchors.device, anchors.dtype
         rows = torch.arange(len(labels)) * 3  # any anchors will do
         probabilities = torch.full((len(anchors), len(CLASSES) + 1), 1e-9)
         probabilities[:, 0] = 1.0

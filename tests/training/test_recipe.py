@@ -1,12 +1,20 @@
 """Recipes: every shipped one says what the paper's solver says, and every mistake is named."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 import refinedet
-from refinedet.data import VOC_CLASSES
+from refinedet.choices import DATA_FORMATS, METRICS, WEIGHTS_INPUTS
+from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import RecipeError
-from refinedet.training.recipe import differences, parse_recipe, read_recipe, recipe_names
+from refinedet.training.read import parse_recipe, read_recipe, with_settings
+from refinedet.training.recipe import differences
+from refinedet.training.sources import parse_setting, recipe_names
 
+# Every setting of every shipped recipe, written down when each recipe still said all of them.
+SHIPPED = json.loads((Path(__file__).parent / "shipped_recipes.json").read_text())
 MINIMAL = {"model": {"backbone": "squeezenet"}, "train": {"steps": 5}}
 
 
@@ -53,6 +61,11 @@ def test_paper_recipe_has_the_official_solver(name):
 
 
 @pytest.mark.parametrize("name", [*PAPER_RECIPES, "bccd"])
+def test_shipped_recipe_has_all_its_settings(name):
+    assert json.loads(json.dumps(read_recipe(name).to_dict())) == SHIPPED[name]
+
+
+@pytest.mark.parametrize("name", [*PAPER_RECIPES, "bccd"])
 def test_toml_round_trip(name, tmp_path):
     recipe = read_recipe(name)
     path = tmp_path / f"{name}.toml"
@@ -69,7 +82,7 @@ def test_ablations_of_table_2_are_settings():
 def test_the_recipe_of_the_shipped_model_has_its_classes_and_weights_for_caffes_input():
     recipe = read_recipe("bccd")
     assert recipe.model.weights_input == "caffe"
-    assert recipe.data.classes == refinedet.load("bccd").config.classes
+    assert recipe.data.classes == refinedet.load("bccd").classes
 
 
 def test_values_are_converted_to_the_types_of_the_fields():
@@ -113,6 +126,11 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"model": {"objectness_threshold": 1.5}}, r"model\.objectness_threshold is 1\.5; it must be >= 0 and <= 1"),
         ({"data": {"format": "yolo"}}, r"data\.format is 'yolo'; choose one of voc, coco"),
         ({"data": {"train_split": []}}, r"data\.train_split is empty"),
+        ({"evaluate": {"metric": "map"}}, r"evaluate\.metric is 'map'; choose one of voc, voc07, coco"),
+        (
+            {"evaluate": {"use_07_metric": True}},
+            r"evaluate\.use_07_metric is no longer a setting; .*metric = \"voc07\"",
+        ),
         ({"data": {"classes": ["a", 1]}}, r"data\.classes is \['a', 1\]; it must be a list of items, each a text"),
         ({"augment": {"max_expand": 0.5}}, r"test\.toml: augmentation: max_expand is 0\.5"),
         ({"augment": {"contrast": [1.0]}}, r"augment\.contrast is \[1\.0\]; it must be a list of 2 items"),
@@ -159,3 +177,193 @@ def test_differences_name_setting_and_values():
         "train.lr": "0.001, now 0.5",
         "data.root": "None, now 'x'",
     }
+
+
+# extends -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a recipe file and gives its path."""
+
+    def to(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return to
+
+
+def test_a_recipe_extends_a_shipped_one(write):
+    recipe = read_recipe(write("mine.toml", 'extends = "bccd"\n[model]\nsize = 512\n[train]\nlr = 1e-3\n'))
+    assert recipe.name == "mine"
+    assert differences(read_recipe("bccd"), recipe) == {"model.size": "320, now 512", "train.lr": "0.002, now 0.001"}
+
+
+def test_a_chain_of_files_is_merged_key_by_key(write):
+    write("base.toml", '[model]\nbackbone = "vgg16"\n[train]\nsteps = 9\nmilestones = [3, 5]\nlr = 0.5\n')
+    write("deep/middle.toml", 'extends = "../base.toml"\n[train]\nmilestones = [4]\n[data]\ntest_split = "val"\n')
+    recipe = read_recipe(write("leaf.toml", 'extends = "deep/middle.toml"\n[train]\nlr = 0.25\n'))
+    assert (recipe.train.steps, recipe.train.milestones, recipe.train.lr) == (9, (4,), 0.25)
+    assert (recipe.model.backbone, recipe.data.test_split) == ("vgg16", "val")
+
+
+def test_a_file_of_a_shipped_name_may_extend_that(write):
+    path = write("bccd.toml", 'extends = "bccd"\n[train]\nsteps = 7\n')
+    assert differences(read_recipe("bccd"), read_recipe(path)) == {"train.steps": "2600, now 7"}
+
+
+def test_a_circle_is_named(write):
+    write("a.toml", 'extends = "b.toml"')
+    write("sub/other.toml", "")
+    with pytest.raises(RecipeError, match=r"in a circle: \S*b\.toml extends \S*a\.toml extends \S*b\.toml; take one"):
+        read_recipe(write("b.toml", 'extends = "sub/../a.toml"'))
+    with pytest.raises(RecipeError, match=r"in a circle: \S*c\.toml extends \S*c\.toml"):
+        read_recipe(write("c.toml", 'extends = "c.toml"'))
+
+
+BASE = '[model]\nbackbone = "vgg16"\n[train]\nsteps = 9\nbatch_size = 8\n'
+
+
+@pytest.mark.parametrize(
+    ("base", "leaf", "message"),
+    [
+        ('[train]\nlr = "x"', "", r"base\.toml: train\.lr is 'x'"),
+        ("[train]\nstep = 1", "", r"base\.toml: train\.step is unknown; did you mean 'steps'"),
+        ("[trian]", "", r"base\.toml: section trian is unknown"),
+        ("[model", "", r"base\.toml cannot be read as TOML"),
+        ("[augment]\nhue = 999", "[augment]\nbrightness = 1", r"base\.toml: augmentation: hue is 999"),
+        (BASE, "[augment]\nmax_expand = 0.5", r"leaf\.toml: augmentation: max_expand is 0\.5"),
+        (BASE + "[evaluate]\nuse_07_metric = false", "", r"base\.toml: evaluate\.use_07_metric is no longer"),
+        (BASE + "milestones = [2, 1]", "[train]\nlr = 1", r"base\.toml: train\.milestones is \[2, 1\]"),
+        (BASE, "[train]\nnormalize_groups = 3", r"leaf\.toml: train\.batch_size is 8; give a multiple of .*3"),
+        (BASE + "normalize_groups = 4", "[train]\nbatch_size = 6", r"leaf\.toml: train\.batch_size is 6"),
+        (BASE, "[model]\nsize = 100", r"leaf\.toml: model\.size is 100"),
+        ("", '[model]\nbackbone = "vgg16"', r"leaf\.toml: train\.steps is missing"),
+    ],
+)
+def test_the_file_that_holds_the_bad_value_is_named(write, base, leaf, message):
+    write("base.toml", base)
+    path = write("leaf.toml", 'extends = "base.toml"\n' + leaf)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
+def test_what_cannot_be_extended(write):
+    with pytest.raises(
+        RecipeError, match=r"a\.toml: extends is 'bcdd': there is no recipe 'bcdd'; did you mean 'bccd'"
+    ):
+        read_recipe(write("a.toml", 'extends = "bcdd"'))
+    with pytest.raises(RecipeError, match=r"a\.toml: extends is 5; it must be a text"):
+        read_recipe(write("a.toml", "extends = 5"))
+
+
+# classes -------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_by_a_word():
+    assert parse(data={"classes": "voc"}).data.classes == VOC_CLASSES
+    assert parse(data={"classes": "coco"}).data.classes == COCO_CLASSES
+
+
+def test_classes_of_a_file_beside_the_recipe_that_says_so(write):
+    write("lists/animals.txt", "cat\n\n guinea pig \nköter\n")
+    write("lists/base.toml", '[model]\nbackbone = "vgg16"\n[data]\nclasses = "animals.txt"\n[train]\nsteps = 1\n')
+    recipe = read_recipe(write("leaf.toml", 'extends = "lists/base.toml"'))
+    assert recipe.data.classes == ("cat", "guinea pig", "köter")
+    assert json.loads(recipe.to_toml().split("classes = ")[1].splitlines()[0]) == list(recipe.data.classes)
+
+
+def test_classes_that_cannot_be_read(write):
+    for content, message in ((None, "there is no file .*; give 'voc' or 'coco', a file"), ("\n \n", "is empty")):
+        if content is not None:
+            write("names.txt", content)
+        path = write("a.toml", BASE + '[data]\nclasses = "names.txt"\n')
+        with pytest.raises(RecipeError, match=rf"a\.toml: data\.classes is 'names\.txt', .*{message}"):
+            read_recipe(path)
+    (path.parent / "names.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"names\.txt cannot be read as text"):
+        read_recipe(path)
+
+
+# settings beside the recipe ------------------------------------------------------------------------------------------
+
+
+def changed(*texts):
+    """What ``--set`` with these texts changes in the recipe bccd."""
+    return differences(read_recipe("bccd"), read_recipe("bccd", [parse_setting(text) for text in texts]))
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("train.lr=0.5", {"train.lr": "0.002, now 0.5"}),
+        (" train.steps = 7 ", {"train.steps": "2600, now 7"}),
+        ("train.milestones=[1, 2]", {"train.milestones": "(1800, 2300), now (1, 2)"}),
+        ("train.amp=true", {"train.amp": "False, now True"}),
+        ("model.size=[128,64]", {"model.size": "320, now (128, 64)"}),
+        ("model.backbone=timm:resnet18", {"model.backbone": "'squeezenet', now 'timm:resnet18'"}),
+        ('model.backbone="vgg16"', {"model.backbone": "'squeezenet', now 'vgg16'"}),
+        ("data.root=/a folder/x=y#1", {"data.root": "None, now '/a folder/x=y#1'"}),
+        ("data.train_split=[VOC2007/a]", None),
+        ("evaluate.metric=voc07", {"evaluate.metric": "'voc', now 'voc07'"}),
+        ("augment.contrast=[1, 1]", {"augment.contrast": "(0.5, 1.5), now (1.0, 1.0)"}),
+    ],
+)
+def test_set_reads_its_value_as_toml_or_as_a_bare_word(text, change):
+    if change is None:
+        with pytest.raises(RecipeError, match=r"^--set: data\.train_split is .*cannot be read as TOML"):
+            changed(text)
+    else:
+        assert changed(text) == change
+
+
+def test_the_last_setting_wins():
+    assert changed("train.lr=0.5", "train.steps=7", "train.lr=0.25") == {
+        "train.lr": "0.002, now 0.25",
+        "train.steps": "2600, now 7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.lr", r"^--set is 'train\.lr'; give SECTION\.KEY=VALUE"),
+        ("lr=1", r"^--set is 'lr=1'; give SECTION\.KEY=VALUE"),
+        ("train.=1", r"give SECTION\.KEY=VALUE"),
+        ("train.lr=", r"^--set: train\.lr is '', which cannot be read as TOML"),
+        ("train.milestones=[1,", r"^--set: train\.milestones is '\[1,', which cannot be read as TOML"),
+        ("train.lr=1\nsteps = 2", r"^--set: train\.lr is .*; give one value"),
+        ("train.lr=fast", r"^--set: train\.lr is 'fast'; it must be a number"),
+        ("train.lr=-1", r"^--set: train\.lr is -1\.0; it must be > 0"),
+        ("train.learning=1", r"^--set: train\.learning is unknown"),
+        ("trian.lr=1", r"^--set: section trian is unknown; did you mean 'train'"),
+        ("model.size=100", r"^--set: model\.size is 100; sides must be multiples of 64"),
+        ("model.backbone=5", r"^--set: model\.backbone is 5; it must be a text"),
+        ("augment.hue=999", r"^--set: augmentation: hue is 999"),
+        ("evaluate.use_07_metric=true", r"^--set: evaluate\.use_07_metric is no longer a setting"),
+        ("extends.x=1", r"^--set: section extends is unknown"),
+    ],
+)
+def test_mistakes_in_set_name_it(text, message):
+    with pytest.raises(RecipeError, match=message):
+        changed(text)
+
+
+def test_set_gives_what_the_file_lacks(write):
+    path = write("a.toml", '[model]\nbackbone = "vgg16"')
+    assert read_recipe(path, [parse_setting("train.steps=3")]).train.steps == 3
+
+
+def test_settings_of_a_recipe_that_is_read_already():
+    recipe = with_settings(read_recipe("bccd"), [parse_setting("train.lr=0.5")])
+    assert differences(read_recipe("bccd"), recipe) == {"train.lr": "0.002, now 0.5"}
+
+
+def test_the_words_of_the_command_line_are_those_of_the_recipe():
+    for key, words in (("evaluate.metric", METRICS), ("model.weights_input", WEIGHTS_INPUTS)):
+        for word in words:
+            section, name = key.split(".")
+            assert getattr(getattr(parse(**{section: {name: word}}), section), name) == word
+    assert [parse(data={"format": word}).data.format for word in DATA_FORMATS] == list(DATA_FORMATS)

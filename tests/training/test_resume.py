@@ -15,9 +15,10 @@ from support.synthetic import make_voc
 
 from refinedet.errors import CheckpointError, InputError, RecipeError
 from refinedet.models import build
+from refinedet.training.resume import upgrade
 from refinedet.training.run import train
 from refinedet.training.step import Trainer
-from refinedet.weights.checkpoint import load_training_state
+from refinedet.weights.checkpoint import load_training_state, save_training_state
 
 CPU = torch.device("cpu")
 SECTIONS = {"train": {"ema_decay": 0.9, "clip_norm": 50.0}}
@@ -159,6 +160,34 @@ def test_cut_off_last_line_of_the_log(finished, data, uninterrupted):
     log.write_text(log.read_text() + '{"step": 13, "tot')
     train(tiny_recipe(**SECTIONS), finished, data=data, resume=True, progress=False)
     assert_same_run(finished, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"metric": "voc", "use_07_metric": True}, {"metric": "voc07"}),
+        ({"metric": "voc", "use_07_metric": False}, {"metric": "voc"}),
+        ({"metric": "coco", "use_07_metric": False}, {"metric": "coco"}),
+        ({"metric": "voc07"}, {"metric": "voc07"}),
+    ],
+)
+def test_settings_of_older_runs_are_read_in_todays_words(old, new):
+    stored = {"model": {"backbone": "vgg16"}, "evaluate": {"every": 5, **old}}
+    assert upgrade(stored) == {"model": {"backbone": "vgg16"}, "evaluate": {"every": 5, **new}}
+    assert stored["evaluate"] == {"every": 5, **old}
+
+
+def test_run_of_an_older_version_resumes(finished, data, uninterrupted):
+    """Its state says use_07_metric."""
+    path = finished / "last.safetensors"
+    state = load_training_state(path)
+    state.facts["recipe"]["evaluate"].update(metric="voc", use_07_metric=True)
+    save_training_state(path, build("squeezenet", 64, num_classes=3, tcb_channels=16), state)
+    assert "use_07_metric" in load_training_state(path).facts["recipe"]["evaluate"]
+    recipe = tiny_recipe(train={**SECTIONS["train"], "steps": 13}, evaluate={"metric": "voc07"})
+    assert train(recipe, finished, data=data, resume=True, progress=False).steps == 13
+    assert logged_losses(finished)[:12] == logged_losses(uninterrupted)
+    assert "use_07_metric" not in load_training_state(path).facts["recipe"]["evaluate"]
 
 
 # refusals ------------------------------------------------------------------------------------------------------------

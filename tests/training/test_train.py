@@ -22,13 +22,15 @@ import refinedet
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.models.backbones.squeezenet import SqueezeNet
+from refinedet.training import datasets as datasets_module
 from refinedet.training import run as train_module
 from refinedet.training.average import ModelEMA
+from refinedet.training.datasets import open_training_data
 from refinedet.training.logs import read_log
-from refinedet.training.recipe import read_recipe
-from refinedet.training.run import open_training_data, train
+from refinedet.training.read import read_recipe
+from refinedet.training.run import train
 from refinedet.training.step import Trainer
-from refinedet.weights.checkpoint import load_training_state, read_metadata
+from refinedet.weights.checkpoint import load_network, load_training_state, read_metadata
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,9 +90,9 @@ def test_run_leaves_everything_it_promises(run):
     assert (result.steps, result.evaluation["images"]) == (12, 2)
     assert json.loads((out / "result.json").read_text()) == json.loads(result.to_json())
     assert list((out / "tensorboard").iterdir())
-    model = refinedet.load(result.checkpoint)
-    assert model.config.classes == CLASSES
-    assert model.config.size == (64, 64)
+    detector = refinedet.load(result.checkpoint)
+    assert detector.classes == CLASSES
+    assert detector.size == (64, 64)
     facts = read_metadata(result.checkpoint)["facts"]
     assert facts["steps"] == 12
     assert facts["loss"] == result.loss
@@ -211,14 +213,14 @@ def test_amp_trains_in_bfloat16_on_the_cpu(run, data, tmp_path):
     exact, mixed = logged_losses(out)[0], logged_losses(tmp_path / "run")[0]
     assert mixed[1] != exact[1]
     assert mixed[1] == pytest.approx(exact[1], rel=0.05)
-    assert {p.dtype for p in refinedet.load(tmp_path / "run" / "model.safetensors").parameters()} == {torch.float32}
+    assert {p.dtype for p in load_network(tmp_path / "run" / "model.safetensors").parameters()} == {torch.float32}
 
 
 def test_moving_average_is_what_is_shipped(data, tmp_path):
     out = tmp_path / "run"
     train(tiny_recipe(train={"ema_decay": 0.99, "steps": 4}), out, data=data, progress=False)
     state = load_training_state(out / "last.safetensors")
-    shipped = refinedet.load(out / "model.safetensors").state_dict()
+    shipped = load_network(out / "model.safetensors").state_dict()
     assert all(torch.equal(shipped[name], value) for name, value in state.average.items())
     assert any(not torch.equal(shipped[name], value) for name, value in state.model.items())
 
@@ -244,7 +246,7 @@ def test_frozen_backbone(data, tmp_path):
     train(tiny_recipe(train={"backbone_lr_mult": 0.0, "steps": 2, "warmup_steps": 0}), out, data=data, progress=False)
     torch.manual_seed(0)
     start = refinedet.build("squeezenet", 64, classes=CLASSES, tcb_channels=16)
-    trained = dict(refinedet.load(out / "model.safetensors").named_parameters())
+    trained = dict(load_network(out / "model.safetensors").named_parameters())
     moved = {name for name, value in start.named_parameters() if not torch.equal(value, trained[name])}
     assert moved
     assert not [name for name in moved if name.startswith("backbone.")]
@@ -253,15 +255,15 @@ def test_frozen_backbone(data, tmp_path):
 def test_half_checkpoint(data, tmp_path):
     result = train(tiny_recipe(train={"half_checkpoint": True, "steps": 1}), tmp_path / "r", data=data, progress=False)
     assert result.checkpoint.stat().st_size < 0.4 * (tmp_path / "r" / "last.safetensors").stat().st_size
-    assert refinedet.load(result.checkpoint).config.classes == CLASSES
+    assert refinedet.load(result.checkpoint).classes == CLASSES
 
 
 def test_fine_tuning_from_a_checkpoint(data, tmp_path):
     start = tiny_checkpoint(tmp_path / "start.safetensors", seed=9)
     recipe = tiny_recipe(train={"steps": 1, "warmup_steps": 1})  # a first step at rate 0
     train(recipe, tmp_path / "run", data=data, weights=start, progress=False)
-    trained = dict(refinedet.load(tmp_path / "run" / "model.safetensors").named_parameters())
-    assert all(torch.equal(trained[name], p) for name, p in refinedet.load(start).named_parameters())
+    trained = dict(load_network(tmp_path / "run" / "model.safetensors").named_parameters())
+    assert all(torch.equal(trained[name], p) for name, p in load_network(start).named_parameters())
 
 
 def test_splits_of_several_folders_are_joined(tmp_path):
@@ -285,6 +287,18 @@ def test_trains_on_coco(tmp_path):
     recipe = tiny_recipe(train={"steps": 1}, data={"test_split": "val"}, evaluate={"every": 1, "metric": "coco"})
     result = train(recipe, tmp_path / "run", data=root, progress=False)
     assert result.evaluation["metric"] == "coco"
+
+
+def test_classes_of_a_file_go_with_the_run(data, tmp_path):
+    """The folder of the run needs no other file."""
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    content = recipe_content(train={"steps": 1}, data={"classes": "names.txt", "root": str(data)})
+    (tmp_path / "tiny.toml").write_text("\n".join(_toml(content)))
+    result = train(tmp_path / "tiny.toml", tmp_path / "run", device="cpu", progress=False)
+    (tmp_path / "names.txt").unlink()
+    assert refinedet.load(result.checkpoint).config.classes == CLASSES
+    assert read_recipe(tmp_path / "run" / "recipe.toml").data.classes == CLASSES
+    assert train(tmp_path / "run" / "recipe.toml", tmp_path / "run", resume=True, progress=False).steps == 1
 
 
 # stopping ------------------------------------------------------------------------------------------------------------
@@ -361,12 +375,12 @@ def poisoned(monkeypatch):
     """Makes the pixels of every image whose path contains a text not a number."""
 
     def install(text):
-        class Poisoned(train_module.TrainAugment):
+        class Poisoned(datasets_module.TrainAugment):
             def __call__(self, sample, rng):
                 image, *rest = super().__call__(sample, rng)
                 return (image * float("nan") if text in sample.path else image, *rest)
 
-        monkeypatch.setattr(train_module, "TrainAugment", Poisoned)
+        monkeypatch.setattr(datasets_module, "TrainAugment", Poisoned)
 
     return install
 
@@ -510,6 +524,16 @@ def test_missing_weights(tmp_path, data):
 def test_fine_tuning_from_a_checkpoint_with_other_classes(tmp_path, data):
     other = tiny_checkpoint(tmp_path / "other.safetensors", classes=("a", "b", "c"))
     refused(tmp_path, tiny_recipe(), CheckpointError, r"does not fit the network .*classes", data=data, weights=other)
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "auto, cpu, cuda or cuda:N"), ("cuda:99", "torch sees")])
+def test_device_that_is_not_there(tmp_path, data, device, message):
+    refused(tmp_path, tiny_recipe(), InputError, message, data=data, device=device)
+
+
+def test_weights_input_that_is_no_word_of_it(tmp_path, data):
+    message = r"^train\(\): model\.weights_input is 'bgr'; choose one of torchvision, caffe"
+    refused(tmp_path, tiny_recipe(), RecipeError, message, data=data, weights_input="bgr")
 
 
 def test_unknown_recipe_name(tmp_path, data):

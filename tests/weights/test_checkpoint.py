@@ -60,7 +60,7 @@ def training_state(model, **changes):
 
 
 def test_round_trip_is_exact(model, saved):
-    loaded = refinedet.load(saved)
+    loaded = refinedet.load(saved).network
     assert loaded.config == model.config
     assert not loaded.training
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -73,7 +73,7 @@ def test_every_preset_and_shape_comes_back(tmp_path):
     preset = replace(refinedet.PAPER, tcb=False, cascade=False, objectness_threshold=0.0)
     built = refinedet.build("squeezenet", size=(64, 128), classes=("cat", "Köter"), preset=preset, tcb_channels=8)
     save_model(built, tmp_path / "m.safetensors")
-    assert refinedet.load(tmp_path / "m.safetensors").config == built.config
+    assert refinedet.load(tmp_path / "m.safetensors").network.config == built.config
 
 
 def test_metadata_comes_back(model, tmp_path):
@@ -90,7 +90,7 @@ def test_half_stores_float16_and_loads_float32(model, saved, tmp_path):
     stored = load_file(half)
     assert {t.dtype for t in stored.values() if t.dim() > 1} == {torch.float16}
     assert all(t.dtype == model.state_dict()[name].dtype for name, t in stored.items() if t.dim() <= 1)
-    loaded = refinedet.load(half).state_dict()
+    loaded = refinedet.load(half).network.state_dict()
     assert {name: t.dtype for name, t in loaded.items()} == {name: t.dtype for name, t in model.state_dict().items()}
     assert all(torch.equal(loaded[name], t.to(loaded[name])) for name, t in stored.items())
 
@@ -128,7 +128,7 @@ def test_training_state_round_trip(model, tmp_path):
 def test_training_state_loads_as_a_model(model, tmp_path):
     path = tmp_path / "last.safetensors"
     save_training_state(path, model, training_state(model))
-    loaded = refinedet.load(path).state_dict()
+    loaded = refinedet.load(path).network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
@@ -136,7 +136,7 @@ def test_training_state_with_average_loads_the_average(model, tmp_path):
     path = tmp_path / "last.safetensors"
     average = tiny_model(seed=1).state_dict()
     save_training_state(path, model, training_state(model, average=average))
-    loaded = refinedet.load(path).state_dict()
+    loaded = refinedet.load(path).network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in average.items())
 
 
@@ -170,7 +170,7 @@ def test_unknown_shipped_name_lists_the_known_ones(model, tmp_path, monkeypatch)
     save_model(model, tmp_path / "cells.safetensors")
     monkeypatch.setattr(checkpoint, "CHECKPOINTS", tmp_path)
     assert shipped_names() == ["cells"]
-    assert refinedet.load("cells").config == model.config
+    assert refinedet.load("cells").network.config == model.config
     with pytest.raises(CheckpointError, match=r"no shipped checkpoint is called 'sells'; shipped: cells"):
         refinedet.load("sells")
 
@@ -285,7 +285,7 @@ def test_full_disk_leaves_the_previous_checkpoint(model, saved):
     assert f"cannot write {saved}" in str(caught.value)
     assert "previous model.safetensors is untouched" in str(caught.value)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
-    assert refinedet.load(saved).config == model.config
+    assert refinedet.load(saved).network.config == model.config
 
 
 def test_full_disk_without_a_previous_checkpoint(model, tmp_path):

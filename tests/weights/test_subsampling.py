@@ -11,8 +11,9 @@ from support.synthetic import make_voc, tiny_checkpoint, tiny_model
 import refinedet
 from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import CheckpointError
-from refinedet.training.recipe import read_recipe, recipe_names
+from refinedet.training.read import read_recipe
 from refinedet.training.run import train
+from refinedet.training.sources import recipe_names
 from refinedet.weights.checkpoint import load_training_state, load_weights, read_metadata
 from refinedet.weights.subsampling import class_rows, select_classes
 
@@ -36,7 +37,7 @@ def test_rows_by_name():
 
 
 def test_every_logit_of_the_voc_model_is_one_of_the_coco_model(coco_checkpoint):
-    coco = refinedet.load(coco_checkpoint)
+    coco = refinedet.load(coco_checkpoint).network
     voc = tiny_model(classes=VOC_CLASSES, seed=4)
     load_weights(voc, coco_checkpoint)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 200 - 100
@@ -51,7 +52,7 @@ def test_every_logit_of_the_voc_model_is_one_of_the_coco_model(coco_checkpoint):
 def test_a_checkpoint_without_one_of_the_classes(coco_checkpoint):
     with pytest.raises(CheckpointError, match="does not fit the network"):
         load_weights(tiny_model(classes=("cat", "zebu")), coco_checkpoint)
-    same = refinedet.load(coco_checkpoint).state_dict()
+    same = refinedet.load(coco_checkpoint).network.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in select_classes(same, COCO_CLASSES, ("zebu",)).items())
 
 
@@ -87,7 +88,7 @@ def test_training_starts_from_the_selected_classifiers(coco_checkpoint, tmp_path
     recipe = tiny_recipe(data={"classes": VOC_CLASSES}, train={"steps": 1, "warmup_steps": 1})  # a step at rate 0
     train(recipe, tmp_path / "run", data=root, weights=coco_checkpoint, progress=False)
     trained = load_training_state(tmp_path / "run" / "last.safetensors").model
-    expected = select_classes(refinedet.load(coco_checkpoint).state_dict(), COCO_CLASSES, VOC_CLASSES)
+    expected = select_classes(refinedet.load(coco_checkpoint).network.state_dict(), COCO_CLASSES, VOC_CLASSES)
     names = [name for name in expected if name.startswith("odm.")]
     assert names
     assert all(torch.equal(trained[name], expected[name]) for name in names)

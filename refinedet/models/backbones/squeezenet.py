@@ -1,21 +1,12 @@
 """SqueezeNet 1.1 (Iandola et al., arXiv 1602.07360): the light backbone that trains on a CPU."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinedet.errors import CheckpointError
-from refinedet.models.backbones.base import Backbone, Features, load_checked, read_state_dict
+from refinedet.models.backbones.base import Backbone, Features
 from refinedet.models.layers import ConvBlock, L2Norm, caffe_xavier_
-from refinedet.models.pretrained import fold_input
 from refinedet.preprocessing import Preprocessing
-
-_GREY_DEVIATION = 60.0  # of photographs, in grey levels: 1 in torchvision's units
-# A trained classifier's scores differ between an image and plain grey by a few units (DeepScale's: 4.3), and by many
-# times that when the weights are for values 58 times smaller (the same weights times 58: 150).
-_LARGEST_RESPONSE = 20.0
 
 
 class Fire(nn.Module):
@@ -84,33 +75,3 @@ class SqueezeNet(Backbone):
         c16 = self.features[self.STRIDE_8 :](c8)
         c32 = self.extra32(c16)
         return self.norm8(c8), self.norm16(c16), c32, self.extra64(c32)
-
-    @torch.no_grad()
-    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
-        """Load a file with torchvision's names; the new stages keep their initialisation.
-
-        The classifier is not needed, but where the file has one it tells which input the weights are for: of files
-        with the same names, torchvision's reads RGB in 0..1 and DeepScale's, the original, BGR in 0..255.
-        """
-        state = read_state_dict(path)
-        load_checked(self, state, path, new=("norm", "extra"), ignored=("classifier.",))
-        first = self.features[0]
-        kernel, shift = fold_input(first.weight, weights_input, self.preprocessing)
-        if "classifier.1.weight" in state:
-            self._check_input(state["classifier.1.weight"], weights_input, path)
-        first.weight.copy_(kernel)
-        first.bias.add_(shift)
-
-    def _check_input(self, classifier: Tensor, weights_input: str, path: str | Path) -> None:
-        """Raise CheckpointError unless the file's weights, loaded as they are, were trained for ``weights_input``."""
-        noise = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))
-        image = F.interpolate(_GREY_DEVIATION * noise, size=(224, 224), mode="bilinear")
-        features = self.features(torch.cat([image, torch.zeros_like(image)]))
-        scores = F.conv2d(features, classifier).mean(dim=(2, 3))
-        response = (scores[0] - scores[1]).std()
-        found = "torchvision" if response > _LARGEST_RESPONSE else "caffe"
-        if found != weights_input:
-            raise CheckpointError(
-                f"{path}: its weights are for {found}'s input, not {weights_input}'s (an image in 0..255 moves the "
-                f"classifier's scores by {response:.1f}); set model.weights_input = {found!r} (--weights-input {found})"
-            )

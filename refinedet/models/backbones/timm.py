@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor, nn
 
-from refinedet.errors import CheckpointError, InputError
-from refinedet.models.backbones.base import Backbone, Features, StateDict, load_checked, read_state_dict
+from refinedet.errors import InputError
+from refinedet.models.backbones.base import Backbone, Features
 from refinedet.models.layers import ConvBlock
 from refinedet.preprocessing import Preprocessing
 
@@ -43,38 +42,9 @@ class TimmBackbone(Backbone):
         c8, c16, c32 = self.body(images)
         return c8, c16, c32, self.extra64(c32)
 
-    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
-        """Load a state dict with timm's names, or, for an EfficientNet, those of the package efficientnet-pytorch.
-
-        Its input is the timm model's own; ``weights_input`` "caffe" is refused.
-        What timm's classifier has beyond the feature network is ignored.
-        """
-        if weights_input != "torchvision":
-            raise InputError(f"weights_input is {weights_input!r}, but a timm model has its own input; leave it out")
-        whole = _import_timm().create_model(self.name).state_dict()
-        state = read_state_dict(path)
-        if "_conv_stem.weight" in state:
-            state = rename_efficientnet(state, whole, path)
-        needed = self.body.model.state_dict()
-        load_checked(self.body.model, state, path, ignored=[name for name in whole if name not in needed])
-
-
-def rename_efficientnet(state: StateDict, whole: StateDict, path: str | Path) -> StateDict:
-    """Give weights of efficientnet-pytorch, read from ``path``, the names of ``whole``, timm's complete network.
-
-    Both list the same tensors in the same order under other names (``_blocks.1._expand_conv.weight`` is
-    ``blocks.1.0.conv_pw.weight``), so names pair up by position; kinds and shapes must agree.
-    """
-    agrees = len(state) == len(whole) and all(
-        old.rpartition(".")[2] == new.rpartition(".")[2] and state[old].shape == whole[new].shape
-        for old, new in zip(state, whole, strict=True)
-    )
-    if not agrees:
-        raise CheckpointError(
-            f"{path}: weights of efficientnet-pytorch, but for another variant than the timm model; "
-            "use the timm model of the same variant (tf_efficientnet_lite0 for efficientnet-lite0)"
-        )
-    return dict(zip(whole, state.values(), strict=True))
+    def complete_network(self) -> nn.Module:
+        """timm's own network with its classifier, anew: the one whose weights its files hold."""
+        return _import_timm().create_model(self.name)
 
 
 def _import_timm() -> ModuleType:

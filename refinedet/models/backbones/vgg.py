@@ -1,21 +1,12 @@
 """VGG-16 reduced (spec section 2): fc6 and fc7 as convolutions, and two layers for stride 64."""
 
-from pathlib import Path
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinedet.errors import CheckpointError
-from refinedet.models.backbones.base import Backbone, Features, StateDict, load_checked, read_state_dict, require
+from refinedet.models.backbones.base import Backbone, Features
 from refinedet.models.layers import L2Norm, caffe_xavier_
-from refinedet.models.pretrained import fold_input
-from refinedet.preprocessing import Preprocessing
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of conv1 .. conv5
-TORCHVISION_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # positions in torchvision's ``features``
-FC_TAPS = (0, 3, 6)  # of fc6's 7x7 kernel: dilation 3
-FC_CHANNEL_STEP = 4  # 1024 of fc6's and fc7's 4096 channels
 
 
 class VGG16(Backbone):
@@ -55,43 +46,7 @@ class VGG16(Backbone):
     def _conv(self, name: str, x: Tensor) -> Tensor:
         return F.relu(getattr(self, name)(x), inplace=True)
 
-    def load_pretrained(self, path: str | Path, weights_input: str = "torchvision") -> None:
-        """Load a VGG-16 file with torchvision's names (:func:`reduce_torchvision`); the L2Norms, conv6_1 and conv6_2
-        stay."""
-        state = reduce_torchvision(read_state_dict(path), self.preprocessing, path, weights_input)
-        load_checked(self, state, path, new=("conv4_3_norm", "conv5_3_norm", "conv6_"))
-
 
 def conv_names() -> list[str]:
     """conv1_1 .. conv5_3, in order."""
     return [f"conv{block}_{index}" for block, (_, depth) in enumerate(BLOCKS, 1) for index in range(1, depth + 1)]
-
-
-def reduce_torchvision(
-    state: StateDict, preprocessing: Preprocessing, path: str | Path, weights_input: str = "torchvision"
-) -> StateDict:
-    """Turn torchvision's VGG-16 weights, read from ``path``, into those of VGG-16 reduced.
-
-    fc6 and fc7 are subsampled: taps 0, 3, 6 of fc6's 7x7 kernel in each direction and every 4th of the 4096 channels
-    (spec section 2; which channels the official file kept is not published). conv1_1 takes over the file's input
-    (:func:`fold_input`).
-    """
-    pairs = {f"features.{position}": name for position, name in zip(TORCHVISION_CONVS, conv_names(), strict=True)}
-    pairs |= {"classifier.0": "fc6", "classifier.3": "fc7"}
-    shapes = {"classifier.0.weight": (4096, 512 * 7 * 7), "classifier.3.weight": (4096, 4096)}
-    names = {f"{old}.{kind}": f"{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
-    require(state, names, path, "torchvision's VGG-16")
-    for name, shape in shapes.items():
-        if state[name].shape != shape:
-            raise CheckpointError(
-                f"{path}: {name} is {list(state[name].shape)} instead of {list(shape)}; use torchvision's VGG-16 file"
-            )
-    reduced = {new: state[old] for old, new in names.items()}
-    reduced["conv1_1.weight"], shift = fold_input(reduced["conv1_1.weight"], weights_input, preprocessing)
-    reduced["conv1_1.bias"] = reduced["conv1_1.bias"] + shift
-    step, taps = FC_CHANNEL_STEP, torch.tensor(FC_TAPS)
-    reduced["fc6.weight"] = reduced["fc6.weight"].view(4096, 512, 7, 7)[::step, :, taps][..., taps]
-    reduced["fc7.weight"] = reduced["fc7.weight"][::step, ::step, None, None]
-    for name in ("fc6.bias", "fc7.bias"):
-        reduced[name] = reduced[name][::step]
-    return reduced

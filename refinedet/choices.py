@@ -1,0 +1,15 @@
+"""Words that recipes, functions and the command line choose from.
+
+They stand here because the command line offers them before it imports torch.
+"""
+
+DATA_FORMATS = ("voc", "coco")
+"""Layouts of a data set folder."""
+
+METRICS = ("voc", "voc07", "coco")
+"""What average precision means: at IoU 0.5 the area under the curve (voc) or the mean of 11 points (voc07, as VOC 2007
+results are published), or the mean over IoU 0.50:0.95 (coco)."""
+
+WEIGHTS_INPUTS = ("torchvision", "caffe")
+"""What the first convolution of a backbone file reads. torchvision: RGB in 0..1, standardised by ImageNet's statistics.
+caffe: BGR in 0..255 minus the mean."""

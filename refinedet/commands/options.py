@@ -1,0 +1,75 @@
+"""Options that several verbs have, and the delivery of their JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from refinedet.files import write_text
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """CHECKPOINT, the model to use."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file, or a shipped checkpoint's name")
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """``--batch-size``, of images without training."""
+    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (default: 8)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device``, for `choose_device`."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``: alone, the document is all that stdout gets; with a file, it goes there and the text stays on stdout.
+
+    `speaker` and `deliver` do it.
+    """
+    parser.add_argument(
+        "--json",
+        metavar="FILE.json",
+        nargs="?",
+        const=STDOUT,
+        default=False,
+        type=_json_file,
+        help="results as JSON: in a file, or without one as all that stdout gets",
+    )
+
+
+def speaker(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Prints a line for people: to stdout, or to stderr when stdout is kept for JSON."""
+    stream = sys.stderr if arguments.json is STDOUT else sys.stdout
+    return lambda line: print(line, file=stream)
+
+
+def deliver(arguments: argparse.Namespace, document: Any) -> None:
+    """Put the JSON document where ``--json`` says, if it was given; a file is written whole or not at all."""
+    text = json.dumps(document, allow_nan=False) + "\n"
+    if arguments.json is STDOUT:
+        sys.stdout.write(text)
+    elif arguments.json:
+        write_text(arguments.json, text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _json_file(text: str) -> str:
+    """The suffix is required: `--json IMAGE` or `--json CHECKPOINT` must never overwrite what was meant as an input."""
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; to print JSON, put --json last")
+    return text

@@ -1,0 +1,66 @@
+"""Making a network: from a backbone's name and the classes, or from a configuration."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from pathlib import Path
+
+from refinedet.anchors import parse_size
+from refinedet.errors import InputError
+from refinedet.models.backbones import make_backbone
+from refinedet.models.config import TCB_CHANNELS, ModelConfig
+from refinedet.models.pretrained import load_pretrained
+from refinedet.models.refinedet import RefineDet
+from refinedet.presets import Preset, get_preset
+
+
+def build(
+    backbone: str,
+    size: int | tuple[int, int] = 320,
+    num_classes: int | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    preset: str | Preset = "official",
+    weights: str | Path | None = None,
+    weights_input: str = "torchvision",
+    tcb_channels: int = TCB_CHANNELS,
+) -> RefineDet:
+    """Build a network with fresh parameters (spec sections 2 to 5), in training mode.
+
+    ``backbone``: "vgg16", "resnet101", "squeezenet" or "timm:NAME". ``size``: side, or (height, width), of the input
+    in pixels, multiples of 64. ``num_classes`` counts the background; ``classes`` names the foreground classes, and
+    then ``num_classes`` may be left out. ``preset``: "official", "paper" or a Preset. ``weights``: ImageNet weights
+    for the backbone (`refinedet.models.pretrained`); ``weights_input``: what they read, "torchvision" (RGB in 0..1,
+    standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection blocks,
+    256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
+    """
+    height_width = parse_size((size, size) if isinstance(size, Integral) else size)
+    if tcb_channels < 1:
+        raise InputError(f"tcb_channels is {tcb_channels}; give at least 1 (256 in the paper)")
+    names = _class_names(num_classes, classes)
+    features = make_backbone(backbone)
+    config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
+    model = RefineDet(config, features)
+    if weights is not None:
+        load_pretrained(features, weights, weights_input)
+    return model
+
+
+def from_config(config: ModelConfig) -> RefineDet:
+    """Build the network of ``config`` with fresh parameters."""
+    parse_size(config.size)
+    return RefineDet(config, make_backbone(config.backbone))
+
+
+def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
+    if classes is None:
+        if not isinstance(num_classes, Integral) or num_classes < 2:
+            raise InputError(f"num_classes is {num_classes!r}; give at least 2 (background and one class), or classes")
+        return tuple(f"class{label}" for label in range(1, num_classes))
+    if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
+        raise InputError(f"classes is {classes!r}; give a sequence of different names, without the background")
+    if num_classes not in (None, len(classes) + 1):
+        raise InputError(
+            f"num_classes is {num_classes}, but there are {len(classes)} classes and the background; "
+            f"give {len(classes) + 1} or leave it out"
+        )
+    return tuple(classes)

@@ -1,0 +1,63 @@
+"""What a person sees of the steps: their speed and a bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+_SMOOTHING = 0.05  # weight of the newest loss in the bar
+
+T = TypeVar("T")
+
+
+class Speed:
+    """Images per second and the share of time spent waiting for data, since the last `reset`."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Start measuring anew."""
+        self._start, self._waited, self._batches = time.monotonic(), 0.0, 0
+
+    def timed(self, batches: Iterator[T], count: int) -> Iterator[T]:
+        """The first ``count`` of ``batches``, measured."""
+        for _ in range(count):
+            asked = time.monotonic()
+            batch = next(batches)
+            self._waited += time.monotonic() - asked
+            self._batches += 1
+            yield batch
+
+    def numbers(self) -> dict[str, float]:
+        """``images_per_second`` and ``data_wait`` (0 to 1)."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return {
+            "images_per_second": self._batches * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+        }
+
+
+class StepBar:
+    """Progress of the steps with smoothed loss, learning rate and images per second; tqdm adds rate and ETA."""
+
+    def __init__(self, done: int, steps: int, disable: bool) -> None:
+        self._bar = tqdm(initial=done, total=steps, desc="training", unit="step", dynamic_ncols=True, disable=disable)
+        self._loss: float | None = None
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, loss: float, lr: float, speed: Speed) -> None:
+        """Count one step."""
+        self._loss = loss if self._loss is None else self._loss + _SMOOTHING * (loss - self._loss)
+        rate = speed.numbers()["images_per_second"]
+        self._bar.set_postfix_str(f"loss {self._loss:.3f}, lr {lr:.2e}, {rate:.1f} images/s", refresh=False)
+        self._bar.update()

@@ -1,0 +1,184 @@
+"""Strict reading of recipes: from the layers of their settings to frozen dataclasses, with every mistake named."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+from refinedet.anchors import SIZE_STEP
+from refinedet.data.augment import AugmentConfig
+from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.errors import InputError, RecipeError
+from refinedet.training.recipe import SECTIONS, Recipe
+from refinedet.training.sources import Layer, read_layers, resolve, suggestion
+
+_CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
+_GONE = {"evaluate.use_07_metric": 'the metric says it: metric = "voc07" where this was true, else leave it out'}
+
+
+def read_recipe(path_or_name: str | os.PathLike[str], settings: Sequence[Layer] = ()) -> Recipe:
+    """Read a recipe from a TOML file or, by name, from those of the package; ``settings`` go before its own.
+
+    Raises:
+        RecipeError: no such recipe; not TOML; a circle of ``extends``; an unknown key (the message names the nearest
+            valid one); a value of the wrong type or out of range. The file that holds the bad value is named.
+    """
+    path = resolve(path_or_name)
+    return _parse_layers([*read_layers(path), *settings], name=path.stem, source=str(path))
+
+
+def parse_recipe(content: Mapping[str, Any], *, name: str, source: str) -> Recipe:
+    """Recipe of a parsed TOML document that extends none; ``source`` names it in errors.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
+    return _parse_layers([Layer(content, source)], name=name, source=source)
+
+
+def with_settings(recipe: Recipe, settings: Sequence[Layer]) -> Recipe:
+    """The recipe with other settings in place of its own; raises as `read_recipe`."""
+    own = Layer(recipe.to_dict(), f"recipe {recipe.name}")
+    return _parse_layers([own, *settings], name=recipe.name, source=own.source)
+
+
+def _parse_layers(layers: Sequence[Layer], *, name: str, source: str) -> Recipe:
+    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for layer in layers:
+        for section, own in _parse_layer(layer).items():
+            values[section].update(own)
+    for section, kind in SECTIONS.items():
+        for f in fields(kind):
+            if f.name not in values[section] and f.default is dataclasses.MISSING:
+                raise RecipeError(f"{source}: {section}.{f.name} is missing; every recipe must set it")
+    recipe = Recipe(name=name, **{section: kind(**values[section]) for section, kind in SECTIONS.items()})
+    _check_consistency(recipe, layers, source)
+    return recipe
+
+
+def _parse_layer(layer: Layer) -> dict[str, dict[str, Any]]:
+    """The settings of a layer in the types of the fields, section by section."""
+    _check_keys(layer.content, SECTIONS, f"{layer.source}: section ")
+    return {section: _parse_section(section, values, layer) for section, values in layer.content.items()}
+
+
+def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
+    where = f"{layer.source}: {section}"
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where} is {values!r}; it must be a section, [{section}]")
+    for key in values:
+        if f"{section}.{key}" in _GONE:
+            raise RecipeError(f"{where}.{key} is no longer a setting; {_GONE[f'{section}.{key}']}")
+    known = {f.name: f for f in fields(SECTIONS[section])}
+    _check_keys(values, known, f"{where}.")
+    if section == "data" and isinstance(values.get("classes"), str):
+        values = {**values, "classes": _read_classes(values["classes"], layer.folder, f"{where}.classes")}
+    settings = {key: _parse_value(known[key], value, f"{where}.{key}") for key, value in values.items()}
+    if section == "augment":
+        try:
+            AugmentConfig(**settings)  # which checks each of its values by itself
+        except InputError as error:
+            raise RecipeError(f"{layer.source}: {error}") from error
+    return settings
+
+
+def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{where}{key} is unknown;{suggestion(key, known)} valid are {', '.join(known)}")
+
+
+def _read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
+    """The classes that one text stands for: those of a benchmark, or those of a file with one name per line."""
+    if text in _CLASS_LISTS:
+        return _CLASS_LISTS[text]
+    path = folder / text
+    if not path.is_file():
+        raise RecipeError(
+            f"{where} is {text!r}, and there is no file {path}; give {' or '.join(map(repr, _CLASS_LISTS))}, a file "
+            "with one name per line, or a list of names"
+        )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{where} is {text!r}, but {path} cannot be read as text: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise RecipeError(f"{where} is {text!r}, but {path} is empty; write one name per line")
+    return names
+
+
+def _parse_value(f: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    alternatives = get_args(f.type) if get_origin(f.type) is UnionType else (f.type,)
+    options = [option for option in alternatives if option is not NoneType]
+    converted = next((c for option in options if (c := _convert(option, value)) is not None), None)
+    if converted is None:
+        raise RecipeError(f"{where} is {value!r}; it must be {' or '.join(map(_describe, options))}")
+    if f.metadata:
+        for item in converted if isinstance(converted, tuple) else (converted,):
+            _check_bounds(item, f.metadata, where)
+    return converted
+
+
+def _convert(option: Any, value: Any) -> Any:
+    """``value`` as ``option`` (str, int, float, bool or a tuple of one of them); None when it is not one."""
+    if get_origin(option) is tuple:
+        item_type, *others = get_args(option)
+        fixed_length = None if others == [...] else 1 + len(others)
+        if not isinstance(value, (list, tuple)) or fixed_length not in (None, len(value)):
+            return None
+        items = tuple(_convert(item_type, item) for item in value)
+        return None if None in items else items
+    if option is float and type(value) is int:
+        return float(value)
+    return value if type(value) is option else None  # not isinstance: True is no whole number
+
+
+_DESCRIPTIONS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _describe(option: Any) -> str:
+    if get_origin(option) is not tuple:
+        return _DESCRIPTIONS[option]
+    item_type, *others = get_args(option)
+    length = "items" if others == [...] else f"{1 + len(others)} items"
+    return f"a list of {length}, each {_DESCRIPTIONS[item_type]}"
+
+
+def _check_bounds(value: Any, bounds: Mapping[str, Any], where: str) -> None:
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise RecipeError(f"{where} is {value!r}; choose one of {', '.join(bounds['choices'])}")
+    if isinstance(value, str):
+        return
+    if not (bounds["low"] <= value <= bounds["high"] and bounds["above"] < value < bounds["below"]):
+        signs = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
+        limits = " and ".join(f"{sign} {bounds[key]:g}" for key, sign in signs.items() if math.isfinite(bounds[key]))
+        raise RecipeError(f"{where} is {value}; it must be {limits} and finite")
+
+
+def _check_consistency(recipe: Recipe, layers: Sequence[Layer], source: str) -> None:
+    """Bounds that tie several settings together."""
+
+    def where(section: str, *keys: str) -> str:
+        """The last source that sets one of the keys."""
+        setters = [layer.source for layer in layers if not layer.content.get(section, {}).keys().isdisjoint(keys)]
+        return f"{setters[-1] if setters else source}: {section}.{keys[0]}"
+
+    train = recipe.train
+    if any(side % SIZE_STEP for side in recipe.model.input_size):
+        size = where("model", "size")
+        raise RecipeError(f"{size} is {recipe.model.size}; sides must be multiples of {SIZE_STEP}")
+    if list(train.milestones) != sorted(set(train.milestones)):
+        milestones = where("train", "milestones")
+        raise RecipeError(f"{milestones} is {list(train.milestones)}; give them in ascending order")
+    if train.batch_size % train.normalize_groups:
+        raise RecipeError(
+            f"{where('train', 'batch_size', 'normalize_groups')} is {train.batch_size}; give a multiple of "
+            f"train.normalize_groups, {train.normalize_groups}"
+        )
+    if not recipe.data.train_splits:
+        raise RecipeError(f"{where('data', 'train_split')} is empty; name at least one split")
