@@ -2,8 +2,8 @@
 
     python tools/mutate.py [--op OP ...] [--jobs N] [--write FILE]
 
-tests/simulated/README.md says what is removed. All mutants of an operator are compiled into one driver: each place asks at run time
-whether it is the one that is removed. Exit status 1 if one was not caught, or was in spite of an exemption.
+tests/simulated/README.md says what is removed. All mutants of an operator are compiled into one driver: each place asks
+at run time whether it is the one that is removed. Exit status 1 if one was not caught, or was in spite of an exemption.
 """
 
 import argparse
