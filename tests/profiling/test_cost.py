@@ -14,7 +14,7 @@ from support.detect_cases import load_golden
 from support.paths import ROOT
 
 from refinedet import ops
-from refinedet.ops import portable
+from refinedet.ops.reference import portable
 from refinedet.profiling import cost
 
 KERNELS = ROOT / "docs" / "kernels"
