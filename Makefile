@@ -37,14 +37,14 @@ lint: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable
 
-# What takes longer than a minute: the CUDA operators, run on the CPU through torch; their kernels under several schedules
-# in every call; the mutations of the kernels.
+# What takes longer than a minute, on the CPU: the CUDA operators, called through torch; their kernels, simulated under
+# several schedules in every call; the mutations of the kernels.
 test-cuda: $(INSTALLED)
-	$(BIN)/python -m pytest tests --ignore=tests/gpu -m long --numprocesses $(TEST_WORKERS)
+	$(BIN)/python -m pytest tests -m 'long and not gpu' --numprocesses $(TEST_WORKERS)
 
-# On a machine with a GPU; fails where there is none.
+# On a machine with a GPU, where `make test` runs the short ones as well; fails where there is none.
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest tests/gpu -m 'long or not long'
+	$(BIN)/python -m pytest tests -m gpu
 
 clean:
 	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(DEMO_INSTALLED) $(INSTALLED)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from support.gpu import skip_without_gpu
 
 CALLS_PER_TURN = 3
 
@@ -18,6 +19,10 @@ _LINES = pytest.StashKey[list[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LINES] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_without_gpu(items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

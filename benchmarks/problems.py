@@ -1,6 +1,10 @@
 """Inputs that several benchmarks share."""
 
+import json
+
+import numpy as np
 import torch
+from support.detect_cases import DETOUT, load_golden
 from torch import Tensor
 
 from refinedet import generate_anchors
@@ -22,3 +26,30 @@ def network_outputs(net: cost.Network, batch: int) -> tuple[Tensor, ...]:
     offsets = [torch.randn(*size, 4, generator=generator) for _ in range(2)]
     side = SIDES[net.anchors]
     return offsets[0], arm_conf, offsets[1], odm_conf, generate_anchors((side, side))
+
+
+def golden_outputs(name: str) -> tuple[Tensor, ...]:
+    """Arguments of detect of a golden case in which no decision hangs on rounding, so that a peer decides alike."""
+    with np.load(DETOUT / f"{name}.npz") as data:
+        assert json.loads(str(data["meta"]))["strict"]
+    return load_golden(name)[0]
+
+
+def ground_truth(images: int, objects: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """gt_boxes, gt_labels and gt_offsets: the same number of random objects in each image."""
+    generator = torch.Generator().manual_seed(0)
+    center = torch.rand(images * objects, 2, generator=generator)
+    half = torch.rand(images * objects, 2, generator=generator) * 0.15 + 0.02
+    labels = torch.randint(1, 21, (images * objects,), generator=generator)
+    return torch.cat([center - half, center + half], dim=1), labels, torch.arange(images + 1) * objects
+
+
+def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments of batched_nms: boxes around 40 objects, scores, labels of 20 classes."""
+    generator = torch.Generator().manual_seed(0)
+    objects = torch.rand(40, 4, generator=generator) * 0.5
+    chosen = objects[torch.randint(40, (count,), generator=generator)]
+    center = chosen[:, :2] * 2 + torch.randn(count, 2, generator=generator) * 0.03
+    half = chosen[:, 2:] * 0.3 + 0.02
+    labels = torch.randint(20, (count,), generator=generator)
+    return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator), labels

@@ -1,6 +1,6 @@
 // Arithmetic of boxes and scores shared by CPU kernels, CUDA kernels and tests: one source, so that all of them agree
 // bit for bit. Only IEEE operations (+ - * / and comparisons), no library function; compile without contraction of
-// multiply-add (-ffp-contract=off, nvcc -fmad=false). The plain-PyTorch twin is refinedet/ops/portable.py.
+// multiply-add (-ffp-contract=off, nvcc -fmad=false). The plain-PyTorch twin is refinedet/ops/reference/portable.py.
 #pragma once
 
 #if !defined(__CUDACC_RTC__)

@@ -7,24 +7,18 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "box_math.h"
+#include "input_type.h"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // of newer headers, whose message is torch's own
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
-#endif
-
-// Dispatch keys of the implementations. tests/simulated exchanges them: it runs the CUDA kernels on CPU tensors.
-#ifdef REFINEDET_CUDA_ON_CPU
-#define REFINEDET_CPU_KEY CUDA
-#define REFINEDET_CUDA_KEY CPU
-#else
-#define REFINEDET_CPU_KEY CPU
-#define REFINEDET_CUDA_KEY CUDA
 #endif
 
 namespace refinedet {
@@ -47,6 +41,47 @@ void check(bool condition, const char* op, const Parts&... parts) {
   if (!condition) fail(op, parts...);
 }
 
+// The name of an argument, with the number of the level where it has several.
+struct Name {
+  static constexpr int kWhole = -1;
+
+  Name(const char* text_, int level_ = kWhole) : text(text_), level(level_) {}
+
+  const char* text;
+  int level;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.text;
+  if (name.level != Name::kWhole) out << '[' << name.level << ']';
+  return out;
+}
+
+// --- Devices ---------------------------------------------------------------------------------------------------------
+
+struct Argument {
+  Name name;
+  const Tensor* tensor;  // null = not given
+};
+
+inline const Tensor* pointer_to(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
+
+inline std::string device_name(const Tensor& tensor) {
+  return tensor.is_cpu() ? "the CPU" : "GPU " + std::to_string(tensor.get_device_index());
+}
+
+// The dispatcher comes to CUDA when any tensor is there: all have to be, and on the same GPU. The first one is given.
+inline void check_same_device(const char* op, std::initializer_list<Argument> arguments) {
+  const Argument& first = *arguments.begin();
+  for (const Argument& argument : arguments) {
+    if (argument.tensor == nullptr || argument.tensor->device() == first.tensor->device()) continue;
+    fail(op, argument.name, " is on ", device_name(*argument.tensor), ", but ", first.name, " is on ",
+         device_name(*first.tensor), ": move one of them with .to()");
+  }
+}
+
+// --- Shapes ----------------------------------------------------------------------------------------------------------
+
 // "[2, 6375, *]"
 template <class Sizes>
 std::string shape_text(const Sizes& sizes) {
@@ -59,8 +94,7 @@ std::string shape_text(const Sizes& sizes) {
   return text.str() + (sizes.size() == 0 ? "[]" : "]");
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& tensor,
-                        std::initializer_list<int64_t> expected) {
+inline void check_shape(const char* op, Name name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
   const auto sizes = tensor.sizes();
   bool same = sizes.size() == expected.size();
   for (size_t i = 0; same && i < expected.size(); ++i) {
@@ -70,25 +104,61 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor,
   if (!same) fail(op, name, " has shape ", shape_text(sizes), ", expected ", shape_text(expected));
 }
 
-// The tensor as contiguous float32: float16, bfloat16 and float64 are converted, so every kernel computes in float32.
-inline Tensor dense_float(const char* op, const char* name, const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
-  const bool floating = type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
-                        type == ScalarType::Double;
-  check(floating, op, name, " must hold floating-point numbers: convert it with .float()");
-  const Tensor converted = type == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float);
-  return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);
+// --- Values ----------------------------------------------------------------------------------------------------------
+
+// An option, as a kernel wants it. NaN is refused.
+template <class T = float>
+T at_least_0(const char* op, const char* name, double value) {
+  check(value >= 0, op, name, " must be at least 0, got ", value);
+  return static_cast<T>(value);
 }
 
-inline Tensor dense_int64(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.scalar_type() == ScalarType::Long, op, name, " must hold int64: convert it with .long()");
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+inline float number(const char* op, const char* name, double value) {
+  check(value == value, op, name, " must be a number, got ", value);
+  return static_cast<float>(value);
+}
+
+inline int64_t at_least_1(const char* op, const char* name, int64_t value) {
+  check(value >= 1, op, name, " must be at least 1, got ", value);
+  return value;
 }
 
 inline Variances to_variances(const char* op, const std::vector<double>& values) {
   check(values.size() == 4, op, "variances must be 4 numbers, got ", values.size());
   const auto value = [&](size_t i) { return static_cast<float>(values[i]); };
   return {value(0), value(1), value(2), value(3)};
+}
+
+// --- Conversions -----------------------------------------------------------------------------------------------------
+
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// The tensor as contiguous float32: float16, bfloat16 and float64 are converted, so every kernel computes in float32.
+inline Tensor dense_float(const char* op, Name name, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  const bool floating = type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
+                        type == ScalarType::Double;
+  check(floating, op, name, " must hold floating-point numbers: convert it with .float()");
+  return dense(type == ScalarType::Float ? tensor : torch::stable::to(tensor, ScalarType::Float));
+}
+
+inline Tensor dense_int64(const char* op, Name name, const Tensor& tensor) {
+  check(tensor.scalar_type() == ScalarType::Long, op, name, " must hold int64: convert it with .long()");
+  return dense(tensor);
+}
+
+inline bool is_half(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Half || tensor.scalar_type() == ScalarType::BFloat16;
+}
+
+inline InputType input_type(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return InputType::kFloat16;
+    case ScalarType::BFloat16: return InputType::kBFloat16;
+    default: return InputType::kFloat32;
+  }
 }
 
 }  // namespace refinedet

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-VARIANCES = (0.1, 0.1, 0.2, 0.2)  # spec section 6: scales of the encoded dx, dy, dw, dh
+from refinedet.presets import OFFICIAL
 
 
 def to_corners(boxes: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def to_centers(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) * 0.5, high - low], dim=-1)
 
 
-def encode(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
+def encode(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = OFFICIAL.variances) -> Tensor:
     """Offsets [...,4] with which :func:`decode` turns ``anchors`` (cx,cy,w,h) into ``boxes`` (corners); spec 6."""
     target = to_centers(boxes)
     scale = anchors.new_tensor(variances)
@@ -28,7 +28,7 @@ def encode(boxes: Tensor, anchors: Tensor, variances: Sequence[float] = VARIANCE
     return torch.cat([shift, (target[..., 2:] / anchors[..., 2:]).log()], dim=-1) / scale
 
 
-def decode(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
+def decode(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = OFFICIAL.variances) -> Tensor:
     """Move ``anchors`` (cx,cy,w,h) by ``offsets``; returns cx,cy,w,h, neither clipped nor clamped (spec section 6)."""
     scaled = offsets * offsets.new_tensor(variances)
     center = scaled[..., :2] * anchors[..., 2:] + anchors[..., :2]

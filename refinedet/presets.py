@@ -1,5 +1,6 @@
 """Every threshold of RefineDet in one place, as the released code and as the paper have them (spec section 0)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ class Preset:
     """
 
     name: str = "official"
-    variances: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    variances: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)  # scales of dx, dy, dw, dh (spec section 6)
     match_iou: float = 0.5
     negative_iou: float = 0.5
     negative_ratio: float = 3.0
@@ -30,15 +31,41 @@ class Preset:
     tcb: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("match_iou", "negative_iou", "objectness_threshold", "score_threshold", "nms_iou"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise InputError(f"preset {self.name}: {field} is {getattr(self, field)}; give a value from 0 to 1")
-        if self.negative_ratio <= 0:
-            raise InputError(f"preset {self.name}: negative_ratio is {self.negative_ratio}; give a value above 0")
-        if min(self.top_k, self.keep_top_k) < 1:
-            raise InputError(
-                f"preset {self.name}: top_k, keep_top_k are {self.top_k}, {self.keep_top_k}; give at least 1"
-            )
+        for name in ("match_iou", "negative_iou", "objectness_threshold", "score_threshold", "nms_iou"):
+            value = getattr(self, name)
+            self._require(_is_number(value) and 0 <= value <= 1, name, "a value from 0 to 1")
+        self._require(_is_positive(self.negative_ratio), "negative_ratio", "a value above 0")
+        for name in ("top_k", "keep_top_k"):
+            value = getattr(self, name)
+            self._require(type(value) is int and value >= 1, name, "a whole number, at least 1")
+        for name in ("head_bottleneck", "cascade", "tcb"):
+            self._require(type(getattr(self, name)) is bool, name, "True or False")
+        four = isinstance(self.variances, (tuple, list)) and len(self.variances) == 4
+        self._require(four and all(map(_is_positive, self.variances)), "variances", "four values above 0")
+
+    def _require(self, condition: bool, name: str, wanted: str) -> None:
+        if not condition:
+            raise InputError(f"preset {self.name}: {name} is {getattr(self, name)}; give {wanted}")
+
+    def detect_options(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`refinedet.ops.detect`."""
+        return {
+            "objectness_threshold": self.objectness_threshold,
+            "score_threshold": self.score_threshold,
+            "iou_threshold": self.nms_iou,
+            "top_k": self.top_k,
+            "keep_top_k": self.keep_top_k,
+            "variances": self.variances,
+        }
+
+
+def _is_number(value: object) -> bool:
+    """A finite one, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
     def detect_options(self) -> dict[str, Any]:
         """The keyword arguments of `refinedet.ops.detect`."""

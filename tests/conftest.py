@@ -4,13 +4,50 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist fills the cores
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
+import torch
+from support.gpu import skip_without_gpu
+
+from refinedet.ops import devices
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Hides the GPU from a run that does not name its tests: the others train, and demand the same bits every time."""
-    if not any("tests/gpu" in argument for argument in config.args):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_without_gpu(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests without the mark `gpu` compute on the CPU: they train, and demand the same bits every time."""
+    if item.get_closest_marker("gpu"):
+        return (yield)
+    with cpu_by_default():
+        return (yield)
+
+
+class WithoutGpu(subprocess.Popen):
+    """A process from which any GPU is hidden."""
+
+    def __init__(self, *arguments: Any, env: Any = None, **options: Any) -> None:
+        environment = {**(os.environ if env is None else env), "CUDA_VISIBLE_DEVICES": ""}
+        super().__init__(*arguments, env=environment, **options)
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Makes "auto" choose the CPU, here and in processes that are started here.
+
+    It does not hide the GPU from this process: torch remembers what it finds when it first looks, so that no test
+    after it would find one. Nor can a fixture do it: those of a module or a session would be made before.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_best_device", lambda: torch.device("cpu"))
+        patch.setattr(subprocess, "Popen", WithoutGpu)
+        yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

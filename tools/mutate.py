@@ -2,8 +2,8 @@
 
     python tools/mutate.py [--op OP ...] [--jobs N] [--write FILE]
 
-README.md says what is removed. All mutants of an operator are compiled into one driver: each place asks at run time
-whether it is the one that is removed. Exit status 1 if one was not caught, or was in spite of an exemption.
+tests/simulated/README.md says what is removed. All mutants of an operator are compiled into one driver: each place asks
+at run time whether it is the one that is removed. Exit status 1 if one was not caught, or was in spite of an exemption.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
-from simulated.harness import BUILD, CSRC, VARIANTS, Harness, build, kernel_file
+from simulated.harness import BUILD, CSRC, OPERATORS, VARIANTS, Harness, build, kernel_file, overlay_path
 from tqdm import tqdm
 
 from refinedet.files import write_text
@@ -88,7 +89,7 @@ COMMENT_OR_STRING = re.compile(r"//[^\n]*|/\*[\s\S]*?\*/|\"(?:\\.|[^\"\\\n])*\"|
 BARRIER = re.compile(r"\b__sync(?:warp|threads(?P<vote>_count|_and|_or)?)\s*\(")
 COMPARISON = re.compile(r"(?<=\s)[<>]=?(?=\s)")
 MINIMUM = re.compile(r"\bmin\s*\(")
-EXEMPTION = re.compile(r"//\s*not bounds:\s*(\S.*)")
+EXEMPTION = re.compile(r"//\s*only saves work:\s*(\S.*)")
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 OPENING = {closing: opening for opening, closing in CLOSING.items()}
 
@@ -250,7 +251,7 @@ def write_overlay(sources: Iterable[Path], overlay: Path) -> list[Mutant]:
     mutants: list[Mutant] = []
     for source in sources:
         text, found = instrument(source.read_text(), source.name, first=UNCHANGED + 1 + len(mutants))
-        write_if_changed(overlay / source.relative_to(CSRC), f'#include "mutation.h"\n#line 1\n{text}')
+        write_if_changed(overlay / overlay_path(source), f'#include "mutation.h"\n#line 1\n{text}')
         mutants += found
     write_if_changed(overlay / "mutation.h", HEADER.replace("COUNT", str(UNCHANGED + 1 + len(mutants))))
     return mutants
@@ -274,7 +275,7 @@ class Operator:
 
     @classmethod
     def named(cls, name: str) -> "Operator":
-        module = importlib.import_module(f"simulated.cases_{name}")
+        module = importlib.import_module(f"test_{name}")
         return cls(name, module.check, frozenset(included_files(kernel_file(name))))
 
 
@@ -390,15 +391,14 @@ def report(mutants: Sequence[Mutant]) -> str:
 
 
 def main() -> int:
-    names = sorted(path.name for path in CSRC.glob("ops/*") if kernel_file(path.name).exists())
     parser = argparse.ArgumentParser(description="Removes barriers and bounds checks from the CUDA kernels.")
-    parser.add_argument("--op", action="append", choices=names, help="only what this operator is compiled from")
+    parser.add_argument("--op", action="append", choices=OPERATORS, help="only what this operator is compiled from")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to this file")
     arguments = parser.parse_args()
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before a check imports torch
-    operators = [Operator.named(name) for name in arguments.op or names]
+    operators = [Operator.named(name) for name in arguments.op or OPERATORS]
     mutants = write_overlay(SOURCES, OVERLAY)
     used = set().union(*(operator.files for operator in operators))
     mutants = [mutant for mutant in mutants if mutant.file in used]

@@ -18,10 +18,10 @@ from functools import cache
 
 import pytest
 import torch
-from bench_gpu import busy, microseconds, nothing
+from gpu_times import busy, microseconds, nothing
 from problems import network_outputs
 from pytest_benchmark.fixture import BenchmarkFixture
-from support.gpu import DEVICE, captured, require_gpu
+from support.gpu import DEVICE, captured
 from torch import Tensor
 
 from refinedet import build
@@ -30,7 +30,7 @@ from refinedet.models import RefineDet
 from refinedet.profiling import cost
 from refinedet.records import RawOutput
 
-require_gpu()
+pytestmark = pytest.mark.gpu
 
 PAPER = {320: 24.8, 512: 41.5}  # milliseconds
 NETWORKS = {320: cost.NETWORKS[0], 512: cost.NETWORKS[1]}

@@ -10,31 +10,22 @@ first checks that GPU and CPU agree, then prints
     floor     share of the floor: 100 % cannot be beaten
 """
 
-import statistics
-from collections.abc import Callable
-
+import peers
 import pytest
 import torch
-from problems import network_outputs
+from gpu_times import busy, microseconds, nothing
+from problems import crowd, golden_outputs, ground_truth, network_outputs
 from pytest_benchmark.fixture import BenchmarkFixture
-from support.gpu import DEVICE, assert_same, captured, require_gpu, to
+from support.gpu import DEVICE, assert_same, captured, to
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from refinedet import ops
 from refinedet.profiling import cost
 
-require_gpu()
+pytestmark = pytest.mark.gpu
 
-ROUNDS = 50
 CACHE = 256 << 20  # bytes, more than any L2
-
-
-def ground_truth(batch: int, boxes: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    centers = torch.rand(batch * boxes, 2, generator=generator)
-    half = torch.rand(batch * boxes, 2, generator=generator) * 0.15 + 0.02
-    labels = torch.randint(1, 21, (batch * boxes,), generator=generator)
-    return torch.cat([centers - half, centers + half], dim=1), labels, torch.arange(batch + 1) * boxes
 
 
 def arguments_of(name: str, net: cost.Network, batch: int) -> tuple[Tensor, ...]:
@@ -47,29 +38,6 @@ def arguments_of(name: str, net: cost.Network, batch: int) -> tuple[Tensor, ...]
         return outputs[4], *ground_truth(batch)
     labels = (torch.rand(batch, net.anchors, generator=torch.Generator().manual_seed(1)) < 0.005).long()
     return outputs[3], labels, torch.zeros(batch, net.anchors)
-
-
-def nothing() -> None:
-    pass
-
-
-def busy() -> None:
-    """Keeps the GPU from starting for some 0.1 ms, in which the host queues what is measured."""
-    torch.cuda._sleep(200_000)
-
-
-def microseconds(call: Callable[[], object], before: Callable[[], object]) -> float:
-    """Median over many calls, each between two events; ``before`` is queued ahead of the first."""
-    times = []
-    for _ in range(ROUNDS + 5):
-        before()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(times[5:])
 
 
 def this_device() -> cost.Device | None:
@@ -118,9 +86,6 @@ def test_operator(
 @pytest.mark.parametrize("count", [1000, 6375, 20000])
 def test_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside torchvision's, both with their sort and their wait for the number of boxes."""
-    from bench_nms import crowd
-    from torchvision.ops import batched_nms
-
     boxes, scores, labels = to(DEVICE, crowd(count))
     assert torch.equal(ops.batched_nms(boxes, scores, labels, 0.45).cpu(), ops.batched_nms(*crowd(count), 0.45))
     if benchmark.enabled:
@@ -133,13 +98,11 @@ def test_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixt
 
 def test_detect_beside_pytorch(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
     """The pipeline that a practitioner writes, on the same GPU."""
-    from bench_detect import assert_same_as_peer, load, peer
-
-    inputs = to(DEVICE, load("typical_voc320"))
-    assert_same_as_peer(inputs)
+    inputs = to(DEVICE, golden_outputs("typical_voc320"))
+    peers.assert_detects_the_same(inputs)
     if benchmark.enabled:
         ours = microseconds(lambda: ops.detect(*inputs), nothing)
-        theirs = microseconds(lambda: peer(*inputs), nothing)
+        theirs = microseconds(lambda: peers.detect(*inputs), nothing)
         with capsys.disabled():
             print(f"\ndetect, VOC 320, batch 1: ours {ours:.1f} us, PyTorch and torchvision {theirs:.1f} us")
     benchmark(lambda: (ops.detect(*inputs), torch.cuda.synchronize()))

@@ -5,69 +5,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 
+import peers
 import pytest
 import torch
-import torchvision
+from problems import ground_truth
 from torch import Tensor
 
 from refinedet import generate_anchors, ops
-from refinedet.boxes import encode, to_corners
-
-
-def problem(anchors: Tensor, images: int, objects: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same number of random objects in each of some images."""
-    generator = torch.Generator().manual_seed(0)
-    center = torch.rand(images * objects, 2, generator=generator)
-    half = torch.rand(images * objects, 2, generator=generator) * 0.15 + 0.02
-    labels = torch.randint(1, 21, (images * objects,), generator=generator)
-    return anchors, torch.cat([center - half, center + half], dim=1), labels, torch.arange(images + 1) * objects
-
-
-def peer(
-    anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_offsets: Tensor, iou_threshold: float = 0.5
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Labels, targets, indices and best IoUs by vectorised PyTorch: a loop only where two objects want one anchor."""
-    size = (len(gt_offsets) - 1, len(anchors))
-    labels, indices = torch.zeros(size, dtype=torch.int64), torch.full(size, -1)
-    targets, ious = torch.zeros(*size, 4), torch.zeros(size)
-    corners = to_corners(anchors)
-    for image, (first, last) in enumerate(pairwise(gt_offsets.tolist())):
-        iou = torchvision.ops.box_iou(gt_boxes[first:last], corners)
-        ious[image], best = iou.max(dim=0)
-        best[ious[image] < iou_threshold] = -1
-        truths, taken = bipartite(iou)
-        best[taken] = truths
-        indices[image] = best
-        matched = (best >= 0).nonzero().squeeze(1)
-        rows = best[matched] + first
-        labels[image, matched] = gt_labels[rows]
-        targets[image, matched] = encode(gt_boxes[rows], anchors[matched])
-    return labels, targets, indices, ious
-
-
-def bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Greedy pairs of rows and columns of ``iou``, which it overwrites."""
-    best, column = iou.max(dim=1)
-    if len(column.unique()) == len(column):
-        return torch.arange(len(column)), column
-    rows, columns = [], []
-    for _ in range(len(iou)):
-        row = best.argmax()
-        rows.append(row)
-        columns.append(column[row].clone())
-        iou[row] = -1
-        iou[:, columns[-1]] = -1
-        best[row] = -1
-        stale = (column == columns[-1]) & (best > 0)
-        if stale.any():
-            best[stale], column[stale] = iou[stale].max(dim=1)
-    return torch.stack(rows), torch.stack(columns)
 
 
 def assert_same(arguments: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    found, (labels, targets, indices, _) = ops.match(*arguments), peer(*arguments)
+    found, (labels, targets, indices, _) = ops.match(*arguments), peers.match(*arguments)
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.indices, indices)
     torch.testing.assert_close(found.targets, targets, rtol=1e-5, atol=1e-5)
@@ -75,9 +24,9 @@ def assert_same(arguments: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize(("size", "images", "objects"), [(320, 1, 8), (320, 32, 8), (512, 32, 8), (320, 4, 100)])
 def test_match(size: int, images: int, objects: int, compare: Callable[..., None]) -> None:
-    arguments = problem(generate_anchors((size, size)), images, objects)
+    arguments = (generate_anchors((size, size)), *ground_truth(images, objects))
     assert_same(arguments)
-    compare(lambda: ops.match(*arguments), lambda: peer(*arguments), rounds=10)
+    compare(lambda: ops.match(*arguments), lambda: peers.match(*arguments), rounds=10)
 
 
 def peak_growth(which: str, side: int, objects: int) -> float:
@@ -102,9 +51,9 @@ def memory(name: str) -> float:
 
 
 def main(which: str, side: int, objects: int) -> None:
-    match = {"ours": ops.match, "peer": peer}[which]
-    match(*problem(generate_anchors((64, 64)), 1, 2))
-    arguments = problem(generate_anchors((side, side)), 1, objects)
+    match = {"ours": ops.match, "peer": peers.match}[which]
+    match(generate_anchors((64, 64)), *ground_truth(1, 2))
+    arguments = (generate_anchors((side, side)), *ground_truth(1, objects))
     ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide growth
     before = memory("VmRSS")
     match(*arguments)

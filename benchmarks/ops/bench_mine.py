@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import peers
 import pytest
 import torch
 from torch import Tensor
@@ -19,16 +20,6 @@ def problem(anchors: int, classes: int, trained: bool) -> tuple[Tensor, Tensor, 
     return torch.randn(*size, classes, generator=generator), labels, ious, objectness
 
 
-def peer(losses: Tensor, labels: Tensor, ious: Tensor, objectness: Tensor) -> Tensor:
-    if losses.dim() == 3:
-        losses = -losses.log_softmax(dim=-1)[..., 0]
-    eligible = (labels == 0) & (ious < 0.5) & (objectness >= 0.01)
-    losses = losses.masked_fill(~eligible, -torch.inf)
-    rank = losses.argsort(dim=1, descending=True).argsort(dim=1)
-    wanted = 3 * (labels > 0).sum(dim=1, keepdim=True)
-    return eligible & (rank < wanted)
-
-
 @pytest.mark.parametrize("kind", ["losses", "logits"])
 @pytest.mark.parametrize(
     ("anchors", "classes", "trained"), [(6375, 21, False), (6375, 21, True), (16320, 81, True), (6375, 2, False)]
@@ -38,6 +29,6 @@ def test_mine(anchors: int, classes: int, trained: bool, kind: str, compare: Cal
     if kind == "losses":
         values = -values.log_softmax(dim=-1)[..., 0]
     mask = ops.mine(values, *others)
-    assert torch.equal(mask, peer(values, *others))
+    assert torch.equal(mask, peers.mine(values, *others))
     assert mask.any()
-    compare(lambda: ops.mine(values, *others), lambda: peer(values, *others), rounds=5)
+    compare(lambda: ops.mine(values, *others), lambda: peers.mine(values, *others), rounds=5)

@@ -5,20 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from torch import Tensor
+from problems import crowd
 
 from refinedet import ops
-
-
-def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes around 40 objects, scores, labels of 20 classes."""
-    generator = torch.Generator().manual_seed(0)
-    objects = torch.rand(40, 4, generator=generator) * 0.5
-    chosen = objects[torch.randint(40, (count,), generator=generator)]
-    center = chosen[:, :2] * 2 + torch.randn(count, 2, generator=generator) * 0.03
-    half = chosen[:, 2:] * 0.3 + 0.02
-    labels = torch.randint(20, (count,), generator=generator)
-    return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator), labels
 
 
 @pytest.mark.parametrize("count", [200, 1000, 6375])

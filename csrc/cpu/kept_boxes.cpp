@@ -24,7 +24,7 @@ void KeptBoxes::add(Corners box) {
   ++lane_;
 }
 
-bool KeptBoxes::suppress(Corners box, float threshold) const {
+bool KeptBoxes::suppresses(Corners box, float threshold) const {
   return any_overlap(blocks_.data(), blocks_.size(), box, threshold);
 }
 

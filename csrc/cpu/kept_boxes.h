@@ -13,7 +13,7 @@ class KeptBoxes {
   void add(Corners box);
 
   // Whether any kept box suppresses this one. `threshold` is not negative.
-  bool suppress(Corners box, float threshold) const;
+  bool suppresses(Corners box, float threshold) const;
 
  private:
   static constexpr int kLanes = 16;

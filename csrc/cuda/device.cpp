@@ -29,14 +29,18 @@ Stream current_stream(int32_t device_index) {
 
 }  // namespace
 
-Device::Device(const torch::stable::Tensor& tensor)
+bool on_gpu(const torch::stable::Tensor& tensor) { return !tensor.is_cpu(); }
+
+CurrentDevice::CurrentDevice(const torch::stable::Tensor& tensor)
     : stream_(current_stream(tensor.get_device_index())),
       guard_(std::make_shared<torch::stable::accelerator::DeviceGuard>(tensor.get_device_index())) {}
 
-int64_t read_number(const int64_t* address, Stream stream) {
+int64_t read_number(const torch::stable::Tensor& tensor) {
+  const CurrentDevice device(tensor);
   int64_t number = 0;
-  check(cudaMemcpyAsync(&number, address, sizeof(number), cudaMemcpyDeviceToHost, stream), "copy to the host");
-  check(cudaStreamSynchronize(stream), "wait for the stream");
+  check(cudaMemcpyAsync(&number, tensor.const_data_ptr(), sizeof(number), cudaMemcpyDeviceToHost, device.stream()),
+        "copy to the host");
+  check(cudaStreamSynchronize(device.stream()), "wait for the stream");
   return number;
 }
 

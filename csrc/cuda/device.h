@@ -9,10 +9,13 @@
 
 namespace refinedet::cuda {
 
+// Do the kernels run for this tensor?
+bool on_gpu(const torch::stable::Tensor& tensor);
+
 // While it lives, the device of a tensor is the current one.
-class Device {
+class CurrentDevice {
  public:
-  explicit Device(const torch::stable::Tensor& tensor);
+  explicit CurrentDevice(const torch::stable::Tensor& tensor);
 
   // What torch uses there at the moment.
   Stream stream() const { return stream_; }
@@ -22,7 +25,7 @@ class Device {
   std::shared_ptr<void> guard_;
 };
 
-// Waits for the stream, then reads a number from the device.
-int64_t read_number(const int64_t* address, Stream stream);
+// Waits for what torch's stream has to do, then reads the only element of a tensor.
+int64_t read_number(const torch::stable::Tensor& tensor);
 
 }  // namespace refinedet::cuda

@@ -3,10 +3,32 @@
 #pragma once
 
 #include "box_math.h"
-#include "cuda/input_type.h"
 #include "cuda/runtime.h"
+#include "input_type.h"
 
 namespace refinedet::cuda {
+
+struct Half {
+  uint16_t bits;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+#if !defined(__CUDACC_RTC__)
+
+// Calls run(T{}) for the C++ type of the elements.
+template <class Run>
+void dispatch(InputType type, const Run& run) {
+  switch (type) {
+    case InputType::kFloat32: return run(float{});
+    case InputType::kFloat16: return run(Half{});
+    case InputType::kBFloat16: return run(BFloat16{});
+  }
+}
+
+#endif
 
 __device__ inline float to_float(float x) { return x; }
 

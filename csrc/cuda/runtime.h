@@ -1,12 +1,12 @@
 // The only place that knows which of the four compilers reads a kernel:
 //   nvcc      for the product;
 //   NVRTC     for the architectures nvcc has dropped (sm_52, sm_61): kernels only, no host code, no standard headers;
-//   g++       with REFINEDET_CUDA_ON_CPU: the harness tests/simulated executes the kernels, thread by thread;
+//   g++       with REFINEDET_CUDA_RUNTIME, which names a header with CUDA's language and what this one has below;
 //   g++       without it: host declarations only (the operators' registration).
 #pragma once
 
-#if defined(REFINEDET_CUDA_ON_CPU)
-#include "cuda_on_cpu.h"
+#if defined(REFINEDET_CUDA_RUNTIME)
+#include REFINEDET_CUDA_RUNTIME
 #elif !defined(__CUDACC_RTC__)
 #include <cuda_runtime_api.h>
 
@@ -16,7 +16,7 @@
 #endif
 
 #if defined(__CUDACC__)
-// A static array in shared memory. A macro because the harness has to hand every thread of a block the same array.
+// A static array in shared memory. A macro because another runtime has to hand every thread of a block the same array.
 #define REFINEDET_SHARED(type, name, count) __shared__ type name[count]
 // The dynamic shared memory of the launch, as an array of `type`.
 #define REFINEDET_DYNAMIC_SHARED(type, name)                          \
@@ -29,20 +29,7 @@ namespace refinedet::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
 
-#if !defined(__CUDACC_RTC__)
-#if defined(REFINEDET_CUDA_ON_CPU)
-
-using Stream = void*;
-
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
-            Arguments... arguments) {
-  cuda_on_cpu::run_grid(name, grid, block, shared_bytes, [=] { kernel(arguments...); });
-}
-
-inline void memset_async(void* destination, int value, size_t bytes, Stream) { std::memset(destination, value, bytes); }
-
-#else
+#if !defined(__CUDACC_RTC__) && !defined(REFINEDET_CUDA_RUNTIME)
 
 using Stream = cudaStream_t;
 
@@ -65,7 +52,6 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 }
 #endif
 
-#endif
 #endif
 
 }  // namespace refinedet::cuda

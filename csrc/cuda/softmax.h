@@ -21,13 +21,13 @@ struct SoftmaxTile {
 };
 
 // Odd, so that reading down a column meets every memory bank.
-__host__ __device__ inline int softmax_row_size(int num_classes) { return num_classes | 1; }
+__host__ __device__ constexpr int softmax_row_size(int num_classes) { return num_classes | 1; }
 
 // Threads that share an anchor, a power of two: a warp for each of a few anchors, no more than find work for many.
 __device__ inline int lanes_per_anchor(int num_anchors, int num_classes, int logits_at_once) {
-  int lanes = num_anchors > warps_of_block() ? 1 : kWarpSize;  // not bounds: other lanes, same sums
+  int lanes = num_anchors > warps_of_block() ? 1 : kWarpSize;  // only saves work: other lanes, same sums
   while (lanes < kWarpSize) {
-    if (lanes * logits_at_once >= num_classes) break;  // not bounds: more lanes would idle
+    if (lanes * logits_at_once >= num_classes) break;  // only saves work: more lanes would idle
     lanes *= 2;
   }
   return lanes;

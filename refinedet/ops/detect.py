@@ -1,16 +1,14 @@
 """From the raw outputs of the network to detections: the whole inference path after the last convolution."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from refinedet.boxes import VARIANCES, to_corners
-from refinedet.ops import extension, portable
+from refinedet.ops import extension
 from refinedet.ops.call import call
-from refinedet.ops.nms import nms_reference
-from refinedet.ops.refine import refine_reference
+from refinedet.presets import OFFICIAL
 
 
 class Detected(NamedTuple):
@@ -37,12 +35,12 @@ def detect(
     odm_conf: Levels,
     anchors: Tensor,
     *,
-    objectness_threshold: float = 0.01,
-    score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    top_k: int = 1000,
-    keep_top_k: int = 500,
-    variances: Sequence[float] = VARIANCES,
+    objectness_threshold: float = OFFICIAL.objectness_threshold,
+    score_threshold: float = OFFICIAL.score_threshold,
+    iou_threshold: float = OFFICIAL.nms_iou,
+    top_k: int = OFFICIAL.top_k,
+    keep_top_k: int = OFFICIAL.keep_top_k,
+    variances: Sequence[float] = OFFICIAL.variances,
 ) -> Detected:
     """Filter, decode and suppress, fused (spec section 8).
 
@@ -73,8 +71,8 @@ def detect(
 
     Raises:
         InputError: shapes that do not fit together, levels that are more than four or differ in number, integers
-            instead of floating-point numbers, ``top_k`` or ``keep_top_k`` below 1, or a negative or NaN
-            ``iou_threshold``.
+            instead of floating-point numbers, ``top_k`` or ``keep_top_k`` below 1, a negative ``iou_threshold``, or a
+            threshold that is NaN.
     """
     outputs = call(
         "detect",
@@ -103,13 +101,9 @@ def _(
     odm_loc: Sequence[Tensor],
     odm_conf: Sequence[Tensor],
     anchors: Tensor,
-    objectness_threshold: float,
-    score_threshold: float,
-    iou_threshold: float,
-    top_k: int,
-    keep_top_k: int,
-    variances: Sequence[float],
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, keep_top_k, _variances = options
     batch = odm_loc[0].shape[0]
     return (
         anchors.new_empty((batch, keep_top_k, 4), dtype=torch.float32),
@@ -118,72 +112,3 @@ def _(
         anchors.new_empty((batch, keep_top_k), dtype=torch.int64),
         anchors.new_empty((batch,), dtype=torch.int64),
     )
-
-
-def detect_reference(
-    arm_loc: Levels | None,
-    arm_conf: Levels | None,
-    odm_loc: Levels,
-    odm_conf: Levels,
-    anchors: Tensor,
-    *,
-    objectness_threshold: float = 0.01,
-    score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    top_k: int = 1000,
-    keep_top_k: int = 500,
-    variances: Sequence[float] = VARIANCES,
-) -> Detected:
-    """Plain-PyTorch twin of :func:`detect`."""
-    arm_loc, arm_conf, odm_loc, odm_conf = (_concatenate(output) for output in (arm_loc, arm_conf, odm_loc, odm_conf))
-    refined = anchors if arm_loc is None else refine_reference(anchors, arm_loc, variances)
-    boxes = to_corners(refine_reference(refined, odm_loc, variances))
-    usable = boxes.isfinite().all(dim=-1)
-    if arm_conf is not None:
-        usable &= portable.objectness(arm_conf.float()) >= objectness_threshold
-    scores = portable.softmax(odm_conf.float())
-
-    detected = Detected(
-        boxes.new_zeros(len(boxes), keep_top_k, 4),
-        boxes.new_zeros(len(boxes), keep_top_k),
-        torch.zeros(len(boxes), keep_top_k, dtype=torch.int64, device=boxes.device),
-        torch.full((len(boxes), keep_top_k), -1, device=boxes.device),
-        torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device),
-    )
-    for b in range(len(boxes)):
-        candidates = (scores[b] > score_threshold) & usable[b, :, None]
-        indices, labels = _suppress(boxes[b], scores[b], candidates, iou_threshold, top_k)
-        best = _order(scores[b, indices, labels], indices, labels)[:keep_top_k]
-        indices, labels = indices[best], labels[best]
-        detected.boxes[b, : len(best)] = boxes[b, indices]
-        detected.scores[b, : len(best)] = scores[b, indices, labels]
-        detected.labels[b, : len(best)] = labels
-        detected.indices[b, : len(best)] = indices
-        detected.counts[b] = len(best)
-    return detected
-
-
-def _concatenate(output: Levels | None) -> Tensor | None:
-    return output if output is None or isinstance(output, Tensor) else torch.cat(tuple(output), dim=1)
-
-
-def _suppress(
-    boxes: Tensor, scores: Tensor, candidates: Tensor, iou_threshold: float, top_k: int
-) -> tuple[Tensor, Tensor]:
-    """Anchor indices and labels of what survives in each foreground class of one image."""
-    empty = torch.empty(0, dtype=torch.int64, device=boxes.device)
-    indices, labels = [empty], [empty]
-    for label in range(1, scores.shape[1]):
-        members = candidates[:, label].nonzero().squeeze(1)
-        members = members[scores[members, label].argsort(descending=True, stable=True)[:top_k]]
-        members = members[nms_reference(boxes[members], scores[members, label], iou_threshold)]
-        indices.append(members)
-        labels.append(torch.full_like(members, label))
-    return torch.cat(indices), torch.cat(labels)
-
-
-def _order(scores: Tensor, indices: Tensor, labels: Tensor) -> Tensor:
-    """Permutation to score descending, then anchor ascending, then class ascending."""
-    order = labels.argsort(stable=True)
-    order = order[indices[order].argsort(stable=True)]
-    return order[scores[order].argsort(descending=True, stable=True)]

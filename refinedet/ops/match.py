@@ -1,17 +1,14 @@
 """Anchors to ground truth: greedy bipartite, then per-prediction matching (spec section 7.2)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from refinedet.boxes import VARIANCES, box_iou, encode, to_corners
 from refinedet.ops import extension
 from refinedet.ops.call import call
-
-MIN_IOU = 1e-6  # spec section 7.2: a pair at or below it does not overlap at all
+from refinedet.presets import OFFICIAL
 
 
 class Match(NamedTuple):
@@ -28,8 +25,8 @@ def match(
     gt_boxes: Tensor,
     gt_labels: Tensor,
     gt_offsets: Tensor,
-    iou_threshold: float = 0.5,
-    variances: Sequence[float] = VARIANCES,
+    iou_threshold: float = OFFICIAL.match_iou,
+    variances: Sequence[float] = OFFICIAL.variances,
 ) -> Match:
     """Match anchors to the ground truth of their image (spec section 7.2).
 
@@ -52,18 +49,9 @@ def match(
 
     Raises:
         InputError: shapes that do not fit, labels or offsets that are not int64, or offsets that do not ascend from 0
-            to M.
+            to M, or a negative or NaN ``iou_threshold``.
     """
-    outputs = call(
-        "match",
-        anchors,
-        gt_boxes,
-        gt_labels,
-        gt_offsets,
-        iou_threshold,
-        tuple(variances),
-    )
-    return Match(*outputs)
+    return Match(*call("match", anchors, gt_boxes, gt_labels, gt_offsets, iou_threshold, tuple(variances)))
 
 
 @extension.register_fake("match")
@@ -72,8 +60,7 @@ def _(
     gt_boxes: Tensor,
     gt_labels: Tensor,
     gt_offsets: Tensor,
-    iou_threshold: float,
-    variances: Sequence[float],
+    *_options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = (gt_offsets.shape[0] - 1, anchors.shape[-2])
     return (
@@ -82,49 +69,3 @@ def _(
         anchors.new_empty(size, dtype=torch.int64),
         anchors.new_empty(size, dtype=torch.float32),
     )
-
-
-def match_reference(
-    anchors: Tensor,
-    gt_boxes: Tensor,
-    gt_labels: Tensor,
-    gt_offsets: Tensor,
-    iou_threshold: float = 0.5,
-    variances: Sequence[float] = VARIANCES,
-) -> Match:
-    """Plain-PyTorch twin of :func:`match`; builds the N x M matrix of IoUs of each image."""
-    offsets = gt_offsets.tolist()
-    batch = len(offsets) - 1
-    boxes, anchors = gt_boxes.float(), anchors.float()
-    if anchors.dim() == 2:
-        anchors = anchors.expand(batch, -1, 4)
-    labels = torch.zeros(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
-    indices = torch.full_like(labels, -1)
-    ious = torch.zeros(anchors.shape[:2], device=anchors.device)
-    targets = torch.zeros(anchors.shape, device=anchors.device)
-    for b, (first, last) in enumerate(pairwise(offsets)):
-        if first == last:
-            continue
-        indices[b], ious[b] = _match_image(anchors[b], boxes[first:last], iou_threshold)
-        matched = indices[b] >= 0
-        rows = first + indices[b, matched]
-        labels[b, matched] = gt_labels[rows]
-        targets[b, matched] = encode(boxes[rows], anchors[b, matched], variances)
-    return Match(labels, targets, indices, ious)
-
-
-def _match_image(anchors: Tensor, boxes: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    finite = anchors.isfinite().all(1)[:, None] & boxes.isfinite().all(1)
-    iou = box_iou(to_corners(anchors), boxes)
-    iou = torch.where(finite & (iou > MIN_IOU), iou, 0.0)
-    best, indices = iou.max(dim=1)
-    indices[(best < iou_threshold) | (best == 0)] = -1
-    # The flat argmax is the first maximum: lowest anchor, then earliest ground truth.
-    for _ in range(min(iou.shape)):
-        anchor, box = divmod(int(iou.argmax()), len(boxes))
-        if iou[anchor, box] == 0:
-            break
-        indices[anchor] = box
-        iou[anchor, :] = 0
-        iou[:, box] = 0
-    return indices, best

@@ -1,12 +1,13 @@
 """Hard-negative mining (spec section 7.3)."""
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from refinedet.ops import extension, portable
+from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.presets import OFFICIAL
 
 
 def mine(
@@ -15,9 +16,9 @@ def mine(
     ious: Tensor,
     objectness: Tensor | None = None,
     *,
-    negative_iou: float = 0.5,
-    negative_ratio: float = 3.0,
-    objectness_threshold: float = 0.01,
+    negative_iou: float = OFFICIAL.negative_iou,
+    negative_ratio: float = OFFICIAL.negative_ratio,
+    objectness_threshold: float = OFFICIAL.objectness_threshold,
 ) -> Tensor:
     """Select the hard negatives of each image (spec section 7.3).
 
@@ -42,56 +43,12 @@ def mine(
     to float32.
 
     Raises:
-        InputError: shapes that do not fit, labels that are not int64, or a negative or NaN ``negative_ratio``.
+        InputError: shapes that do not fit, labels that are not int64, a negative ``negative_iou`` or
+            ``negative_ratio``, or a threshold that is NaN.
     """
-    return call(
-        "mine",
-        losses,
-        labels,
-        ious,
-        objectness,
-        negative_iou,
-        negative_ratio,
-        objectness_threshold,
-    )
+    return call("mine", losses, labels, ious, objectness, negative_iou, negative_ratio, objectness_threshold)
 
 
 @extension.register_fake("mine")
-def _(
-    losses: Tensor,
-    labels: Tensor,
-    ious: Tensor,
-    objectness: Tensor | None,
-    negative_iou: float,
-    negative_ratio: float,
-    objectness_threshold: float,
-) -> Tensor:
+def _(_losses: Tensor, labels: Tensor, *_others: Any) -> Tensor:
     return labels.new_empty(labels.shape, dtype=torch.bool)
-
-
-def mine_reference(
-    losses: Tensor,
-    labels: Tensor,
-    ious: Tensor,
-    objectness: Tensor | None = None,
-    *,
-    negative_iou: float = 0.5,
-    negative_ratio: float = 3.0,
-    objectness_threshold: float = 0.01,
-) -> Tensor:
-    """Plain-PyTorch twin of :func:`mine`; sorts the eligible anchors of each image."""
-    hardness = _background_hardness(losses) if losses.dim() == 3 else losses.float()
-    eligible = (labels == 0) & (ious.float() < negative_iou) & ~hardness.isnan()
-    if objectness is not None:
-        eligible &= objectness.float() >= objectness_threshold
-    mask = torch.zeros_like(eligible)
-    for b, positives in enumerate((labels > 0).sum(dim=1).tolist()):
-        candidates = eligible[b].nonzero().squeeze(1)
-        order = hardness[b, candidates].argsort(descending=True, stable=True)
-        mask[b, candidates[order[: math.floor(negative_ratio * positives)]]] = True
-    return mask
-
-
-def _background_hardness(logits: Tensor) -> Tensor:
-    """-max(p0, FLT_MIN): orders anchors as the background loss -ln(max(p0, FLT_MIN)) does, without a logarithm."""
-    return -portable.softmax(logits.float())[..., 0].clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,5 +1,7 @@
 """Greedy non-maximum suppression of one set of boxes, or per class."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,39 +38,6 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
 
 
 @extension.register_fake("nms")
-def _(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+def _(boxes: Tensor, *_others: Any) -> Tensor:
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.int64)
-
-
-def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Plain-PyTorch twin of :func:`nms`."""
-    boxes, scores = boxes.float(), scores.float()
-    usable = (boxes.isfinite().all(dim=1) & ~scores.isnan()).nonzero().squeeze(1)
-    order = usable[scores[usable].argsort(descending=True, stable=True)]
-    kept = []
-    while len(order) > 0:
-        best, order = order[0], order[1:]
-        kept.append(best)
-        order = order[~_overlaps(boxes[best], boxes[order], iou_threshold)]
-    return torch.stack(kept) if kept else order
-
-
-def batched_nms_reference(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Plain-PyTorch twin of :func:`batched_nms`."""
-    kept = [torch.empty(0, dtype=torch.int64, device=boxes.device)]
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
-        kept.append(members[nms_reference(boxes[members], scores[members], iou_threshold)])
-    indices = torch.cat(kept).sort().values
-    return indices[scores[indices].argsort(descending=True, stable=True)]
-
-
-def _overlaps(box: Tensor, boxes: Tensor, iou_threshold: float) -> Tensor:
-    sides = torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])
-    intersection = sides.clamp(min=0).prod(dim=1)
-    return intersection > iou_threshold * (_area(box[None]) + _area(boxes) - intersection)
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)

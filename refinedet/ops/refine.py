@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from refinedet.boxes import VARIANCES
-from refinedet.ops import extension, portable
+from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.presets import OFFICIAL
 
 
-def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
+def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = OFFICIAL.variances) -> Tensor:
     """Decode ``offsets`` relative to ``anchors`` (spec section 6).
 
     Args:
@@ -31,13 +31,5 @@ def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIAN
 
 
 @extension.register_fake("refine")
-def _(anchors: Tensor, offsets: Tensor, variances: Sequence[float]) -> Tensor:
+def _(_anchors: Tensor, offsets: Tensor, _variances: Sequence[float]) -> Tensor:
     return offsets.new_empty(offsets.shape, dtype=torch.float32)
-
-
-def refine_reference(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = VARIANCES) -> Tensor:
-    """Plain-PyTorch twin of :func:`refine`."""
-    anchors, scaled = anchors.float(), offsets.float() * torch.tensor(variances, device=offsets.device)
-    centers = scaled[..., :2] * anchors[..., 2:] + anchors[..., :2]
-    sizes = portable.exp(scaled[..., 2:]) * anchors[..., 2:]
-    return torch.cat([centers, sizes], dim=-1)

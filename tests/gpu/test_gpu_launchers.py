@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.gpu import DEVICE, assert_same, require_gpu, to
+from support.gpu import DEVICE, assert_same, to
 from support.gpu_cases import anchors, heads, mining, suppression, truth
 from torch import Tensor
 
 from refinedet import ops
 
-require_gpu()
+pytestmark = [pytest.mark.gpu, pytest.mark.small]
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
-from support.gpu import DEVICE, assert_same, captured, require_gpu, to
+from support.gpu import DEVICE, assert_same, captured, to
 from support.paths import ROOT
 from support.runs import logged_losses, tiny_recipe
 from support.synthetic import make_voc
@@ -30,7 +30,7 @@ from refinedet.training.run import train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import TrainingState, load_training_state, save_training_state
 
-require_gpu()
+pytestmark = pytest.mark.gpu
 
 IMAGE = ROOT / "examples" / "bccd" / "BloodImage_00031.jpg"
 

@@ -5,14 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from support.detect_cases import GOLDEN_NAMES, load_golden
-from support.gpu import DEVICE, assert_same, captured, require_gpu, to
+from support.gpu import DEVICE, assert_same, captured, to
 from support.gpu_cases import OPERATORS, anchors, heads, inputs, mining, suppression, truth
 from torch import Tensor
 
 from refinedet import generate_anchors, ops
 from refinedet.errors import InputError
 
-require_gpu()
+pytestmark = pytest.mark.gpu
 
 SLEEP = 1 << 29  # clock cycles: some 0.3 seconds
 REPEATS = 100
@@ -231,12 +231,11 @@ def test_second_gpu(name: str) -> None:
     assert_same(found, operator(*arguments))
 
 
-@pytest.mark.skipif(
-    torch.cuda.get_device_capability(DEVICE) < (7, 0), reason="torch compiles for compute capability 7.0 and later"
-)
 @pytest.mark.parametrize("name", ["detect", "detect by level"])
 def test_compile(name: str) -> None:
     """With CUDA graphs, which torch records after a first call."""
+    if torch.cuda.get_device_capability(DEVICE) < (7, 0):
+        pytest.skip("torch compiles for compute capability 7.0 and later")
     operator = OPERATORS[name]
     compiled = torch.compile(operator, fullgraph=True, mode="reduce-overhead")
     for seed in range(4):

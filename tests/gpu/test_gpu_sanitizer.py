@@ -4,17 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from support.gpu import require_gpu
+from support.paths import TESTS
 
-require_gpu()
+pytestmark = pytest.mark.gpu
 
-HERE = Path(__file__).resolve().parent
 SANITIZER = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-FILES = [HERE / f"test_gpu_{name}.py" for name in ("detect", "launchers", "match", "mine", "nms", "refine")]
-SMALL = "launch or literal or ties or hardest or brute_force or do_not_mix or policy"
 # Torch asks the driver for functions that it may not have, which would count as errors.
 OPTIONS = ["--error-exitcode=66", "--target-processes=all", "--launch-timeout=0", "--report-api-errors=no"]
 
@@ -26,6 +22,6 @@ def test_sanitizer(tool: str) -> None:
     # Torch's allocator keeps memory, in which an overrun would go unseen.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitizer = [SANITIZER, f"--tool={tool}", *OPTIONS]
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", *map(str, FILES), "-k", SMALL]
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", TESTS, "-m", "gpu and small"]
     done = subprocess.run([*sanitizer, *tests], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

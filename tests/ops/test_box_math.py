@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.paths import CSRC
 
-from refinedet.ops import portable
+from refinedet.ops.reference import portable
 
 SOURCE = r"""
 #include "box_math.h"

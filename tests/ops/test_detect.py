@@ -1,13 +1,17 @@
-"""The CPU operator detect. Tests with the argument ``detect`` run on the CUDA kernels too: test_cuda_detect.py."""
+"""detect. Tests with the argument ``detect`` run on every implementation; those of the kernels alone come last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated.harness import Harness, LauncherError
+from simulated.torch_arrays import DTYPES, to_array
 from support.detect_cases import GOLDEN_NAMES, in_levels, load_golden, random_anchors, random_tensor, threads
+from support.implementations import IMPLEMENTATIONS
 from torch import Tensor
 
 from refinedet import ops
@@ -15,13 +19,61 @@ from refinedet.errors import InputError
 from refinedet.ops import Detected
 
 DetectOp = Callable[..., Detected]
+HEADS = ("arm_loc", "arm_conf", "odm_loc", "odm_conf")
+Output = Tensor | Sequence[Tensor]  # whole or in levels
+Inputs = tuple[Output | None, Output | None, Output, Output, Tensor]  # HEADS, then anchors
 SAME_CORNERS = {"rtol": 1e-5, "atol": 1e-6}  # corners near 0 are differences: absolute, in units of the image side
 
 
-@pytest.fixture(scope="module")
-def detect() -> DetectOp:
-    """What is tested."""
-    return ops.detect
+def launch(
+    harness: Harness,
+    *inputs: Output | None,  # HEADS, then anchors
+    misaligned: bool = False,
+    seed: int = 0,
+    objectness_threshold: float = 0.01,
+    score_threshold: float = 0.01,
+    iou_threshold: float = 0.45,
+    top_k: int = 1000,
+    keep_top_k: int = 500,
+    variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+) -> Detected:
+    """The kernels on the harness."""
+    *heads, anchors = ([value] if isinstance(value, Tensor) else value for value in inputs)
+    batch, dtype = len(heads[2][0]), heads[2][0].dtype
+    dtype = dtype if dtype in DTYPES else torch.float32
+    arrays = {"anchors": anchors[0].float().numpy()}
+    for name, levels in zip(HEADS, heads, strict=True):
+        for i, level in enumerate(levels or ()):
+            arrays[f"{name}{i}"] = to_array(level.to(dtype).contiguous())
+    scalars = {
+        "type": DTYPES.index(dtype),
+        "batch": batch,
+        "num_anchors": len(anchors[0]),
+        "num_classes": heads[3][0].shape[2],
+        "num_levels": len(heads[2]),
+        **{f"num_anchors{i}": level.shape[1] for i, level in enumerate(heads[2])},
+        "objectness_threshold": float(objectness_threshold),
+        "score_threshold": float(score_threshold),
+        "iou_threshold": float(iou_threshold),
+        "top_k": top_k,
+        "keep_top_k": keep_top_k,
+        **{f"variance_{axis}": float(value) for axis, value in zip("xywh", variances, strict=True)},
+    }
+    outputs = {
+        "boxes": (np.float32, (batch, keep_top_k, 4)),
+        "scores": (np.float32, (batch, keep_top_k)),
+        "labels": (np.int64, (batch, keep_top_k)),
+        "indices": (np.int64, (batch, keep_top_k)),
+        "counts": (np.int64, (batch,)),
+    }
+    result = harness.run("detect", arrays, scalars, outputs, seed=seed, misaligned=tuple(arrays) if misaligned else ())
+    assert result.launches <= 3
+    return Detected(*(torch.from_numpy(result.outputs[name].copy()) for name in outputs))
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def detect(request: pytest.FixtureRequest) -> DetectOp:
+    return request.param(request, ops.detect, launch)
 
 
 def official_rows(detected: Detected) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +93,7 @@ def assert_same(detected: Detected, expected: Detected) -> None:
         assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.small
 def test_literal(detect: DetectOp) -> None:
     """Three anchors: the first two on the same object, the third rejected by the ARM."""
     anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.48], [0.75, 0.75, 0.5, 0.5]])
@@ -81,6 +134,7 @@ def test_official_layer(detect: DetectOp, name: str) -> None:
         assert_same(detected, ops.reference.detect(*inputs, **run.options))
 
 
+@pytest.mark.small
 def test_official_layer_with_ties(detect: DetectOp) -> None:
     """Its probabilities are multiples of 1/16 that do not sum to 1, and tie exactly.
 
@@ -154,21 +208,6 @@ def test_equals_reference(
     assert_same(detect(*inputs, **options), expected)
 
 
-def test_more_candidates_than_one_chunk() -> None:
-    """Suppression that kills nearly everything walks through all candidates: many sorted chunks, top_k binding."""
-    rng = np.random.default_rng(5)
-    anchors = torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(3000, 1)
-    odm_loc = random_tensor(rng, (1, 3000, 4), scale=0.3, steps=False, trouble=0)
-    odm_conf = random_tensor(rng, (1, 3000, 3), scale=1, steps=False, trouble=0)
-    for top_k in (100, 10_000):
-        found = ops.detect(None, None, odm_loc, odm_conf, anchors, top_k=top_k, keep_top_k=20, iou_threshold=0.3)
-        assert found.counts.item() < 20
-        expected = ops.reference.detect(
-            None, None, odm_loc, odm_conf, anchors, top_k=top_k, keep_top_k=20, iou_threshold=0.3
-        )
-        assert_same(found, expected)
-
-
 @pytest.fixture(scope="module")
 def clusters() -> tuple[Tensor, ...]:
     return load_golden("clusters_voc320")[0]
@@ -213,6 +252,25 @@ def test_levels_of_any_size(detect: DetectOp, clusters: tuple[Tensor, ...], size
     inputs = (*(tensor[:, :600] for tensor in clusters[:4]), clusters[4][:600])
     options = {"objectness_threshold": 0.0, "score_threshold": 0.02}
     assert_same(detect(*in_levels(inputs, sizes), **options), ops.detect(*inputs, **options))
+
+
+# --- The operator in torch: copies, threads, gradients, refusals, tracing ---------------------------------------------
+
+
+@pytest.mark.cpu_only
+def test_more_candidates_than_one_chunk() -> None:
+    """Suppression that kills nearly everything walks through all candidates: many sorted chunks, top_k binding."""
+    rng = np.random.default_rng(5)
+    anchors = torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(3000, 1)
+    odm_loc = random_tensor(rng, (1, 3000, 4), scale=0.3, steps=False, trouble=0)
+    odm_conf = random_tensor(rng, (1, 3000, 3), scale=1, steps=False, trouble=0)
+    for top_k in (100, 10_000):
+        found = ops.detect(None, None, odm_loc, odm_conf, anchors, top_k=top_k, keep_top_k=20, iou_threshold=0.3)
+        assert found.counts.item() < 20
+        expected = ops.reference.detect(
+            None, None, odm_loc, odm_conf, anchors, top_k=top_k, keep_top_k=20, iou_threshold=0.3
+        )
+        assert_same(found, expected)
 
 
 def head_map(rows: Tensor, width: int, memory_format: torch.memory_format) -> Tensor:
@@ -378,3 +436,192 @@ def test_export_with_any_batch_size(clusters: tuple[Tensor, ...], levels: tuple[
     assert_same(exported.module()(*clusters), Decode(None)(*clusters))
     single = (*(tensor[:1] for tensor in clusters[:4]), clusters[4])
     assert_same(exported.module()(*single), Decode(None)(*single))
+
+
+# --- The kernels on the harness: sizes, schedules, views that matter to them ------------------------------------------
+
+SEEDS = range(5)  # of schedules
+SIZES = [1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025]
+ALL = {"objectness_threshold": 0.0, "score_threshold": -1.0}  # every anchor is a candidate of every class
+
+
+def check_case(harness: Harness, inputs: Inputs, *, levels: Sequence[int] | None = None, **arguments: Any) -> Detected:
+    """Runs the kernels, with outputs in levels of so many anchors, and the CPU operator, with whole ones; the results
+    must be the same bit for bit."""
+    found = launch(harness, *(inputs if levels is None else in_levels(inputs, levels)), **arguments)
+    options = {name: value for name, value in arguments.items() if name not in ("misaligned", "seed")}
+    expected = ops.detect(*inputs, **options)
+    assert_same(found, expected)
+    return found
+
+
+def random_inputs(
+    seed: int,
+    batch: int,
+    count: int,
+    classes: int,
+    *,
+    arm_loc: bool = True,
+    arm_conf: bool = True,
+    dtype: torch.dtype = torch.float32,
+    steps: bool = False,
+    trouble: float = 0.0,
+) -> Inputs:
+    """Random numbers like those of test_equals_reference."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(width: int, scale: float) -> Tensor:
+        return random_tensor(rng, (batch, count, width), scale=scale, steps=steps, trouble=trouble).to(dtype)
+
+    return (
+        tensor(4, 1) if arm_loc else None,
+        tensor(2, 3) if arm_conf else None,
+        tensor(4, 1),
+        tensor(classes, 3),
+        random_anchors(rng, count).to(dtype),
+    )
+
+
+def check(harness: Harness) -> None:
+    """Quick cases in which every barrier and every bounds check matters."""
+    # Two levels that end within a block; more candidates than top_k, more survivors than rows.
+    check_case(harness, random_inputs(0, 2, 300, 3), levels=[290, 10], top_k=20, keep_top_k=9, seed=1)
+    # More exponentials than a block has room for, two tiles of candidates, fewer survivors than rows.
+    inputs = random_inputs(1, 1, 230, 21, arm_conf=False)
+    check_case(harness, inputs, score_threshold=0.0, iou_threshold=0.1, top_k=100, keep_top_k=900, seed=2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("anchors", SIZES)
+def test_number_of_anchors(harness: Harness, anchors: int, seed: int) -> None:
+    inputs = random_inputs(seed, 1 + seed % 2, anchors, 4, steps=seed % 3 == 0)
+    check_case(harness, inputs, **(ALL if seed % 2 else {}), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("classes", [1, 2, 3, 21, 32, 64, 81, 127, 128, 129])
+def test_number_of_classes(harness: Harness, classes: int, seed: int) -> None:
+    check_case(harness, random_inputs(seed, 1, 70, classes), score_threshold=0.001, seed=seed)
+
+
+@pytest.mark.parametrize("classes", [2048, 2049, 4095])
+def test_many_classes(fast_harness: Harness, classes: int) -> None:
+    """Exponentials of one anchor, or two, fill the block's memory."""
+    inputs = random_inputs(classes, 1, 5, classes, arm_conf=False)
+    found = check_case(fast_harness, inputs, score_threshold=1e-4, keep_top_k=1024)
+    assert found.counts.item() > 100
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("top_k", [1, 31, 32, 33, 63, 64, 65, 255, 256, 257])
+def test_top_k(harness: Harness, top_k: int, seed: int) -> None:
+    """Selection among 300 candidates of a class, with ties at the cut for some seeds."""
+    inputs = random_inputs(seed, 1, 300, 3, steps=seed % 2 == 1)
+    check_case(harness, inputs, **ALL, top_k=top_k, iou_threshold=0.9, keep_top_k=1024, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("keep_top_k", [1, 31, 32, 33, 255, 256, 257, 1023, 1024])
+def test_keep_top_k(harness: Harness, keep_top_k: int, seed: int) -> None:
+    inputs = random_inputs(seed, 1, 300, 5, steps=seed % 2 == 1)
+    found = check_case(harness, inputs, **ALL, keep_top_k=keep_top_k, iou_threshold=0.95, seed=seed)
+    assert found.counts.item() == keep_top_k
+
+
+@pytest.mark.parametrize("top_k", [1023, 1024, 1025, 2048])
+def test_large_selection(harness: Harness, top_k: int) -> None:
+    inputs = random_inputs(top_k, 1, 2500, 2)
+    found = check_case(harness, inputs, **ALL, top_k=top_k, keep_top_k=1024, iou_threshold=0.95)
+    assert found.counts.item() > 500
+
+
+def test_equal_scores(harness: Harness) -> None:
+    """All scores are the same: the cuts and the order follow the anchors and classes alone."""
+    arm_loc, arm_conf, odm_loc, odm_conf, anchors = random_inputs(0, 2, 600, 3)
+    inputs = (arm_loc, torch.zeros_like(arm_conf), odm_loc, torch.zeros_like(odm_conf), anchors)
+    found = check_case(harness, inputs, top_k=100, keep_top_k=150, iou_threshold=1.0)
+    assert found.counts.tolist() == [150, 150]
+    assert found.indices[0, :4].tolist() == [0, 0, 1, 1]
+
+
+def test_suppression_of_nearly_everything(harness: Harness) -> None:
+    rng = np.random.default_rng(5)
+    anchors = torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(3000, 1)
+    odm_loc = random_tensor(rng, (1, 3000, 4), scale=0.3, steps=False, trouble=0)
+    odm_conf = random_tensor(rng, (1, 3000, 3), scale=1, steps=False, trouble=0)
+    for top_k in (100, 2048):
+        options = {"top_k": top_k, "keep_top_k": 20, "iou_threshold": 0.3}
+        assert check_case(harness, (None, None, odm_loc, odm_conf, anchors), **options).counts.item() < 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stages", [(True, True), (False, True), (True, False), (False, False)])
+@pytest.mark.parametrize("levels", [[300], [256, 44], [0, 257, 0, 43], [200, 60, 30, 10], [300, 0]])
+def test_head_maps(harness: Harness, dtype: torch.dtype, stages: tuple[bool, bool], levels: list[int]) -> None:
+    with_arm_loc, with_arm_conf = stages
+    inputs = random_inputs(1, 2, 300, 5, arm_loc=with_arm_loc, arm_conf=with_arm_conf, dtype=dtype)
+    check_case(harness, inputs, levels=levels)
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN_NAMES if "320" in name])
+def test_head_maps_of_the_network(fast_harness: Harness, name: str) -> None:
+    check_case(fast_harness, load_golden(name)[0], levels=[4800, 1200, 300, 75])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_views_need_not_be_aligned(harness: Harness, dtype: torch.dtype) -> None:
+    check_case(harness, random_inputs(2, 2, 70, 4, dtype=dtype), levels=[60, 10], misaligned=True)
+
+
+def test_many_images(fast_harness: Harness) -> None:
+    check_case(fast_harness, random_inputs(3, 256, 20, 3), top_k=5, keep_top_k=7)
+
+
+@pytest.mark.parametrize("shape", [(0, 10, 3), (2, 0, 3), (2, 10, 1), (2, 0, 1), (0, 0, 1)])
+def test_empty(harness: Harness, shape: tuple[int, int, int]) -> None:
+    found = check_case(harness, random_inputs(0, *shape))
+    assert found.counts.tolist() == [0] * shape[0]
+
+
+def test_largest_image(fast_harness: Harness) -> None:
+    """300,000 anchors of four levels, a few thousand of which pass the filter."""
+    inputs = random_inputs(0, 1, 300_000, 3)
+    check_case(fast_harness, inputs, levels=[240_000, 45_000, 12_000, 3_000], objectness_threshold=0.999)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_race(racing_harness: Harness, seed: int) -> None:
+    check_case(racing_harness, random_inputs(seed, 1, 250, 2), **ALL, top_k=150, keep_top_k=40, seed=seed)
+
+
+LARGEST = {"batch": 256, "num_anchors": 300_000, "num_classes": 600, "top_k": 1000, "keep_top_k": 500}
+
+
+def workspace_bytes(harness: Harness, **sizes: int) -> int:
+    result = harness.run("size", {}, LARGEST | sizes, {"workspace_bytes": (np.int64, (1,))})
+    return int(result.outputs["workspace_bytes"][0])
+
+
+def test_workspace(harness: Harness) -> None:
+    """Sizes are counted in 64 bits; the lists of candidates dominate."""
+    lists = 8 * 256 * 599 * 300_000
+    assert lists < workspace_bytes(harness) < 1.02 * lists
+    assert workspace_bytes(harness, batch=1, num_anchors=6375, num_classes=21) < 1.3e6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"batch": 65536}, "the batch size is 65536, on CUDA at most 65535"),
+        ({"num_classes": 4096}, "the number of classes is 4096, on CUDA at most 4095"),
+        ({"top_k": 2049}, "top_k is 2049, on CUDA at most 2048"),
+        ({"keep_top_k": 1025}, "keep_top_k is 1025, on CUDA at most 1024"),
+    ],
+)
+def test_refused_sizes(harness: Harness, sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(LauncherError, match=message):
+        workspace_bytes(harness, **sizes)
+
+
+def test_top_k_beyond_the_anchors_is_all_of_them(harness: Harness) -> None:
+    assert workspace_bytes(harness, num_anchors=2000, top_k=10**9) > 0

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from refinedet.errors import InputError
-from refinedet.ops import extension
+from refinedet.ops import devices, extension
 from refinedet.ops.devices import choose_device
 
+BEST_DEVICE = devices._best_device  # which conftest.py makes the CPU
 PROBLEM = ("this build of refinedet has no CUDA kernels", "install the CUDA toolkit")
 
 
@@ -15,6 +16,7 @@ def machine(monkeypatch):
     """Pretend a number of GPUs, and what keeps the operators from running on them."""
 
     def pretend(gpus, problem):
+        monkeypatch.setattr(devices, "_best_device", BEST_DEVICE)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(extension, "cuda_problem", lambda device: problem)

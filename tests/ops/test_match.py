@@ -1,15 +1,19 @@
-"""ops.match: literal cases, the official matches, brute force, the plain-PyTorch reference, torch's own checks."""
+"""match. Tests with the argument ``match`` run on every implementation; those of the kernels alone come last."""
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated.harness import Harness, LauncherError
 from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
+from support.implementations import IMPLEMENTATIONS, KERNELS
 from torch import Tensor
 
 from refinedet import ops
@@ -19,12 +23,53 @@ from refinedet.ops import Match, reference
 
 NAN, INF = float("nan"), float("inf")
 MatchOp = Callable[..., Match]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # anchors, boxes, labels, offsets
 
 
-@pytest.fixture(scope="module")
-def match() -> MatchOp:
-    """What is tested. tests/simulated/test_simulated_match.py has another one, for the same tests."""
-    return ops.match
+def launch(
+    harness: Harness,
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    gt_offsets: Tensor,
+    iou_threshold: float = 0.5,
+    variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+    *,
+    misaligned: bool = False,
+    seed: int = 0,
+) -> Match:
+    """The kernels on the harness; as in the operator, half types are converted to float32 first."""
+    arrays = {
+        "anchors": anchors.float().numpy(),
+        "gt_boxes": gt_boxes.float().numpy(),
+        "gt_labels": gt_labels.numpy(),
+        "gt_offsets": gt_offsets.numpy(),
+    }
+    size = (len(gt_offsets) - 1, anchors.shape[-2])
+    scalars = {
+        "batch": size[0],
+        "num_anchors": size[1],
+        "num_truths": len(gt_boxes),
+        "shared_anchors": anchors.dim() == 2,
+        "iou_threshold": float(iou_threshold),
+        **{f"variance_{axis}": float(value) for axis, value in zip("xywh", variances, strict=True)},
+    }
+    outputs = {
+        "labels": (np.int64, size),
+        "targets": (np.float32, (*size, 4)),
+        "indices": (np.int64, size),
+        "ious": (np.float32, size),
+    }
+    wanted = ("anchors", "gt_boxes") if misaligned else ()
+    result = harness.run("match", arrays, scalars, outputs, seed=seed, misaligned=wanted)
+    assert result.launches <= 2
+    assert result.workspace_bytes <= 8 * len(gt_boxes) + size[0] * (size[1] / 2 + 16) + 512  # O(B N + M)
+    return Match(*(torch.from_numpy(result.outputs[name].copy()) for name in outputs))
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def match(request: pytest.FixtureRequest) -> MatchOp:
+    return request.param(request, ops.match, launch)
 
 
 def match_one(
@@ -75,6 +120,7 @@ def test_iou_of_a_millionth_is_no_overlap(match: MatchOp) -> None:
     assert match_one(match, anchor, [[0.0, 0.0, 2.0**-10, 2.0**-10]], iou_threshold=0.0).ious.tolist() == [[0.0]]
 
 
+@pytest.mark.small
 def test_ties_go_to_the_lowest_anchor_then_to_the_earliest_box(match: MatchOp) -> None:
     box = [0.0, 0.0, 1.0, 0.25]
     assert match_one(match, [box, box], [box, box], iou_threshold=1.0).indices.tolist() == [[0, 1]]
@@ -85,6 +131,7 @@ def test_ties_go_to_the_lowest_anchor_then_to_the_earliest_box(match: MatchOp) -
     assert match_one(match, [middle, middle], [left, right]).indices.tolist() == [[0, 1]]
 
 
+@pytest.mark.small
 def test_images_do_not_mix(match: MatchOp) -> None:
     anchors = to_centers(torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]))
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
@@ -159,6 +206,7 @@ def brute_force(anchors: Tensor, boxes: Tensor, threshold: Fraction) -> list[int
     return [matched.get(i, -1) for i in range(len(anchors))]
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("seed", range(60))
 def test_brute_force(match: MatchOp, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -210,7 +258,7 @@ def test_equals_the_reference(match: MatchOp, problem: tuple[Tensor, Tensor, Ten
     torch.testing.assert_close(found.targets, expected.targets, rtol=1e-6, atol=1e-6)
 
 
-def crowd() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def crowd() -> Inputs:
     """Three images of 5000 anchors, more than one work item each, and many boxes that compete for the same ones."""
     generator = torch.Generator().manual_seed(0)
     anchors = torch.rand(3, 5000, 4, generator=generator)
@@ -222,19 +270,6 @@ def test_crowd_equals_the_reference(match: MatchOp) -> None:
     found, expected = match(*crowd()), reference.match(*crowd())
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.ious, expected.ious)
-
-
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            results.append(ops.match(*crowd()))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
 def test_order_of_distinct_boxes_does_not_matter(match: MatchOp) -> None:
@@ -253,6 +288,33 @@ def test_unit_of_length_does_not_matter(match: MatchOp) -> None:
     anchors, boxes, labels, offsets = crowd()
     found, scaled = match(anchors, boxes, labels, offsets), match(anchors * 512, boxes * 512, labels, offsets)
     assert all(torch.equal(a, b) for a, b in zip(found, scaled, strict=True))
+
+
+@pytest.mark.parametrize("match", KERNELS, indirect=True)
+def test_offsets_are_not_trusted(match: MatchOp) -> None:
+    """Nobody has looked at offsets on the device: whatever they are, nothing outside the arrays is touched."""
+    anchors, boxes, labels, _ = random_inputs(3, 20, [5], shared=True)
+    far = 2**62
+    for offsets in ([-far, 9, far], [5, 2, -1], [far, far, 0], [-1, -far, 3]):
+        found = match(anchors, boxes, labels, torch.tensor(offsets))
+        assert found.indices.min() >= -1
+        assert found.indices.max() < 5
+
+
+# --- The operator in torch: threads, strides, gradients, refusals, tracing, memory ------------------------------------
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            results.append(ops.match(*crowd()))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
 def test_inputs_need_not_be_contiguous() -> None:
@@ -277,8 +339,16 @@ def test_no_gradient() -> None:
         ({"gt_boxes": torch.ones(2, 5)}, r"gt_boxes has shape \[2, 5\]"),
         ({"gt_labels": torch.ones(3).long()}, r"gt_labels has shape \[3\], expected \[2\]"),
         ({"gt_labels": torch.ones(2)}, "gt_labels must hold int64"),
-        ({"gt_offsets": torch.tensor([0, 3])}, "gt_offsets runs from 0 to 3, expected from 0 to .* 2"),
-        ({"gt_offsets": torch.tensor([0, 3, 2]), "anchors": torch.ones(5, 4)}, "must ascend, but 3 is before 2"),
+        pytest.param(
+            {"gt_offsets": torch.tensor([0, 3])},
+            "gt_offsets runs from 0 to 3, expected from 0 to .* 2",
+            marks=pytest.mark.cpu_only,
+        ),
+        pytest.param(
+            {"gt_offsets": torch.tensor([0, 3, 2]), "anchors": torch.ones(5, 4)},
+            "must ascend, but 3 is before 2",
+            marks=pytest.mark.cpu_only,
+        ),
         ({"gt_offsets": torch.empty(0).long(), "anchors": torch.ones(5, 4)}, "gt_offsets is empty"),
         ({"variances": (0.1, 0.2)}, "variances must be 4 numbers, got 2"),
     ],
@@ -351,6 +421,7 @@ def peak_growth(which: str, num_anchors: int, num_boxes: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.cpu_only
 def test_memory_is_linear() -> None:
     """300,000 anchors and 1,000 boxes, each four times so that they compete: the matrix would take 1,144 MiB."""
     outputs = 300_000 * 36 / 2**20
@@ -359,5 +430,128 @@ def test_memory_is_linear() -> None:
     assert growth < peak_growth("op", 300_000, 4) + outputs
 
 
+@pytest.mark.cpu_only
 def test_memory_measure_sees_a_matrix() -> None:
     assert peak_growth("reference", 20, 500_000) > 20 * 500_000 * 4 / 2**20
+
+
+# --- The kernels on the harness: sizes, schedules, views that matter to them ------------------------------------------
+
+SEEDS = range(5)  # of schedules
+
+
+def check_case(harness: Harness, inputs: Inputs, **arguments: Any) -> Match:
+    """Runs the kernels and the CPU operator: the same matches and IoUs, targets within a rounding of the logarithm."""
+    found = launch(harness, *inputs, **arguments)
+    options = {name: value for name, value in arguments.items() if name not in ("misaligned", "seed")}
+    expected = ops.match(*inputs, **options)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.ious, expected.ious)
+    torch.testing.assert_close(found.targets, expected.targets, rtol=1e-6, atol=1e-6)
+    return found
+
+
+def random_inputs(
+    seed: int, anchors: int, counts: Sequence[int], *, shared: bool = False, copies: int = 1, usable: int | None = None
+) -> Inputs:
+    """Boxes of all sizes; each box of an image ``copies`` times in a row, so that they compete for anchors.
+
+    Of all boxes only about ``usable`` overlap anything; the others are inverted.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def boxes(*shape: int) -> Tensor:
+        return torch.rand(*shape, 4, generator=random) * torch.tensor([1.0, 1.0, 0.5, 0.5])
+
+    gt = [to_corners(boxes(-(-count // copies))).repeat_interleave(copies, dim=0)[:count] for count in counts]
+    gt_boxes, total = torch.cat(gt).reshape(-1, 4), sum(counts)
+    if usable is not None:
+        inverted = torch.rand(total, generator=random) > usable / total
+        gt_boxes[inverted] = gt_boxes[inverted].roll(2, dims=1)
+    labels = torch.randint(1, 21, (total,), generator=random)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    return boxes(anchors) if shared else boxes(len(counts), anchors), gt_boxes, labels, offsets
+
+
+def check(harness: Harness) -> None:
+    """Quick cases in which every barrier and every bounds check matters."""
+    # More boxes than a tile holds, in an image that is not the last; anchors that end within a block.
+    check_case(harness, random_inputs(0, 300, [290, 0, 40], copies=2), seed=1)
+    # One block of anchors, for ThreadSanitizer; boxes compete.
+    check_case(harness, random_inputs(1, 70, [20], copies=4), seed=2)
+    # A ground truth that moves on to an anchor of another warp's search, again and again.
+    check_case(harness, random_inputs(2, 600, [30], copies=30), seed=3)
+    # Offsets are not trusted.
+    anchors, boxes, labels, _ = random_inputs(3, 20, [5])
+    launch(harness, anchors.expand(3, -1, -1), boxes, labels, torch.tensor([-7, 3, 1, 12]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("anchors", [1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025])
+def test_number_of_anchors(harness: Harness, anchors: int, seed: int) -> None:
+    check_case(harness, random_inputs(seed, anchors, [3, 0, 9], shared=seed % 2 == 0, copies=3), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("boxes", [1, 31, 32, 33, 63, 64, 65, 255, 256, 257])
+def test_number_of_boxes(harness: Harness, boxes: int, seed: int) -> None:
+    check_case(harness, random_inputs(seed, 300, [boxes, 1]), seed=seed)
+
+
+@pytest.mark.parametrize("boxes", [1023, 1024, 1025])
+def test_many_boxes(harness: Harness, boxes: int) -> None:
+    check_case(harness, random_inputs(boxes, 400, [boxes, 3], usable=100))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_crowd_of_equal_boxes(harness: Harness, seed: int) -> None:
+    """All boxes have the same best anchor, then the same second best: each but the first has to look further."""
+    check_case(harness, random_inputs(seed, 2100, [40], copies=40), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_drifting_boxes(harness: Harness, seed: int) -> None:
+    """Boxes shifted bit by bit, which take each other's anchors from them."""
+    cells = torch.cartesian_prod(torch.arange(12.0), torch.arange(12.0)) / 12
+    anchors = torch.cat([cells, torch.full_like(cells, 0.25)], dim=1)
+    shifts = torch.arange(20)[:, None] * torch.tensor([0.0004, 0.0001, 0.0004, 0.0001])
+    boxes = torch.tensor([0.4, 0.41, 0.66, 0.65]) + (shifts if seed % 2 else -shifts)
+    check_case(harness, (anchors, boxes, torch.arange(1, 21), torch.tensor([0, 20])), seed=seed)
+
+
+def test_many_images(harness: Harness) -> None:
+    check_case(harness, random_inputs(0, 40, [*range(8)] * 32))
+
+
+def test_views_need_not_be_aligned(harness: Harness) -> None:
+    check_case(harness, random_inputs(1, 300, [40, 3], copies=2), misaligned=True)
+
+
+def test_variances_and_threshold(harness: Harness) -> None:
+    check_case(harness, random_inputs(2, 300, [9]), iou_threshold=0.3, variances=(0.2, 0.3, 0.4, 0.5))
+
+
+def test_largest_image(fast_harness: Harness) -> None:
+    """300,000 anchors, where indices leave 16 bits and a search takes many rounds."""
+    check_case(fast_harness, random_inputs(4, 300_000, [4, 2], shared=True, copies=2))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_race(racing_harness: Harness, seed: int) -> None:
+    check_case(racing_harness, random_inputs(seed, 70, [6, 3], copies=3), seed=seed)
+    check_case(racing_harness, random_inputs(seed, 40, [270], usable=5), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((65536, 1, 1), "the batch size is 65536, on CUDA at most 65535"),
+        ((1, 2**31, 1), "the number of anchors is 2147483648, on CUDA at most 2147483647"),
+        ((1, 1, 2**31), "the number of ground truths is 2147483648, on CUDA at most 2147483647"),
+    ],
+)
+def test_refused_sizes(harness: Harness, sizes: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(LauncherError, match=message):
+        harness.run("size", {}, dict(zip(("batch", "num_anchors", "num_truths"), sizes, strict=True)), {})
+    harness.run("size", {}, {"batch": 256, "num_anchors": 300_000, "num_truths": 256_000}, {})

@@ -1,13 +1,18 @@
-"""ops.mine: literal cases, the official negatives, the plain-PyTorch reference, torch's own checks."""
+"""mine. Tests with the argument ``mine`` run on every implementation; those of the kernels alone come last."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated.harness import Harness, LauncherError
+from simulated.torch_arrays import DTYPES, to_array
 from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
+from support.implementations import IMPLEMENTATIONS
 from torch import Tensor
 
 from refinedet import ops
@@ -16,12 +21,46 @@ from refinedet.ops import reference
 
 NAN, INF = float("nan"), float("inf")
 MineOp = Callable[..., Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # losses, labels, ious, objectness
 
 
-@pytest.fixture(scope="module")
-def mine() -> MineOp:
-    """What is tested. tests/simulated/test_simulated_mine.py has another one, for the same tests."""
-    return ops.mine
+def launch(
+    harness: Harness,
+    losses: Tensor,
+    labels: Tensor,
+    ious: Tensor,
+    objectness: Tensor | None = None,
+    *,
+    negative_iou: float = 0.5,
+    negative_ratio: float = 3.0,
+    objectness_threshold: float = 0.01,
+    misaligned: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """The kernels on the harness; as in the operator, all but half-typed losses are converted to float32 first."""
+    if losses.dtype not in DTYPES:
+        losses = losses.float()
+    arrays = {"losses": to_array(losses), "labels": labels.numpy(), "ious": ious.float().numpy()}
+    if objectness is not None:
+        arrays["objectness"] = objectness.float().numpy()
+    scalars = {
+        "type": DTYPES.index(losses.dtype),
+        "batch": labels.shape[0],
+        "num_anchors": labels.shape[1],
+        "num_classes": losses.shape[2] if losses.dim() == 3 else 0,  # 0 = losses, not logits
+        "negative_iou": float(negative_iou),
+        "negative_ratio": float(negative_ratio),
+        "objectness_threshold": float(objectness_threshold),
+    }
+    outputs = {"mask": (np.bool_, tuple(labels.shape))}
+    result = harness.run("mine", arrays, scalars, outputs, seed=seed, misaligned=tuple(arrays) if misaligned else ())
+    assert result.launches <= 2
+    return torch.from_numpy(result.outputs["mask"].copy())
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def mine(request: pytest.FixtureRequest) -> MineOp:
+    return request.param(request, ops.mine, launch)
 
 
 def mine_one(mine: MineOp, losses: list[float], labels: list[int], **options: float) -> list[int]:
@@ -30,10 +69,12 @@ def mine_one(mine: MineOp, losses: list[float], labels: list[int], **options: fl
     return mask[0].nonzero().squeeze(1).tolist()
 
 
+@pytest.mark.small
 def test_the_hardest_three_per_positive(mine: MineOp) -> None:
     assert mine_one(mine, [1.0, 5.0, 2.0, 9.0, 4.0, 3.0], [0, 0, 0, 7, 0, 0]) == [1, 4, 5]
 
 
+@pytest.mark.small
 def test_ties_go_to_the_lowest_anchor(mine: MineOp) -> None:
     assert mine_one(mine, [1.0, 2.0, 1.0, 1.0, 2.0, 1.0], [0, 0, 0, 1, 0, 0]) == [0, 1, 4]
 
@@ -79,6 +120,7 @@ def test_loss_of_logits_is_capped(mine: MineOp) -> None:
     assert mine(logits, labels, torch.zeros(1, 4), negative_ratio=1.0).tolist() == [[False, True, False, False]]
 
 
+@pytest.mark.small
 def test_images_do_not_mix(mine: MineOp) -> None:
     labels = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
     losses = torch.tensor([[9.0, 1.0, 2.0, 3.0]]).expand(3, 4)
@@ -108,7 +150,7 @@ def test_official_negatives(mine: MineOp, case: GoldenLoss, module: str) -> None
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], dict[str, float]]:
+def problems(draw: st.DrawFn) -> tuple[Inputs, dict[str, float]]:
     """Arguments of mine: losses and logits with ties and special values, half precision, every small size."""
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     shape = (draw(st.integers(0, 3)), draw(st.sampled_from([0, 1, 15, 16, 17, 100, 700])))
@@ -136,13 +178,12 @@ def problems(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | No
 
 @settings(max_examples=500, deadline=None)
 @given(problems())
-def test_equals_the_reference(
-    mine: MineOp, problem: tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], dict[str, float]]
-) -> None:
+def test_equals_the_reference(mine: MineOp, problem: tuple[Inputs, dict[str, float]]) -> None:
     arguments, options = problem
     assert torch.equal(mine(*arguments, **options), reference.mine(*arguments, **options))
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("seed", range(40))
 def test_brute_force(mine: MineOp, seed: int) -> None:
     """Section 7.3 of the specification word by word, on losses that are far enough apart for any arithmetic."""
@@ -168,6 +209,15 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return logits, labels, torch.rand(3, 4000, generator=generator), torch.rand(3, 4000, generator=generator)
 
 
+def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
+    logits, *others = batch()
+    losses = -logits.double().log_softmax(dim=-1)[..., 0]
+    assert torch.equal(mine(losses, *others), mine(logits, *others))
+
+
+# --- The operator in torch: threads, strides, refusals, tracing -------------------------------------------------------
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     threads = torch.get_num_threads()
     expected = reference.mine(*batch())
@@ -186,12 +236,6 @@ def test_inputs_need_not_be_contiguous() -> None:
     assert torch.equal(ops.mine(channels_first, *strided), ops.mine(logits, *others))
 
 
-def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
-    logits, *others = batch()
-    losses = -logits.double().log_softmax(dim=-1)[..., 0]
-    assert torch.equal(mine(losses, *others), mine(logits, *others))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -202,8 +246,8 @@ def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
         ({"labels": torch.ones(2, 6)}, "labels must hold int64"),
         ({"ious": torch.ones(2, 7)}, r"ious has shape \[2, 7\], expected \[2, 6\]"),
         ({"objectness": torch.ones(2, 6, 2)}, r"objectness has shape \[2, 6, 2\], expected \[2, 6\]"),
-        ({"negative_ratio": -1.0}, "negative_ratio is -1, expected 0 or more"),
-        ({"negative_ratio": NAN}, "negative_ratio is nan, expected 0 or more"),
+        ({"negative_ratio": -1.0}, "negative_ratio must be at least 0, got -1"),
+        ({"negative_ratio": NAN}, "negative_ratio must be at least 0, got nan"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str) -> None:
@@ -233,3 +277,125 @@ def test_export_with_any_number_of_anchors() -> None:
     program = torch.export.export(MineModule(), batch(), dynamic_shapes=(sizes,) * 4)
     smaller = tuple(tensor[:2, :333] for tensor in batch())
     assert torch.equal(program.module()(*smaller), ops.mine(*smaller))
+
+
+# --- The kernels on the harness: sizes, schedules, views that matter to them ------------------------------------------
+
+SEEDS = range(5)  # of schedules
+SIZES = [1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025]
+
+
+def check_case(harness: Harness, inputs: Inputs, **arguments: Any) -> Tensor:
+    """Runs the kernels and the CPU operator; the masks must be the same."""
+    found = launch(harness, *inputs, **arguments)
+    options = {name: value for name, value in arguments.items() if name not in ("misaligned", "seed")}
+    assert torch.equal(found, ops.mine(*inputs, **options))
+    return found
+
+
+def random_inputs(
+    seed: int,
+    batch: int,
+    anchors: int,
+    classes: int | None = None,
+    *,
+    objectness: bool = True,
+    positives: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+) -> Inputs:
+    """Losses, or logits of ``classes`` classes, in steps so that there are ties."""
+    random = torch.Generator().manual_seed(seed)
+    shape = (batch, anchors)
+    losses = torch.randint(-40, 40, shape if classes is None else (*shape, classes), generator=random) / 16
+    labels = torch.randint(1, 21, shape, generator=random) * (torch.rand(shape, generator=random) < positives)
+    ious, scores = torch.rand(2, *shape, generator=random)
+    return losses.to(dtype), labels, ious, scores if objectness else None
+
+
+def near_ties(seed: int, anchors: int, classes: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    """The same logits in another order for every anchor: losses differ by how a sum was rounded, if at all."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.rand(1, anchors, classes - 1, generator=random).argsort(dim=-1)
+    others = torch.randn(classes - 1, generator=random)[order] * 3
+    _, *conditions = random_inputs(seed, 1, anchors, positives=0.1)
+    return torch.cat([torch.zeros(1, anchors, 1), others], dim=-1).to(dtype), *conditions
+
+
+def check(harness: Harness) -> None:
+    """Quick cases in which every barrier and every bounds check matters."""
+    # Anchors that end within a block; more candidates than wanted, with ties across the boundary.
+    losses, *conditions = random_inputs(0, 2, 300)
+    check_case(harness, (losses, *conditions), seed=1)
+    # Fewer candidates than wanted: their losses are such that no key made of poison lies beyond them.
+    check_case(harness, (losses * 1e20, *conditions), negative_ratio=1e30, seed=2)
+    # Logits of several tiles, of one, and of rows wider than a warp.
+    check_case(harness, near_ties(1, 300, 41), negative_ratio=1.0, seed=3)
+    check_case(harness, near_ties(2, 100, 6), negative_ratio=1.0, seed=4)
+    check_case(harness, near_ties(3, 40, 600), negative_ratio=1.0, seed=5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("anchors", SIZES)
+def test_number_of_anchors(harness: Harness, anchors: int, seed: int) -> None:
+    check_case(harness, random_inputs(seed, 2, anchors), seed=seed)
+    check_case(harness, random_inputs(seed, 2, anchors, 3, objectness=False), seed=seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 8, 9, 16, 17, 21, 31, 32, 33, 63, 64, 65, 81, 128, 129, 600, 4095])
+def test_number_of_classes(harness: Harness, classes: int, dtype: torch.dtype) -> None:
+    check_case(harness, random_inputs(classes, 1, 40, classes, positives=0.2, dtype=dtype), seed=classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [3, 21, 81, 600])
+def test_softmax_is_the_same_bit_for_bit(harness: Harness, classes: int, dtype: torch.dtype) -> None:
+    check_case(harness, near_ties(classes, 300, classes, dtype), negative_ratio=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [None, 21])
+def test_views_need_not_be_aligned(harness: Harness, classes: int | None, dtype: torch.dtype) -> None:
+    check_case(harness, random_inputs(7, 2, 300, classes, dtype=dtype), misaligned=True)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 1.0, 7.5, 30.0])
+def test_number_of_negatives(harness: Harness, ratio: float, seed: int) -> None:
+    """From none to all of the candidates, most of which have the same loss as others."""
+    check_case(harness, random_inputs(seed, 2, 700), negative_ratio=ratio, seed=seed)
+
+
+def test_all_losses_are_equal(harness: Harness) -> None:
+    _, *others = random_inputs(0, 2, 3000)
+    mask = check_case(harness, (torch.zeros(2, 3000), *others))
+    assert 0 < mask.sum() < (others[0] == 0).sum()
+
+
+def test_many_images(harness: Harness) -> None:
+    check_case(harness, random_inputs(1, 256, 40, positives=0.1))
+
+
+def test_largest_image(fast_harness: Harness) -> None:
+    """300,000 anchors, whose keys differ in all but the first byte of the index."""
+    check_case(fast_harness, random_inputs(2, 1, 300_000, positives=0.001))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_race(racing_harness: Harness, seed: int) -> None:
+    check_case(racing_harness, random_inputs(seed, 2, 70), seed=seed)
+    check_case(racing_harness, random_inputs(seed, 1, 100, 100), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((65536, 1, 1), "the batch size is 65536, on CUDA at most 65535"),
+        ((1, 2**31, 1), "the number of anchors is 2147483648, on CUDA at most 2147483647"),
+        ((1, 1, 4096), "the number of classes is 4096, on CUDA at most 4095"),
+    ],
+)
+def test_refused_sizes(harness: Harness, sizes: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(LauncherError, match=message):
+        harness.run("size", {}, dict(zip(("batch", "num_anchors", "num_classes"), sizes, strict=True)), {})
+    harness.run("size", {}, {"batch": 256, "num_anchors": 300_000, "num_classes": 600}, {})

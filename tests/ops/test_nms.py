@@ -1,32 +1,70 @@
-"""The CPU operator nms. Tests with the argument ``nms`` run on the CUDA kernels too: test_cuda_nms.py."""
+"""nms. Tests with the argument ``nms`` run on every implementation; those of the kernels alone come last."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated.harness import Harness
+from simulated.torch_arrays import DTYPES, to_array
 from support.detect_cases import random_tensor, threads
+from support.implementations import IMPLEMENTATIONS
 from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError
 
 NmsOp = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]  # boxes, scores, labels, iou_threshold
+BAND = 4096  # boxes that are resolved together, kBandTiles of csrc/ops/nms/nms_cuda.cu
 
 
-@pytest.fixture(scope="module")
-def nms() -> NmsOp:
-    """What is tested."""
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+    """``ops.nms`` and ``ops.batched_nms`` with one face."""
+    if labels is None:
+        return ops.nms(boxes, scores, iou_threshold)
+    return ops.batched_nms(boxes, scores, labels, iou_threshold)
 
-    def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
-        if labels is None:
-            return ops.nms(boxes, scores, iou_threshold)
-        return ops.batched_nms(boxes, scores, labels, iou_threshold)
 
-    return suppress
+def launch(
+    harness: Harness,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    iou_threshold: float,
+    *,
+    misaligned: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """The kernels on the harness, after the sort that the registration does."""
+    count = len(boxes)
+    if boxes.dtype not in DTYPES:
+        boxes = boxes.float()
+    scores = scores.float()
+    arrays = {
+        "boxes": to_array(boxes.contiguous()),
+        "scores": scores.numpy(),
+        "order": scores.argsort(descending=True, stable=True).numpy(),
+    }
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    result = harness.run(
+        "nms",
+        arrays,
+        {"type": DTYPES.index(boxes.dtype), "num_boxes": count, "iou_threshold": float(iou_threshold)},
+        {"kept": (np.int64, (count,)), "count": (np.int64, (1,))},
+        seed=seed,
+        misaligned=("boxes",) if misaligned else (),
+    )
+    bands = -(-count // BAND)
+    assert result.launches == (3 * bands if bands > 0 else 0)
+    return torch.from_numpy(result.outputs["kept"][: result.outputs["count"][0]].copy())
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def nms(request: pytest.FixtureRequest) -> NmsOp:
+    return request.param(request, suppress, launch)
 
 
 def random_boxes(rng: np.random.Generator, count: int, *, steps: bool, trouble: float) -> Tensor:
@@ -56,6 +94,7 @@ def brute_force(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     return kept
 
 
+@pytest.mark.small
 def test_literal(nms: NmsOp) -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.8], [3, 3, 4, 4], [0, 0, 2, 2]])
     scores = torch.tensor([0.5, 0.9, 0.1, 0.5])
@@ -71,6 +110,7 @@ def test_the_threshold_itself_does_not_suppress(nms: NmsOp) -> None:
     assert nms(boxes, torch.tensor([2.0, 1.0]), None, 0.4999).tolist() == [0]
 
 
+@pytest.mark.small
 def test_policy_for_troubled_boxes(nms: NmsOp) -> None:
     nan, inf = float("nan"), float("inf")
     point, inverted = [1.0, 1, 1, 1], [2.0, 2, 0, 0]
@@ -82,6 +122,7 @@ def test_policy_for_troubled_boxes(nms: NmsOp) -> None:
     assert nms(boxes, torch.tensor([-inf, inf, 0, -0.0, 0, 0, 0, 0]), None, 0.0).tolist() == [1, 2, 3, 4, 7, 0]
 
 
+@pytest.mark.small
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -143,6 +184,9 @@ def test_size_and_place_of_the_boxes_do_not_matter(nms: NmsOp, crowd: tuple[Tens
     assert torch.equal(nms(mirrored, scores, labels, 0.45), kept)
 
 
+# --- The operator in torch: threads, strides, refusals, tracing -------------------------------------------------------
+
+
 def test_thread_count_does_not_matter(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
     with threads(2):
         on_two = ops.batched_nms(*crowd, 0.45)
@@ -170,9 +214,8 @@ def test_inputs_need_not_be_contiguous(crowd: tuple[Tensor, Tensor, Tensor]) -> 
     ],
 )
 def test_bad_input(boxes: Tensor, scores: Tensor, labels: Tensor | None, threshold: float, message: str) -> None:
-    suppress = ops.nms if labels is None else partial(ops.batched_nms, labels=labels)
     with pytest.raises(InputError, match=message):
-        suppress(boxes, scores, iou_threshold=threshold)
+        suppress(boxes, scores, labels, threshold)
 
 
 def test_opcheck() -> None:
@@ -191,3 +234,82 @@ def test_compile_and_export(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         assert torch.equal(torch.compile(Suppress(), fullgraph=True, backend="aot_eager")(*crowd), expected)
     assert torch.equal(torch.export.export(Suppress(), crowd).module()(*crowd), expected)
+
+
+# --- The kernels on the harness: sizes, schedules, views that matter to them ------------------------------------------
+
+SEEDS = range(5)  # of schedules
+
+
+def check_case(
+    harness: Harness, boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float, *, seed: int = 0
+) -> Tensor:
+    """Runs the kernels and the CPU operator, which must agree."""
+    kept = launch(harness, boxes, scores, labels, iou_threshold, seed=seed)
+    assert torch.equal(kept, suppress(boxes, scores, labels, iou_threshold))
+    return kept
+
+
+def random_case(seed: int, count: int, classes: int, *, size: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes in the unit square with sides up to ``size``, scores with ties, labels."""
+    rng = np.random.default_rng(seed)
+    low, sides = rng.uniform(0, 1, (count, 2)), rng.uniform(0, size, (count, 2))
+    boxes = torch.from_numpy(np.concatenate([low, low + sides], axis=1).astype(np.float32))
+    scores = torch.from_numpy(rng.integers(0, 4 * count + 1, count).astype(np.float32))
+    return boxes, scores, torch.from_numpy(rng.integers(0, classes, count))
+
+
+def check(harness: Harness) -> None:
+    """Quick cases in which every barrier and every bounds check matters."""
+    check_case(harness, *random_case(0, 200, 2), 0.3, seed=1)
+    if harness.variant == "plain":
+        check_case(harness, *random_case(1, BAND + 100, 2), 0.3, seed=2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "boxes", [0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025]
+)
+def test_number_of_boxes(harness: Harness, boxes: int, seed: int) -> None:
+    classes = 1 + 2 * (seed % 2)
+    boxes, scores, labels = random_case(seed, boxes, classes)
+    kept = check_case(harness, boxes, scores, labels if classes > 1 else None, 0.3, seed=seed)
+    assert len(kept) <= len(boxes)
+
+
+@pytest.mark.parametrize("boxes", [BAND - 1, BAND, BAND + 1, 2 * BAND + 65])
+def test_number_of_bands(fast_harness: Harness, boxes: int) -> None:
+    boxes, scores, labels = random_case(boxes, boxes, 2, size=0.1)
+    kept = check_case(fast_harness, boxes, scores, labels, 0.3)
+    assert len(kept) > len(boxes) / 10  # of every band
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_later_band_is_suppressed_by_an_earlier_one(harness: Harness, seed: int) -> None:
+    boxes, _, _ = random_case(seed, 100, 1, size=0.5)
+    many = boxes.repeat(50, 1)
+    falling = torch.arange(len(many), 0, -1).float()
+    kept = check_case(harness, many, falling, None, 0.9, seed=seed)
+    assert len(kept) > 50
+    assert kept.max() < 100
+
+
+def test_nothing_survives_and_everything_survives(harness: Harness) -> None:
+    boxes, scores, labels = random_case(0, 300, 3)
+    assert len(check_case(harness, torch.full_like(boxes, float("nan")), scores, labels, 0.5)) == 0
+    assert len(check_case(harness, boxes, torch.full_like(scores, float("nan")), labels, 0.5)) == 0
+    assert len(check_case(harness, boxes, scores, labels, 1.45)) == 300
+    assert len(check_case(harness, boxes, scores, torch.arange(300) - 2**62, 0.0)) == 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_views_need_not_be_aligned(harness: Harness, dtype: torch.dtype) -> None:
+    boxes, scores, labels = random_case(0, 150, 2)
+    boxes = boxes.to(dtype)
+    kept = launch(harness, boxes, scores, labels, 0.4, misaligned=True)
+    assert torch.equal(kept, launch(harness, boxes, scores, labels, 0.4))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_race(racing_harness: Harness, seed: int) -> None:
+    check_case(racing_harness, *random_case(seed, 130, 2), 0.3, seed=seed)

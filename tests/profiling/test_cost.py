@@ -3,14 +3,18 @@
 import json
 
 import pytest
+import test_detect
+import test_match
+import test_mine
+import test_nms
+import test_refine
 import torch
-from simulated import cases_detect, cases_match, cases_mine, cases_nms, cases_refine
 from simulated.harness import Harness, Result
 from support.detect_cases import load_golden
 from support.paths import ROOT
 
 from refinedet import ops
-from refinedet.ops import portable
+from refinedet.ops.reference import portable
 from refinedet.profiling import cost
 
 KERNELS = ROOT / "docs" / "kernels"
@@ -79,10 +83,10 @@ class CountingHarness(Harness):
 
 
 CASES = {
-    "detect": lambda harness: cases_detect.check_case(harness, cases_detect.random_inputs(0, 2, 70, 4)),
-    "match": lambda harness: cases_match.check_case(harness, cases_match.random_inputs(0, 70, [3, 2])),
-    "mine": lambda harness: cases_mine.check_case(harness, cases_mine.random_inputs(0, 2, 70, 4)),
-    "refine": lambda harness: cases_refine.check(harness),
+    "detect": lambda harness: test_detect.check_case(harness, test_detect.random_inputs(0, 2, 70, 4)),
+    "match": lambda harness: test_match.check_case(harness, test_match.random_inputs(0, 70, [3, 2])),
+    "mine": lambda harness: test_mine.check_case(harness, test_mine.random_inputs(0, 2, 70, 4)),
+    "refine": lambda harness: test_refine.check(harness),
 }
 
 
@@ -97,7 +101,7 @@ def test_launches_are_those_of_the_launcher(name: str) -> None:
 @pytest.mark.parametrize("boxes", [1000, 5000])
 def test_launches_of_nms(boxes: int) -> None:
     with CountingHarness("nms") as harness:
-        cases_nms.check_case(harness, *cases_nms.random_case(0, boxes, 3), 0.5)
+        test_nms.check_case(harness, *test_nms.random_case(0, boxes, 3), 0.5)
         assert harness.launches == cost.nms(boxes).launches
 
 

@@ -213,3 +213,19 @@ inline float __uint_as_float(unsigned x) { float value; std::memcpy(&value, &x, 
 
 using std::max;
 using std::min;
+
+// --- What csrc/cuda/runtime.h asks of the header that REFINEDET_CUDA_RUNTIME names -----------------------------------
+
+namespace refinedet::cuda {
+
+using Stream = void*;
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
+            Arguments... arguments) {
+  cuda_on_cpu::run_grid(name, grid, block, shared_bytes, [=] { kernel(arguments...); });
+}
+
+inline void memset_async(void* destination, int value, size_t bytes, Stream) { std::memset(destination, value, bytes); }
+
+}  // namespace refinedet::cuda

@@ -1,14 +1,5 @@
-// What an adapter sees of a request. tests/cuda_on_cpu/adapt_<op>.cpp maps requests onto the launchers of that op and
-// lists them in `launchers`, by the names that harness.py's Harness.run gives:
-//
-//   #include "driver.h"
-//   #include "ops/refine/refine.h"
-//
-//   void refine(cuda_on_cpu::Request& request) {
-//     const auto& shape = request.shape("offsets");
-//     refinedet::cuda::refine(request.input<float>("anchors"), ..., request.output<float>("refined"), nullptr);
-//   }
-//   const cuda_on_cpu::Launchers cuda_on_cpu::launchers = {{"refine", refine}};
+// What an adapter sees of a request. An adapter maps requests onto launchers and lists those in `launchers`, by the names
+// that harness.py's Harness.run gives. adapt_operator.cpp does so for every operator of the product.
 //
 // A name the request lacks, an element type that differs, and a field that no adapter asked for are errors: they stop
 // the request with a message. So is a std::exception of the launcher; Python raises it as LauncherError.
@@ -78,7 +69,14 @@ class Request {
     return static_cast<T*>(find(outputs_, name, kTypeNames<T>));
   }
 
+  // As output(), null when nobody wants it.
+  template <class T>
+  T* optional_output(const std::string& name) {
+    return outputs_.count(name) ? output<T>(name) : nullptr;
+  }
+
   int64_t integer(const std::string& name);
+  int64_t optional_integer(const std::string& name) { return integers_.count(name) ? integer(name) : 0; }
   double real(const std::string& name);
 
   // Poisoned memory that lasts as long as the request; null for 0 bytes.
@@ -107,6 +105,6 @@ class Request {
 };
 
 using Launchers = std::map<std::string, void (*)(Request&)>;
-extern const Launchers launchers;  // defined by adapt_<op>.cpp
+extern const Launchers launchers;  // defined by the adapter
 
 }  // namespace cuda_on_cpu

@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "simulated"
+OPERATORS = sorted(path.name for path in CSRC.glob("ops/*"))
+SAMPLES = "sample_kernels"  # the harness's own
 
 # No contraction, as in the product: CPU and CUDA take the same decisions.
 FLAGS = (
@@ -35,7 +37,7 @@ FLAGS = (
     "-Wextra",
     "-Werror",
     "-Wno-unknown-pragmas",  # #pragma unroll
-    "-DREFINEDET_CUDA_ON_CPU",
+    '-DREFINEDET_CUDA_RUNTIME="cuda_on_cpu.h"',
 )
 
 
@@ -92,8 +94,14 @@ def compiler() -> list[str]:
 
 def kernel_file(op: str, overlay: Path | None = None) -> Path:
     """Source of the kernels of `op`; the harness's own samples lie beside this file."""
-    places = [folder / "ops" / op / f"{op}_cuda.cu" for folder in (overlay, CSRC) if folder]
-    return next((place for place in places if place.exists()), HERE / f"{op}.cu")
+    source = HERE / f"{SAMPLES}.cu" if op == SAMPLES else CSRC / "ops" / op / f"{op}_cuda.cu"
+    changed = overlay / overlay_path(source) if overlay else source
+    return changed if changed.exists() else source
+
+
+def overlay_path(source: Path) -> Path:
+    """Where the changed version of a source lies below an overlay."""
+    return source.relative_to(CSRC if source.is_relative_to(CSRC) else HERE)
 
 
 def flags(variant: str, overlay: Path | None, *, instrumented: bool = True) -> list[str]:
@@ -104,7 +112,7 @@ def flags(variant: str, overlay: Path | None, *, instrumented: bool = True) -> l
 
 
 def ninja_file(variant: str, overlay: Path | None) -> str:
-    """Builds `<op>` for every adapter there is; scheduler and driver are compiled once."""
+    """Builds `<op>` for every operator, and the harness's own samples; scheduler and driver are compiled once."""
     from ninja.ninja_syntax import Writer, escape
 
     text = io.StringIO()
@@ -119,9 +127,12 @@ def ninja_file(variant: str, overlay: Path | None) -> str:
     plain_flags = {"flags": escape(shlex.join(flags(variant, overlay, instrumented=False)))}
     ninja.build("scheduler.o", "compile", str(HERE / "scheduler.cpp"), variables=plain_flags)
     ninja.build("driver.o", "compile", str(HERE / "driver.cpp"))
-    for adapter in sorted(HERE.glob("adapt_*.cpp")):
-        op = adapter.stem.removeprefix("adapt_")
-        ninja.build(f"adapt_{op}.o", "compile", str(adapter))
+    for op in (*OPERATORS, SAMPLES):
+        adapter, more = HERE / "adapt_operator.cpp", ["-include", f"ops/{op}/{op}_cuda.h", f"-DREFINEDET_OPERATOR={op}"]
+        if op == SAMPLES:
+            adapter, more = HERE / f"adapt_{op}.cpp", []
+        flags_of_adapter = {"flags": f"$flags {shlex.join(more)}"}
+        ninja.build(f"adapt_{op}.o", "compile", str(adapter), variables=flags_of_adapter)
         ninja.build(f"{op}.o", "compile", str(kernel_file(op, overlay)))
         ninja.build(op, "link", [f"{op}.o", f"adapt_{op}.o", "driver.o", "scheduler.o"])
     return text.getvalue()

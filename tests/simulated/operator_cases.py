@@ -1,4 +1,4 @@
-"""What only the CUDA operators do; pytest runs this file in the environment that ../test_cuda_operators.py makes."""
+"""What only the CUDA operators do; pytest runs this file in the environment that test_operators.py makes."""
 
 import pytest
 import torch

@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(256) add_kernel(T* out, int n) {  // i < n
   __syncthreads();
   const bool most = __syncthreads_count(i < n) >= n;
   if (i >= n || (first(out, n) < 0 && i % 2)) return;
-  for (int k = 0; k < kMost; ++k) out[i] += 1;  // not bounds: a constant
+  for (int k = 0; k < kMost; ++k) out[i] += 1;  // only saves work: a constant
   const int last = min(most ? i : n, n - 1);
   out[last] = i << 1 & 3;
 }
@@ -366,7 +366,7 @@ def test_places_that_mutants_change() -> None:
         "  const bool most = (!::mutation::is(11) && ((::mutation::is(9) ? static_cast<int>(bool(i < n)) : "
         "__syncthreads_count((::mutation::is(10) || (i < n)))) >= n));",
         "  if ((!::mutation::is(12) && (i >= n)) || ((::mutation::is(13) || (first(out, n) < 0)) && i % 2)) return;",
-        "  for (int k = 0; (::mutation::is(14) || (k < kMost)); ++k) out[i] += 1;  // not bounds: a constant",
+        "  for (int k = 0; (::mutation::is(14) || (k < kMost)); ++k) out[i] += 1;  // only saves work: a constant",
         "  const int last = ::mutation::mutable_min(15, most ? i : n, n - 1);",
     ):
         assert line in text

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of InputType, csrc/cuda/input_type.h
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of InputType, csrc/input_type.h
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""What tests and benchmarks on a GPU share. Their files call `require_gpu()` first, which skips them elsewhere."""
+"""What tests and benchmarks on a GPU share: those with the mark `gpu`, which are skipped elsewhere."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -13,14 +12,19 @@ from refinedet.ops import extension
 DEVICE = torch.device("cuda", 0)
 
 
-def require_gpu() -> None:
+def skip_without_gpu(items: Iterable[pytest.Item]) -> None:
+    """For the hook `pytest_collection_modifyitems`."""
+    reason = _why_not()
+    for item in items:
+        if reason is not None and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_not() -> str | None:
     if not torch.cuda.is_available():
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # conftest.py
-        reason = "any GPU is hidden from this run: `make test-gpu`" if hidden else "torch finds no GPU here"
-        pytest.skip(reason, allow_module_level=True)
+        return "torch finds no GPU here"
     problem = extension.cuda_problem(DEVICE)
-    if problem is not None:
-        pytest.skip(": ".join(problem), allow_module_level=True)
+    return None if problem is None else ": ".join(problem)
 
 
 def to(device: torch.device | str, value: Any) -> Any:

@@ -2,16 +2,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <array>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
-#include "cuda/arguments.h"
-#include "cuda/device.h"
 #include "ops/detect/detect_cuda.h"
 #endif
 
@@ -19,7 +17,7 @@ namespace refinedet {
 namespace {
 
 constexpr const char* kOp = "detect";
-constexpr int64_t kMaxScores = int64_t{1} << 32;  // (anchor, class) is half of a 64-bit sort key
+constexpr Kernels kKernels = REFINEDET_KERNELS(detect);
 
 using Levels = std::vector<Tensor>;
 
@@ -28,10 +26,7 @@ struct Output {
   const char* name;
   const Levels& levels;
 
-  // For messages: the argument, with the number of the level where there are several.
-  std::string level_name(size_t i) const {
-    return levels.size() == 1 ? name : std::string(name) + '[' + std::to_string(i) + ']';
-  }
+  Name level_name(size_t i) const { return levels.size() == 1 ? Name(name) : Name(name, static_cast<int>(i)); }
 };
 
 struct Arguments {
@@ -40,6 +35,17 @@ struct Arguments {
 
   std::array<const Output*, 4> outputs() const { return {&odm_loc, &arm_loc, &arm_conf, &odm_conf}; }
 };
+
+void check_devices(const Arguments& a) {
+  if (a.odm_loc.levels.empty()) return;  // check_shapes refuses it
+  const Argument first{a.odm_loc.level_name(0), &a.odm_loc.levels[0]};
+  for (const Output* output : a.outputs()) {
+    for (size_t i = 0; i < output->levels.size(); ++i) {
+      check_same_device(kOp, {first, {output->level_name(i), &output->levels[i]}});
+    }
+  }
+  check_same_device(kOp, {first, {"anchors", &a.anchors}});
+}
 
 void check_number_of_levels(const Arguments& a) {
   const size_t count = a.odm_loc.levels.size();
@@ -55,77 +61,74 @@ void check_number_of_levels(const Arguments& a) {
 }
 
 void check_level(const Output& output, size_t i, std::initializer_list<int64_t> expected) {
-  if (!output.levels.empty()) check_shape(kOp, output.level_name(i).c_str(), output.levels[i], expected);
+  if (!output.levels.empty()) check_shape(kOp, output.level_name(i), output.levels[i], expected);
 }
 
-DetectShape check_shapes(const Arguments& a) {
+// The sizes; arrays come later.
+DetectInputs check_shapes(const Arguments& a) {
   check_number_of_levels(a);
-  DetectShape shape{kAny, 0, kAny};
-  for (size_t i = 0; i < a.odm_loc.levels.size(); ++i) {
-    check_level(a.odm_loc, i, {shape.batch, kAny, 4});
-    shape.batch = a.odm_loc.levels[i].size(0);
+  DetectInputs in{};
+  in.num_levels = static_cast<int>(a.odm_loc.levels.size());
+  in.batch = in.num_classes = kAny;
+  for (int i = 0; i < in.num_levels; ++i) {
+    check_level(a.odm_loc, i, {in.batch, kAny, 4});
+    in.batch = a.odm_loc.levels[i].size(0);
     const int64_t num_anchors = a.odm_loc.levels[i].size(1);
-    check_level(a.odm_conf, i, {shape.batch, num_anchors, shape.num_classes});
-    shape.num_classes = a.odm_conf.levels[i].size(2);
-    check_level(a.arm_loc, i, {shape.batch, num_anchors, 4});
-    check_level(a.arm_conf, i, {shape.batch, num_anchors, 2});
-    shape.num_anchors += num_anchors;
+    check_level(a.odm_conf, i, {in.batch, num_anchors, in.num_classes});
+    in.num_classes = a.odm_conf.levels[i].size(2);
+    check_level(a.arm_loc, i, {in.batch, num_anchors, 4});
+    check_level(a.arm_conf, i, {in.batch, num_anchors, 2});
+    in.levels[i].num_anchors = num_anchors;
+    in.num_anchors += num_anchors;
   }
-  check_shape(kOp, "anchors", a.anchors, {shape.num_anchors, 4});
-  check(shape.num_classes >= 1, kOp, "odm_conf must have at least one class, the background");
-  check(shape.num_anchors < kMaxScores / shape.num_classes, kOp, "odm_conf has ", shape.num_anchors, " anchors of ",
-        shape.num_classes, " classes, expected fewer than 2^32 scores per image");
-  return shape;
+  check_shape(kOp, "anchors", a.anchors, {in.num_anchors, 4});
+  check(in.num_classes >= 1, kOp, "odm_conf must have at least one class, the background");
+  return in;
 }
 
-DetectOptions check_options(double objectness_threshold, double score_threshold, double iou_threshold, int64_t top_k,
-                            int64_t keep_top_k, const std::vector<double>& variances) {
-  check(iou_threshold >= 0, kOp, "iou_threshold must be at least 0, got ", iou_threshold);
-  check(top_k >= 1, kOp, "top_k must be at least 1, got ", top_k);
-  check(keep_top_k >= 1, kOp, "keep_top_k must be at least 1, got ", keep_top_k);
-  return {static_cast<float>(objectness_threshold),
-          static_cast<float>(score_threshold),
-          static_cast<float>(iou_threshold),
-          top_k,
-          keep_top_k,
-          to_variances(kOp, variances)};
+// Do the kernels read the outputs of the network as they are? Only if all are of one half type; else as float32.
+bool one_half_type(const Arguments& a) {
+  const Tensor& first = a.odm_conf.levels[0];
+  if (!on_gpu(first) || !is_half(first)) return false;
+  const auto same_type = [&](const Tensor& tensor) { return tensor.scalar_type() == first.scalar_type(); };
+  const auto outputs = a.outputs();
+  return std::all_of(outputs.begin(), outputs.end(), [&](const Output* output) {
+    return std::all_of(output->levels.begin(), output->levels.end(), same_type);
+  });
 }
 
-// The arguments as a kernel reads them.
-template <class T>
-struct DenseInputs {
-  std::vector<Tensor> tensors;  // what `pointers` point to; last the anchors
-  DetectInputs<T> pointers;
-};
-
-// `dense(name, tensor)` gives an output of the network, contiguous, in a type that the kernel reads.
-template <class T, class Dense>
-DenseInputs<T> dense_inputs(const Arguments& a, Dense dense) {
-  DenseInputs<T> inputs{};
-  const auto read = [&](const Output& output, size_t i) -> const T* {
+// Sets the arrays. Returns what they belong to.
+std::vector<Tensor> set_arrays(const Arguments& a, DetectInputs* in) {
+  const bool halves = one_half_type(a);
+  std::vector<Tensor> tensors;
+  tensors.reserve(4 * in->num_levels + 1);
+  const auto read = [&](const Output& output, size_t i) -> const void* {
     if (output.levels.empty()) return nullptr;
-    inputs.tensors.push_back(dense(output.level_name(i).c_str(), output.levels[i]));
-    return static_cast<const T*>(inputs.tensors.back().const_data_ptr());
+    const Tensor& tensor = output.levels[i];
+    tensors.push_back(halves ? dense(tensor) : dense_float(kOp, output.level_name(i), tensor));
+    return tensors.back().const_data_ptr();
   };
-  for (size_t i = 0; i < a.odm_loc.levels.size(); ++i) {
-    inputs.pointers.levels[inputs.pointers.num_levels++] = {read(a.arm_loc, i), read(a.arm_conf, i),
-                                                            read(a.odm_loc, i), read(a.odm_conf, i),
-                                                            a.odm_loc.levels[i].size(1)};
+  for (int i = 0; i < in->num_levels; ++i) {
+    DetectLevel& level = in->levels[i];
+    level.arm_loc = read(a.arm_loc, i);
+    level.arm_conf = read(a.arm_conf, i);
+    level.odm_loc = read(a.odm_loc, i);
+    level.odm_conf = read(a.odm_conf, i);
   }
-  const Tensor anchors = dense_float(kOp, "anchors", a.anchors);
-  inputs.pointers.anchors = anchors.const_data_ptr<float>();
-  inputs.tensors.push_back(anchors);
-  return inputs;
+  in->type = input_type(tensors.front());
+  tensors.push_back(dense_float(kOp, "anchors", a.anchors));
+  in->anchors = tensors.back().const_data_ptr<float>();
+  return tensors;
 }
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Results new_results(const Tensor& like, int64_t batch, int64_t keep_top_k) {
+Results new_results(const Tensor& like, int64_t batch, int64_t rows) {
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
     return torch::stable::new_empty(like, shape, type);
   };
-  return {result({batch, keep_top_k, 4}, ScalarType::Float), result({batch, keep_top_k}, ScalarType::Float),
-          result({batch, keep_top_k}, ScalarType::Long), result({batch, keep_top_k}, ScalarType::Long),
+  return {result({batch, rows, 4}, ScalarType::Float), result({batch, rows}, ScalarType::Float),
+          result({batch, rows}, ScalarType::Long), result({batch, rows}, ScalarType::Long),
           result({batch}, ScalarType::Long)};
 }
 
@@ -135,65 +138,25 @@ DetectOutputs pointers_to(const Results& results) {
           indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>()};
 }
 
-Results detect_cpu(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_loc, const Levels& odm_conf,
-                   const Tensor& anchors, double objectness_threshold, double score_threshold, double iou_threshold,
-                   int64_t top_k, int64_t keep_top_k, const std::vector<double>& variances) {
+Results detect(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_loc, const Levels& odm_conf,
+               const Tensor& anchors, double objectness_threshold, double score_threshold, double iou_threshold,
+               int64_t top_k, int64_t keep_top_k, const std::vector<double>& variances) {
   const Arguments arguments{
       {"arm_loc", arm_loc}, {"arm_conf", arm_conf}, {"odm_loc", odm_loc}, {"odm_conf", odm_conf}, anchors};
-  const DetectShape shape = check_shapes(arguments);
-  const DetectOptions options =
-      check_options(objectness_threshold, score_threshold, iou_threshold, top_k, keep_top_k, variances);
-  const auto dense = [](const char* name, const Tensor& tensor) { return dense_float(kOp, name, tensor); };
-  const DenseInputs<float> inputs = dense_inputs<float>(arguments, dense);
-  const Results results = new_results(anchors, shape.batch, keep_top_k);
-  cpu::detect(inputs.pointers, shape, options, pointers_to(results));
+  check_devices(arguments);
+  DetectInputs inputs = check_shapes(arguments);
+  const DetectOptions options{.objectness_threshold = number(kOp, "objectness_threshold", objectness_threshold),
+                              .score_threshold = number(kOp, "score_threshold", score_threshold),
+                              .iou_threshold = at_least_0(kOp, "iou_threshold", iou_threshold),
+                              .top_k = at_least_1(kOp, "top_k", top_k),
+                              .keep_top_k = at_least_1(kOp, "keep_top_k", keep_top_k),
+                              .variances = to_variances(kOp, variances)};
+  kKernels.check_limits(anchors, inputs, options);
+  const std::vector<Tensor> tensors = set_arrays(arguments, &inputs);
+  const Results results = new_results(anchors, inputs.batch, options.keep_top_k);
+  kKernels.run(anchors, inputs, options, pointers_to(results));
   return results;
 }
-
-#ifdef REFINEDET_WITH_CUDA
-void check_same_device(const Arguments& a) {
-  const std::string first_name = a.odm_loc.level_name(0);
-  const cuda::Argument first{first_name.c_str(), &a.odm_loc.levels[0]};
-  for (const Output* output : a.outputs()) {
-    for (size_t i = 0; i < output->levels.size(); ++i) {
-      cuda::check_same_device(kOp, {first, {output->level_name(i).c_str(), &output->levels[i]}});
-    }
-  }
-  cuda::check_same_device(kOp, {first, {"anchors", &a.anchors}});
-}
-
-// The outputs of the network in one type, float32 where theirs differ.
-DenseInputs<void> dense_cuda_inputs(const Arguments& a) {
-  const ScalarType type = a.odm_conf.levels[0].scalar_type();
-  bool one_type = true;
-  for (const Output* output : a.outputs()) {
-    for (const Tensor& tensor : output->levels) one_type = one_type && tensor.scalar_type() == type;
-  }
-  return dense_inputs<void>(a, [=](const char* name, const Tensor& tensor) {
-    return one_type ? cuda::dense_input(kOp, name, tensor) : dense_float(kOp, name, tensor);
-  });
-}
-
-Results detect_cuda(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_loc, const Levels& odm_conf,
-                    const Tensor& anchors, double objectness_threshold, double score_threshold, double iou_threshold,
-                    int64_t top_k, int64_t keep_top_k, const std::vector<double>& variances) {
-  const Arguments arguments{
-      {"arm_loc", arm_loc}, {"arm_conf", arm_conf}, {"odm_loc", odm_loc}, {"odm_conf", odm_conf}, anchors};
-  const DetectShape shape = check_shapes(arguments);
-  check_same_device(arguments);
-  const DetectOptions options =
-      check_options(objectness_threshold, score_threshold, iou_threshold, top_k, keep_top_k, variances);
-  const std::string refusal = cuda::detect_refusal(shape, options);
-  check(refusal.empty(), kOp, refusal);
-  const cuda::Device device(anchors);
-  const DenseInputs<void> inputs = dense_cuda_inputs(arguments);
-  const Results results = new_results(anchors, shape.batch, keep_top_k);
-  const Tensor workspace = cuda::new_workspace(anchors, cuda::detect_workspace_bytes(shape, options));
-  cuda::detect({inputs.pointers, cuda::input_type(inputs.tensors.front())}, shape, options, pointers_to(results),
-               workspace.mutable_data_ptr(), device.stream());
-  return results;
-}
-#endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def(
@@ -202,10 +165,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
       "float[] variances) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor indices, Tensor counts)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CPU_KEY, m) { m.impl("detect", TORCH_BOX(&detect_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("detect", TORCH_BOX(&detect)); }
 
 #ifdef REFINEDET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CUDA_KEY, m) { m.impl("detect", TORCH_BOX(&detect_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("detect", TORCH_BOX(&detect)); }
 #endif
 
 }  // namespace

@@ -31,36 +31,63 @@
 #pragma once
 
 #include "box_math.h"
+#include "input_type.h"
+#include "size_limits.h"
 
 namespace refinedet {
 
 constexpr int kMaxLevels = 4;  // RefineDet has strides 8, 16, 32, 64
 
 // Aligned to an element.
-template <class T>
 struct DetectLevel {
-  const T* arm_loc;   // may be null, in all levels or none
-  const T* arm_conf;  // may be null, in all levels or none
-  const T* odm_loc;
-  const T* odm_conf;
+  const void* arm_loc;   // may be null, in all levels or none
+  const void* arm_conf;  // may be null, in all levels or none
+  const void* odm_loc;
+  const void* odm_conf;
   int64_t num_anchors;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("arm_loc", arm_loc);
+    visit("arm_conf", arm_conf);
+    visit("odm_loc", odm_loc);
+    visit("odm_conf", odm_conf);
+    visit("num_anchors", num_anchors);
+  }
 };
 
-template <class T>
 struct DetectInputs {
+  InputType type;  // of all levels
   int num_levels;
-  DetectLevel<T> levels[kMaxLevels];
+  DetectLevel levels[kMaxLevels];
   const float* anchors;  // of all levels
-};
-
-struct DetectShape {
   int64_t batch, num_anchors, num_classes;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("type", type);
+    visit("levels", levels, num_levels);
+    visit("anchors", anchors);
+    visit("batch", batch);
+    visit("num_anchors", num_anchors);
+    visit("num_classes", num_classes);
+  }
 };
 
 struct DetectOptions {
   float objectness_threshold, score_threshold, iou_threshold;
   int64_t top_k, keep_top_k;
   Variances variances;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("objectness_threshold", objectness_threshold);
+    visit("score_threshold", score_threshold);
+    visit("iou_threshold", iou_threshold);
+    visit("top_k", top_k);
+    visit("keep_top_k", keep_top_k);
+    visit("variances", variances);
+  }
 };
 
 struct DetectOutputs {
@@ -69,12 +96,32 @@ struct DetectOutputs {
   int64_t* labels;
   int64_t* indices;
   int64_t* counts;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("boxes", boxes);
+    visit("scores", scores);
+    visit("labels", labels);
+    visit("indices", indices);
+    visit("counts", counts);
+  }
 };
 
+// Largest sizes that the kernels take.
+struct DetectLimits {
+  static constexpr int64_t kMaxScores = 0xffffffff;  // of an image: (anchor, class) is half of a 64-bit sort key
+  // CUDA:
+  static constexpr int64_t kMaxTopK = 2048;      // keys and kept boxes of a class fit in the 48 KiB of shared memory
+  static constexpr int64_t kMaxKeepTopK = 1024;  //   that every GPU gives a block
+  static constexpr int64_t kMaxClasses = 4095;   // the exponentials of an anchor fit in 16 KiB of shared memory
+};
+
+#if !defined(__CUDACC_RTC__)
 namespace cpu {
 
-void detect(const DetectInputs<float>& inputs, const DetectShape& shape, const DetectOptions& options,
-            const DetectOutputs& outputs);
+std::string detect_limits(const DetectInputs& inputs, const DetectOptions& options);
+void detect(const DetectInputs& inputs, const DetectOptions& options, const DetectOutputs& outputs);
 
 }  // namespace cpu
+#endif
 }  // namespace refinedet

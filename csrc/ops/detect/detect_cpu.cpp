@@ -18,20 +18,22 @@ static_assert(kBlock % kLanes == 0);
 // One row per class or coordinate, one column per anchor.
 using TileRow = float[kLanes];
 
+const float* floats(const void* elements) { return static_cast<const float*>(elements); }
+
 Center load(const float* rows, int64_t i) { return {rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]}; }
 
 // Anchors of a level that are scored together.
 struct Block {
-  const DetectLevel<float>* level;
+  const DetectLevel* level;
   int64_t first_anchor;  // of the level, among all anchors
   int64_t begin, end;    // within the level
 };
 
 // The blocks of an image.
-std::vector<Block> list_blocks(const DetectInputs<float>& in) {
+std::vector<Block> list_blocks(const DetectInputs& in) {
   std::vector<Block> blocks;
   int64_t first_anchor = 0;
-  for (const DetectLevel<float>* level = in.levels; level != in.levels + in.num_levels; ++level) {
+  for (const DetectLevel* level = in.levels; level != in.levels + in.num_levels; ++level) {
     for (int64_t begin = 0; begin < level->num_anchors; begin += kBlock) {
       blocks.push_back({level, first_anchor, begin, std::min(begin + kBlock, level->num_anchors)});
     }
@@ -123,30 +125,30 @@ void append_candidates(const float* odm_conf, int64_t num_classes, float thresho
 
 std::vector<uint64_t> block_candidates(const Block& block, int64_t image, int64_t num_classes,
                                        const DetectOptions& options) {
-  const DetectLevel<float>& level = *block.level;
+  const DetectLevel& level = *block.level;
   const int64_t first_row = image * level.num_anchors;
   const std::vector<uint32_t> anchors =
       level.arm_conf == nullptr
           ? all_anchors(block.begin, block.end)
-          : filter_anchors(level.arm_conf + first_row * 2, block.begin, block.end, options.objectness_threshold);
+          : filter_anchors(floats(level.arm_conf) + first_row * 2, block.begin, block.end, options.objectness_threshold);
   std::vector<uint64_t> candidates;
-  append_candidates(level.odm_conf + first_row * num_classes, num_classes, options.score_threshold, block.first_anchor,
+  append_candidates(floats(level.odm_conf) + first_row * num_classes, num_classes, options.score_threshold, block.first_anchor,
                     anchors, candidates);
   return candidates;
 }
 
 REFINEDET_VECTOR_CLONES
-void decode_boxes(const DetectInputs<float>& in, int64_t num_classes, Variances variances, int64_t image,
-                  const uint64_t* keys, int64_t count, Corners* boxes) {
+void decode_boxes(const DetectInputs& in, Variances variances, int64_t image, const uint64_t* keys, int64_t count,
+                  Corners* boxes) {
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t anchor = key_index(keys[i]) / static_cast<uint32_t>(num_classes);
-    const DetectLevel<float>* level = in.levels;
+    const int64_t anchor = key_index(keys[i]) / static_cast<uint32_t>(in.num_classes);
+    const DetectLevel* level = in.levels;
     int64_t row = anchor;
     for (; row >= level->num_anchors; ++level) row -= level->num_anchors;
     row += image * level->num_anchors;
     Center box = load(in.anchors, anchor);
-    if (level->arm_loc != nullptr) box = decode(box, load(level->arm_loc, row), variances);
-    boxes[i] = to_corners(decode(box, load(level->odm_loc, row), variances));
+    if (level->arm_loc != nullptr) box = decode(box, load(floats(level->arm_loc), row), variances);
+    boxes[i] = to_corners(decode(box, load(floats(level->odm_loc), row), variances));
   }
 }
 
@@ -155,10 +157,8 @@ void decode_boxes(const DetectInputs<float>& in, int64_t num_classes, Variances 
 // decoded.
 class ImageSuppression {
  public:
-  ImageSuppression(const DetectInputs<float>& in, int64_t num_classes, const DetectOptions& options,
-                   const DetectOutputs& out, int64_t image)
-      : in_(in), options_(options), out_(out), num_classes_(num_classes), image_(image), seen_(num_classes),
-        kept_(num_classes) {}
+  ImageSuppression(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out, int64_t image)
+      : in_(in), options_(options), out_(out), image_(image), seen_(in.num_classes), kept_(in.num_classes) {}
 
   void run(std::vector<uint64_t>& keys) {
     auto begin = keys.begin();
@@ -177,12 +177,12 @@ class ImageSuppression {
 
   void keep_best(const uint64_t* keys, int64_t count) {
     std::vector<Corners> boxes(count);
-    decode_boxes(in_, num_classes_, options_.variances, image_, keys, count, boxes.data());
+    decode_boxes(in_, options_.variances, image_, keys, count, boxes.data());
     for (int64_t i = 0; i < count && !full(); ++i) {
-      const uint32_t label = key_index(keys[i]) % static_cast<uint32_t>(num_classes_);
+      const uint32_t label = key_index(keys[i]) % static_cast<uint32_t>(in_.num_classes);
       if (!finite(boxes[i]) || seen_[label] == options_.top_k) continue;
       ++seen_[label];
-      if (kept_[label].suppress(boxes[i], options_.iou_threshold)) continue;
+      if (kept_[label].suppresses(boxes[i], options_.iou_threshold)) continue;
       kept_[label].add(boxes[i]);
       write(keys[i], boxes[i], label);
     }
@@ -196,7 +196,7 @@ class ImageSuppression {
     out_.boxes[4 * row + 3] = box.y2;
     out_.scores[row] = key_score(key);
     out_.labels[row] = label;
-    out_.indices[row] = key_index(key) / static_cast<uint32_t>(num_classes_);
+    out_.indices[row] = key_index(key) / static_cast<uint32_t>(in_.num_classes);
   }
 
   void pad() {
@@ -208,10 +208,10 @@ class ImageSuppression {
     out_.counts[image_] = count_;
   }
 
-  const DetectInputs<float>& in_;
+  const DetectInputs& in_;
   const DetectOptions& options_;
   const DetectOutputs& out_;
-  const int64_t num_classes_, image_;
+  const int64_t image_;
   int64_t count_ = 0;
   std::vector<int64_t> seen_;    // candidates met per class, suppressed ones included
   std::vector<KeptBoxes> kept_;  // per class
@@ -219,17 +219,20 @@ class ImageSuppression {
 
 }  // namespace
 
-void detect(const DetectInputs<float>& in, const DetectShape& shape, const DetectOptions& options,
-            const DetectOutputs& out) {
+std::string detect_limits(const DetectInputs& in, const DetectOptions&) {
+  return exceeded({{"the number of anchors", in.num_anchors, DetectLimits::kMaxScores / in.num_classes}}, "the CPU");
+}
+
+void detect(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out) {
   const std::vector<Block> blocks = list_blocks(in);
   const auto count = static_cast<int64_t>(blocks.size());
-  std::vector<std::vector<uint64_t>> candidates(shape.batch * count);
-  parallel_for(0, shape.batch * count, 1, [&](int64_t begin, int64_t end) {
+  std::vector<std::vector<uint64_t>> candidates(in.batch * count);
+  parallel_for(0, in.batch * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      candidates[i] = block_candidates(blocks[i % count], i / count, shape.num_classes, options);
+      candidates[i] = block_candidates(blocks[i % count], i / count, in.num_classes, options);
     }
   });
-  parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) {
       size_t total = 0;
       for (int64_t i = image * count; i < (image + 1) * count; ++i) total += candidates[i].size();
@@ -238,7 +241,7 @@ void detect(const DetectInputs<float>& in, const DetectShape& shape, const Detec
       for (int64_t i = image * count; i < (image + 1) * count; ++i) {
         keys.insert(keys.end(), candidates[i].begin(), candidates[i].end());
       }
-      ImageSuppression(in, shape.num_classes, options, out, image).run(keys);
+      ImageSuppression(in, options, out, image).run(keys);
     }
   });
 }

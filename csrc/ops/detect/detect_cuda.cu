@@ -1,9 +1,8 @@
-// detect on the GPU in three kernels (contract: ops/detect.h; drawing and costs: docs/kernels/detect.md).
+// detect on the GPU in three kernels (contract: ops/detect/detect.h; drawing and costs: docs/kernels/detect.md).
 #include "ops/detect/detect_cuda.h"
 
 #include "cuda/block.h"
 #include "cuda/layout.h"
-#include "cuda/limits.h"
 #include "cuda/load.h"
 #include "cuda/softmax.h"
 #include "cuda/suppress.h"
@@ -14,7 +13,7 @@ namespace {
 constexpr int kThreads = 256;       // of a block; also the anchors of a block of score_anchors_kernel
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMergeThreads = 512;  // of a block of merge_classes_kernel, which has an image to itself
-static_assert(kMaxClasses <= kTileTerms && kMaxClasses % 2 == 1);
+static_assert(softmax_row_size(DetectLimits::kMaxClasses) <= kTileTerms);
 
 // All written before it is read, but for the counters, which start at 0.
 struct Workspace {
@@ -43,16 +42,16 @@ struct Level {
 };
 
 template <class T>
-struct Heads {
-  Level<T> levels[kMaxLevels];
+struct Levels {
+  Level<T> all[kMaxLevels];
 };
 
 // A loop over constant indices: a variable one would copy the levels to every thread's local memory.
 template <class T>
-__device__ Level<T> level_of_block(const Heads<T>& heads) {
-  Level<T> level = heads.levels[0];
+__device__ Level<T> level_of_block(const Levels<T>& levels) {
+  Level<T> level = levels.all[0];
   for (int i = 1; i < kMaxLevels; ++i)
-    if (blockIdx.x >= heads.levels[i].first_block) level = heads.levels[i];
+    if (blockIdx.x >= levels.all[i].first_block) level = levels.all[i];
   return level;
 }
 
@@ -110,12 +109,12 @@ __device__ inline void append_candidates(const ScoreTile& tile, int64_t image, i
 // One block: 256 anchors of one level of one image. Filters them, decodes, compacts and scores what is left.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    score_anchors_kernel(Heads<T> heads, const float* anchors, Sizes sizes, DetectOptions options, Workspace work) {
+    score_anchors_kernel(Levels<T> levels, const float* anchors, Sizes sizes, DetectOptions options, Workspace work) {
   REFINEDET_SHARED(float, terms, kTileTerms);
   REFINEDET_SHARED(float, totals, kThreads);
   REFINEDET_SHARED(int, survivors, kThreads);
   REFINEDET_SHARED(int, warp_counts, kWarps);
-  const Level<T> level = level_of_block(heads);
+  const Level<T> level = level_of_block(levels);
   const int64_t image = blockIdx.y, first = int64_t{blockIdx.x - level.first_block} * kThreads;
   const int64_t first_row = image * level.num_anchors + first, first_anchor = level.first_anchor + first;
   const int thread = threadIdx.x;
@@ -161,7 +160,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
   uint64_t key = 0;
   Corners box{};
   const auto fetch = [&](int first) {  // this thread's candidate of a tile
-    if (thread >= kTile) return;  // not bounds: nobody reads what the others would fetch
+    if (thread >= kTile) return;  // only saves work: nobody reads what the others would fetch
     if (first + thread >= count) return;
     key = keys[first + thread];
     box = load_corners(boxes, key_index(key) / static_cast<uint32_t>(sizes.num_classes));
@@ -239,9 +238,9 @@ __global__ void __launch_bounds__(kMergeThreads) merge_classes_kernel(Sizes size
   if (threadIdx.x == 0) out.counts[image] = found;
 }
 
-template __global__ void score_anchors_kernel(Heads<float>, const float*, Sizes, DetectOptions, Workspace);
-template __global__ void score_anchors_kernel(Heads<Half>, const float*, Sizes, DetectOptions, Workspace);
-template __global__ void score_anchors_kernel(Heads<BFloat16>, const float*, Sizes, DetectOptions, Workspace);
+template __global__ void score_anchors_kernel(Levels<float>, const float*, Sizes, DetectOptions, Workspace);
+template __global__ void score_anchors_kernel(Levels<Half>, const float*, Sizes, DetectOptions, Workspace);
+template __global__ void score_anchors_kernel(Levels<BFloat16>, const float*, Sizes, DetectOptions, Workspace);
 
 }  // namespace
 
@@ -249,16 +248,16 @@ template __global__ void score_anchors_kernel(Heads<BFloat16>, const float*, Siz
 
 namespace {
 
-Sizes sizes_of(const DetectShape& shape, const DetectOptions& options) {
-  const int64_t top_k = std::min(options.top_k, shape.num_anchors);
-  return {shape.num_anchors, static_cast<int>(shape.num_classes), static_cast<int>(top_k),
+Sizes sizes_of(const DetectInputs& in, const DetectOptions& options) {
+  const int64_t top_k = std::min(options.top_k, in.num_anchors);
+  return {in.num_anchors, static_cast<int>(in.num_classes), static_cast<int>(top_k),
           static_cast<int>(std::min(top_k, options.keep_top_k)), static_cast<int>(options.keep_top_k)};
 }
 
 // Lays the workspace out from `memory` on; returns the bytes it takes.
-int64_t lay_out(const DetectShape& shape, const Sizes& sizes, char* memory, Workspace* work) {
+int64_t lay_out(int64_t images, const Sizes& sizes, char* memory, Workspace* work) {
   Layout layout(memory);
-  const int64_t images = shape.batch, lists = images * sizes.foreground();
+  const int64_t lists = images * sizes.foreground();
   int* const counters = layout.part<int>(lists + images);
   work->candidate_counts = counters;
   work->kept_counts = counters == nullptr ? nullptr : counters + lists;
@@ -271,56 +270,58 @@ int64_t lay_out(const DetectShape& shape, const Sizes& sizes, char* memory, Work
 int64_t blocks_for(int64_t num_anchors) { return (num_anchors + kThreads - 1) / kThreads; }
 
 template <class T>
-Heads<T> to_heads(const DetectHeads& in, unsigned* num_blocks) {
-  Heads<T> heads;
+Levels<T> to_levels(const DetectInputs& in, unsigned* num_blocks) {
+  Levels<T> levels;
   int64_t anchors = 0, blocks = 0;
   for (int i = 0; i < kMaxLevels; ++i) {
-    const auto level = i < in.num_levels ? in.levels[i] : DetectLevel<void>{};
-    heads.levels[i] = {static_cast<const T*>(level.arm_loc),
-                       static_cast<const T*>(level.arm_conf),
-                       static_cast<const T*>(level.odm_loc),
-                       static_cast<const T*>(level.odm_conf),
-                       anchors,
-                       level.num_anchors,
-                       static_cast<unsigned>(blocks)};
+    const DetectLevel level = i < in.num_levels ? in.levels[i] : DetectLevel{};
+    levels.all[i] = {static_cast<const T*>(level.arm_loc),
+                     static_cast<const T*>(level.arm_conf),
+                     static_cast<const T*>(level.odm_loc),
+                     static_cast<const T*>(level.odm_conf),
+                     anchors,
+                     level.num_anchors,
+                     static_cast<unsigned>(blocks)};
     anchors += level.num_anchors;
     blocks += blocks_for(level.num_anchors);
   }
   *num_blocks = static_cast<unsigned>(blocks);
-  return heads;
+  return levels;
 }
 
 }  // namespace
 
-int64_t detect_workspace_bytes(const DetectShape& shape, const DetectOptions& options) {
-  Workspace work;
-  return lay_out(shape, sizes_of(shape, options), nullptr, &work);
+std::string detect_limits(const DetectInputs& in, const DetectOptions& options) {
+  using Most = DetectLimits;
+  return exceeded({{"the batch size", in.batch, kMaxBatch},
+                   {"the number of classes", in.num_classes, Most::kMaxClasses},
+                   {"the number of anchors", in.num_anchors, Most::kMaxScores / std::max<int64_t>(in.num_classes, 1)},
+                   // No list of candidates is longer than there are anchors.
+                   {"top_k", in.num_anchors > Most::kMaxTopK ? options.top_k : 0, Most::kMaxTopK},
+                   {"keep_top_k", options.keep_top_k, Most::kMaxKeepTopK}},
+                  "CUDA");
 }
 
-std::string detect_refusal(const DetectShape& shape, const DetectOptions& options) {
-  const int64_t top_k = std::min(options.top_k, shape.num_anchors);
-  if (shape.batch > kMaxBatch) return refusal("the batch size", shape.batch, kMaxBatch);
-  if (shape.num_classes > kMaxClasses) return refusal("the number of classes", shape.num_classes, kMaxClasses);
-  if (top_k > kMaxTopK) return refusal("top_k", options.top_k, kMaxTopK);
-  if (options.keep_top_k > kMaxKeepTopK) return refusal("keep_top_k", options.keep_top_k, kMaxKeepTopK);
-  return "";
+int64_t detect_workspace_bytes(const DetectInputs& in, const DetectOptions& options) {
+  Workspace work;
+  return lay_out(in.batch, sizes_of(in, options), nullptr, &work);
 }
 
-void detect(const DetectHeads& in, const DetectShape& shape, const DetectOptions& options, const DetectOutputs& out,
-            void* workspace, Stream stream) {
-  if (shape.batch == 0) return;
-  const Sizes sizes = sizes_of(shape, options);
+void detect(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out, void* workspace,
+            Stream stream) {
+  if (in.batch == 0) return;
+  const Sizes sizes = sizes_of(in, options);
   Workspace work;
-  lay_out(shape, sizes, static_cast<char*>(workspace), &work);
-  const auto images = static_cast<unsigned>(shape.batch), classes = static_cast<unsigned>(sizes.foreground());
+  lay_out(in.batch, sizes, static_cast<char*>(workspace), &work);
+  const auto images = static_cast<unsigned>(in.batch), classes = static_cast<unsigned>(sizes.foreground());
   const dim3 block(kThreads);
   memset_async(work.candidate_counts, 0, (int64_t{images} * classes + images) * sizeof(int), stream);
-  if (classes > 0 && shape.num_anchors > 0) {
+  if (classes > 0 && in.num_anchors > 0) {
     dispatch(in.type, [&](auto element) {
       using T = decltype(element);
       unsigned num_blocks;
-      const Heads<T> heads = to_heads<T>(in, &num_blocks);
-      launch("score_anchors_kernel", score_anchors_kernel<T>, dim3(num_blocks, images), block, 0, stream, heads,
+      const Levels<T> levels = to_levels<T>(in, &num_blocks);
+      launch("score_anchors_kernel", score_anchors_kernel<T>, dim3(num_blocks, images), block, 0, stream, levels,
              in.anchors, sizes, options, work);
     });
     const size_t shared = power_of_two_at_least(sizes.top_k) * sizeof(uint64_t) + sizes.kept_of_class * sizeof(Corners);

@@ -2,46 +2,42 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
-#include "cuda/arguments.h"
-#include "cuda/device.h"
 #include "ops/match/match_cuda.h"
 #endif
 
 namespace refinedet {
-
 namespace {
 
 constexpr const char* kOp = "match";
+constexpr Kernels kKernels = REFINEDET_KERNELS(match);
 
-struct Sizes {
-  int64_t batch, num_anchors, num_boxes;
-  bool shared_anchors;
-};
-
-Sizes check_sizes(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets) {
+// The sizes; arrays come later.
+MatchInputs check_shapes(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels,
+                         const Tensor& gt_offsets) {
   check_shape(kOp, "gt_offsets", gt_offsets, {kAny});
-  const int64_t batch = gt_offsets.size(0) - 1;
-  check(batch >= 0, kOp, "gt_offsets is empty, expected one entry more than images");
-  const bool shared_anchors = anchors.dim() == 2;
-  if (shared_anchors) {
+  MatchInputs inputs{};
+  inputs.batch = gt_offsets.size(0) - 1;
+  check(inputs.batch >= 0, kOp, "gt_offsets is empty, expected one entry more than images");
+  inputs.shared_anchors = anchors.dim() == 2;
+  if (inputs.shared_anchors) {
     check_shape(kOp, "anchors", anchors, {kAny, 4});
   } else {
-    check_shape(kOp, "anchors", anchors, {batch, kAny, 4});
+    check_shape(kOp, "anchors", anchors, {inputs.batch, kAny, 4});
   }
+  inputs.num_anchors = anchors.size(inputs.shared_anchors ? 0 : 1);
   check_shape(kOp, "gt_boxes", gt_boxes, {kAny, 4});
-  const int64_t num_anchors = anchors.size(shared_anchors ? 0 : 1), num_boxes = gt_boxes.size(0);
-  check_shape(kOp, "gt_labels", gt_labels, {num_boxes});
-  check(num_boxes <= std::numeric_limits<int32_t>::max(), kOp, "gt_boxes has ", num_boxes, " rows, at most 2^31 - 1");
-  return {batch, num_anchors, num_boxes, shared_anchors};
+  inputs.num_truths = gt_boxes.size(0);
+  check_shape(kOp, "gt_labels", gt_labels, {inputs.num_truths});
+  return inputs;
 }
 
+// On a GPU nobody checks them: that would mean to wait for it.
 void check_offsets(const Tensor& offsets, int64_t num_boxes) {
   const int64_t* values = offsets.const_data_ptr<int64_t>();
   const int64_t last = offsets.numel() - 1;
@@ -51,69 +47,44 @@ void check_offsets(const Tensor& offsets, int64_t num_boxes) {
     check(values[b] <= values[b + 1], kOp, "gt_offsets must ascend, but ", values[b], " is before ", values[b + 1]);
 }
 
-// Contiguous arguments and the results, with pointers to both as the kernels want them.
-struct Request {
-  Tensor anchors, gt_boxes, gt_labels, gt_offsets;
-  Tensor labels, targets, indices, ious;
-  cpu::MatchInput in;
-  cpu::MatchOutput out;
-};
-
-Request new_request(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
-                    const Sizes& sizes, double iou_threshold, const std::vector<double>& variances) {
-  Request r{.anchors = dense_float(kOp, "anchors", anchors),
-            .gt_boxes = dense_float(kOp, "gt_boxes", gt_boxes),
-            .gt_labels = dense_int64(kOp, "gt_labels", gt_labels),
-            .gt_offsets = dense_int64(kOp, "gt_offsets", gt_offsets),
-            .labels = torch::stable::new_empty(gt_labels, {sizes.batch, sizes.num_anchors}, ScalarType::Long),
-            .targets = torch::stable::new_empty(anchors, {sizes.batch, sizes.num_anchors, 4}, ScalarType::Float),
-            .indices = torch::stable::new_empty(gt_labels, {sizes.batch, sizes.num_anchors}, ScalarType::Long),
-            .ious = torch::stable::new_empty(anchors, {sizes.batch, sizes.num_anchors}, ScalarType::Float),
-            .in = {},
-            .out = {}};
-  r.in = {.anchors = r.anchors.const_data_ptr<float>(),
-          .shared_anchors = sizes.shared_anchors,
-          .gt_boxes = r.gt_boxes.const_data_ptr<float>(),
-          .gt_labels = r.gt_labels.const_data_ptr<int64_t>(),
-          .gt_offsets = r.gt_offsets.const_data_ptr<int64_t>(),
-          .batch = sizes.batch,
-          .num_anchors = sizes.num_anchors,
-          .iou_threshold = static_cast<float>(iou_threshold),
-          .variances = to_variances(kOp, variances)};
-  r.out = {.labels = r.labels.mutable_data_ptr<int64_t>(),
-           .targets = r.targets.mutable_data_ptr<float>(),
-           .indices = r.indices.mutable_data_ptr<int64_t>(),
-           .ious = r.ious.mutable_data_ptr<float>()};
-  return r;
-}
-
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-Results match_cpu(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
-                  double iou_threshold, const std::vector<double>& variances) {
-  const Sizes sizes = check_sizes(anchors, gt_boxes, gt_labels, gt_offsets);
-  const Request r = new_request(anchors, gt_boxes, gt_labels, gt_offsets, sizes, iou_threshold, variances);
-  check_offsets(r.gt_offsets, sizes.num_boxes);
-  cpu::match(r.in, r.out);
-  return {r.labels, r.targets, r.indices, r.ious};
+Results new_results(const Tensor& like, const MatchInputs& in) {
+  const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    return torch::stable::new_empty(like, shape, type);
+  };
+  return {result({in.batch, in.num_anchors}, ScalarType::Long), result({in.batch, in.num_anchors, 4}, ScalarType::Float),
+          result({in.batch, in.num_anchors}, ScalarType::Long), result({in.batch, in.num_anchors}, ScalarType::Float)};
 }
 
-#ifdef REFINEDET_WITH_CUDA
-Results match_cuda(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
-                   double iou_threshold, const std::vector<double>& variances) {
-  cuda::check_same_device(
+MatchOutputs pointers_to(const Results& results) {
+  const auto& [labels, targets, indices, ious] = results;
+  return {labels.mutable_data_ptr<int64_t>(), targets.mutable_data_ptr<float>(), indices.mutable_data_ptr<int64_t>(),
+          ious.mutable_data_ptr<float>()};
+}
+
+Results match(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
+              double iou_threshold, const std::vector<double>& variances) {
+  check_same_device(
       kOp,
       {{"anchors", &anchors}, {"gt_boxes", &gt_boxes}, {"gt_labels", &gt_labels}, {"gt_offsets", &gt_offsets}});
-  const Sizes sizes = check_sizes(anchors, gt_boxes, gt_labels, gt_offsets);
-  const cuda::Device device(anchors);
-  const Request r = new_request(anchors, gt_boxes, gt_labels, gt_offsets, sizes, iou_threshold, variances);
-  const std::string refusal = cuda::match_refusal(r.in, sizes.num_boxes);
-  check(refusal.empty(), kOp, refusal);
-  const Tensor workspace = cuda::new_workspace(anchors, cuda::match_workspace_bytes(r.in, sizes.num_boxes));
-  cuda::match(r.in, sizes.num_boxes, r.out, workspace.mutable_data_ptr(), device.stream());
-  return {r.labels, r.targets, r.indices, r.ious};
+  MatchInputs inputs = check_shapes(anchors, gt_boxes, gt_labels, gt_offsets);
+  const MatchOptions options{.iou_threshold = at_least_0(kOp, "iou_threshold", iou_threshold),
+                             .variances = to_variances(kOp, variances)};
+  kKernels.check_limits(anchors, inputs, options);
+  const Tensor dense_anchors = dense_float(kOp, "anchors", anchors);
+  const Tensor dense_boxes = dense_float(kOp, "gt_boxes", gt_boxes);
+  const Tensor dense_labels = dense_int64(kOp, "gt_labels", gt_labels);
+  const Tensor dense_offsets = dense_int64(kOp, "gt_offsets", gt_offsets);
+  if (!on_gpu(anchors)) check_offsets(dense_offsets, inputs.num_truths);
+  inputs.anchors = dense_anchors.const_data_ptr<float>();
+  inputs.gt_boxes = dense_boxes.const_data_ptr<float>();
+  inputs.gt_labels = dense_labels.const_data_ptr<int64_t>();
+  inputs.gt_offsets = dense_offsets.const_data_ptr<int64_t>();
+  const Results results = new_results(anchors, inputs);
+  kKernels.run(anchors, inputs, options, pointers_to(results));
+  return results;
 }
-#endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def(
@@ -121,10 +92,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
       "float[] variances) -> (Tensor labels, Tensor targets, Tensor indices, Tensor ious)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CPU_KEY, m) { m.impl("match", TORCH_BOX(&match_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("match", TORCH_BOX(&match)); }
 
 #ifdef REFINEDET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CUDA_KEY, m) { m.impl("match", TORCH_BOX(&match_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("match", TORCH_BOX(&match)); }
 #endif
 
 }  // namespace

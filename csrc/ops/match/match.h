@@ -18,29 +18,70 @@
 #pragma once
 
 #include "box_math.h"
+#include "size_limits.h"
 
-namespace refinedet::cpu {
+namespace refinedet {
 
-struct MatchInput {
-  const float* anchors;
-  bool shared_anchors;  // one set of anchors for all images, else one per image
+struct MatchInputs {
+  const float* anchors;  // [N,4], or [B,N,4] unless shared_anchors
   const float* gt_boxes;
   const int64_t* gt_labels;
   const int64_t* gt_offsets;
   int64_t batch, num_anchors;
-  float iou_threshold;
-  Variances variances;
+  int64_t num_truths;  // M
+  bool shared_anchors;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("anchors", anchors);
+    visit("gt_boxes", gt_boxes);
+    visit("gt_labels", gt_labels);
+    visit("gt_offsets", gt_offsets);
+    visit("batch", batch);
+    visit("num_anchors", num_anchors);
+    visit("num_truths", num_truths);
+    visit("shared_anchors", shared_anchors);
+  }
 };
 
-struct MatchOutput {
+struct MatchOptions {
+  float iou_threshold;
+  Variances variances;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("iou_threshold", iou_threshold);
+    visit("variances", variances);
+  }
+};
+
+struct MatchOutputs {
   int64_t* labels;
   float* targets;
   int64_t* indices;
   float* ious;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("labels", labels);
+    visit("targets", targets);
+    visit("indices", indices);
+    visit("ious", ious);
+  }
+};
+
+// Largest sizes that the kernels take.
+struct MatchLimits {
+  static constexpr int64_t kMaxAnchors = 0x7fffffff;  // CUDA: an index is a word beside an IoU
+  static constexpr int64_t kMaxTruths = 0x7fffffff;   // an index is an int
 };
 
 #if !defined(__CUDACC_RTC__)
-void match(const MatchInput& in, const MatchOutput& out);
-#endif
+namespace cpu {
 
-}  // namespace refinedet::cpu
+std::string match_limits(const MatchInputs& inputs, const MatchOptions& options);
+void match(const MatchInputs& inputs, const MatchOptions& options, const MatchOutputs& outputs);
+
+}  // namespace cpu
+#endif
+}  // namespace refinedet

@@ -16,7 +16,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr Corners kNowhere = {kInfinity, kInfinity, -kInfinity, -kInfinity};  // overlaps nothing
 
-constexpr int64_t kBlock = 64;          // anchors compared at once: some cells of a feature map row, so a small region
+constexpr int64_t kBlock = 64;           // anchors compared at once: some cells of a feature map row, so a small region
 constexpr int64_t kChunk = 32 * kBlock;  // anchors of one work item
 constexpr int64_t kMinQueue = 64;        // candidates a ground truth remembers when it searches for another anchor
 
@@ -184,10 +184,11 @@ void match_bipartite(const Image& image, const std::vector<Candidate>& best_anch
 
 class Matcher {
  public:
-  Matcher(const MatchInput& in, const MatchOutput& out)
+  Matcher(const MatchInputs& in, const MatchOptions& options, const MatchOutputs& out)
       : in_(in),
+        options_(options),
         out_(out),
-        truths_(load_truths(in.gt_boxes, in.gt_offsets[in.batch])),
+        truths_(load_truths(in.gt_boxes, in.num_truths)),
         best_anchor_(truths_.size(), kNone) {}
 
   void run() {
@@ -220,7 +221,7 @@ class Matcher {
       clear(b, first, count);
       std::copy_n(best_iou, count, out_.ious + b * in_.num_anchors + first);
       for (int64_t i = 0; i < count; ++i)
-        if (best_truth[i] >= 0 && best_iou[i] >= in_.iou_threshold) write(b, first + i, best_truth[i]);
+        if (best_truth[i] >= 0 && best_iou[i] >= options_.iou_threshold) write(b, first + i, best_truth[i]);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     for (int64_t g = 0; g < img.num_truths; ++g) {
@@ -249,14 +250,15 @@ class Matcher {
   }
 
   void encode(const Corners& box, const Center& anchor, float* target) const {
-    target[0] = ((box.x1 + box.x2) * 0.5f - anchor.cx) / anchor.w / in_.variances.x;
-    target[1] = ((box.y1 + box.y2) * 0.5f - anchor.cy) / anchor.h / in_.variances.y;
-    target[2] = std::log((box.x2 - box.x1) / anchor.w) / in_.variances.w;
-    target[3] = std::log((box.y2 - box.y1) / anchor.h) / in_.variances.h;
+    target[0] = ((box.x1 + box.x2) * 0.5f - anchor.cx) / anchor.w / options_.variances.x;
+    target[1] = ((box.y1 + box.y2) * 0.5f - anchor.cy) / anchor.h / options_.variances.y;
+    target[2] = std::log((box.x2 - box.x1) / anchor.w) / options_.variances.w;
+    target[3] = std::log((box.y2 - box.y1) / anchor.h) / options_.variances.h;
   }
 
-  const MatchInput& in_;
-  const MatchOutput& out_;
+  const MatchInputs& in_;
+  const MatchOptions& options_;
+  const MatchOutputs& out_;
   const std::vector<GroundTruth> truths_;
   std::vector<Candidate> best_anchor_;  // of each ground truth
   std::mutex mutex_;                    // guards best_anchor_
@@ -264,6 +266,12 @@ class Matcher {
 
 }  // namespace
 
-void match(const MatchInput& in, const MatchOutput& out) { Matcher(in, out).run(); }
+std::string match_limits(const MatchInputs& in, const MatchOptions&) {
+  return exceeded({{"the number of ground truths", in.num_truths, MatchLimits::kMaxTruths}}, "the CPU");
+}
+
+void match(const MatchInputs& in, const MatchOptions& options, const MatchOutputs& out) {
+  Matcher(in, options, out).run();
+}
 
 }  // namespace refinedet::cpu

@@ -1,9 +1,8 @@
-// match on the GPU in two kernels (contract: ops/match.h; drawing and costs: docs/kernels/match.md).
+// match on the GPU in two kernels (contract: ops/match/match.h; drawing and costs: docs/kernels/match.md).
 #include "ops/match/match_cuda.h"
 
 #include "cuda/block.h"
 #include "cuda/layout.h"
-#include "cuda/limits.h"
 #include "cuda/load.h"
 
 #if !defined(__CUDACC_RTC__)
@@ -60,12 +59,12 @@ __device__ inline Box to_box(Center anchor) {
   return usable ? Box{corners, area(corners)} : nowhere();
 }
 
-__device__ inline Box load_truth(const MatchInput& in, int64_t row) {
+__device__ inline Box load_truth(const MatchInputs& in, int64_t row) {
   const Corners corners = load_corners(in.gt_boxes, row);
   return finite(corners) ? Box{corners, area(corners)} : nowhere();
 }
 
-__device__ inline Center load_anchor(const MatchInput& in, int64_t image, int64_t anchor) {
+__device__ inline Center load_anchor(const MatchInputs& in, int64_t image, int64_t anchor) {
   return load_center(in.anchors, (in.shared_anchors ? 0 : image * in.num_anchors) + anchor);
 }
 
@@ -74,7 +73,7 @@ __device__ inline float box_iou(const Box& a, const Box& b) {
 }
 
 __device__ inline bool touch(const Corners& a, const Corners& b) {
-  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;  // not bounds: the IoU of the others is 0 anyway
+  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;  // only saves work: the IoU of the others is 0 anyway
 }
 
 // The ground truths of an image: rows of gt_boxes.
@@ -85,14 +84,14 @@ struct Truths {
 
 __device__ inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : min(x, high); }
 
-__device__ inline Truths truths_of(const MatchInput& in, int64_t image, int64_t num_truths) {
-  const int64_t first = clamped(in.gt_offsets[image], 0, num_truths);
-  return {first, static_cast<int>(clamped(in.gt_offsets[image + 1], first, num_truths) - first)};
+__device__ inline Truths truths_of(const MatchInputs& in, int64_t image) {
+  const int64_t first = clamped(in.gt_offsets[image], 0, in.num_truths);
+  return {first, static_cast<int>(clamped(in.gt_offsets[image + 1], first, in.num_truths) - first)};
 }
 
 // Writes what an anchor learns; `truth` is its ground truth within the image, or -1.
-__device__ inline void write_row(const MatchInput& in, const MatchOutput& out, int64_t row, Center anchor, int64_t first_truth,
-                                 int truth) {
+__device__ inline void write_row(const MatchInputs& in, Variances v, const MatchOutputs& out, int64_t row, Center anchor,
+                                 int64_t first_truth, int truth) {
   out.indices[row] = truth;
   if (truth < 0) {
     out.labels[row] = 0;
@@ -100,7 +99,6 @@ __device__ inline void write_row(const MatchInput& in, const MatchOutput& out, i
     return;
   }
   const Corners box = load_corners(in.gt_boxes, first_truth + truth);
-  const Variances& v = in.variances;
   out.labels[row] = in.gt_labels[first_truth + truth];
   store_row(out.targets, row, ((box.x1 + box.x2) * 0.5f - anchor.cx) / anchor.w / v.x,
             ((box.y1 + box.y2) * 0.5f - anchor.cy) / anchor.h / v.y, logf((box.x2 - box.x1) / anchor.w) / v.w,
@@ -131,12 +129,12 @@ __device__ inline Offer best_of_warp(float iou, int64_t anchor) {
 // One block: 256 anchors of an image and all its ground truths. Writes per-prediction matches, complete, the best anchor
 // of each ground truth, and the regions. A warp looks only at ground truths that touch its region.
 __global__ void __launch_bounds__(kThreads)
-    match_anchors_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
+    match_anchors_kernel(MatchInputs in, MatchOptions options, MatchOutputs out, Workspace work) {
   REFINEDET_SHARED(Box, tile, kTile);
   REFINEDET_SHARED(Offer, best_of_tile, kTile);
   const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const bool inside = anchor < in.num_anchors;
-  const Truths truths = truths_of(in, image, num_truths);
+  const Truths truths = truths_of(in, image);
   const Center center = inside ? load_anchor(in, image, anchor) : Center{};
   const Box box = inside ? to_box(center) : nowhere();
   const Corners region = region_of_warp(box.corners);
@@ -150,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
     best_of_tile[threadIdx.x] = 0;
     __syncthreads();
     for (int group = 0; group < kTile; group += kWarpSize) {
-      if (first + group >= truths.count) break;  // not bounds: the rest of the tile touches nothing
+      if (first + group >= truths.count) break;  // only saves work: the rest of the tile touches nothing
       unsigned touching = __ballot_sync(kFullWarp, touch(region, tile[group + lane_index()].corners));
       for (; touching != 0; touching &= touching - 1) {
         const int i = group + __ffs(static_cast<int>(touching)) - 1;
@@ -169,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!inside) return;
   const int64_t row = image * in.num_anchors + anchor;
   out.ious[row] = best_iou;
-  write_row(in, out, row, center, truths.first, best_iou >= in.iou_threshold ? best_truth : -1);
+  write_row(in, options.variances, out, row, center, truths.first, best_iou >= options.iou_threshold ? best_truth : -1);
 }
 
 // Largest of the block's values. `warp_maxima`: one number per warp.
@@ -194,7 +192,7 @@ __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* 
 
 // This thread's best anchor that is free or whose ground truth has to yield to this one. Whole warps take 32 regions,
 // then the anchors of those that the ground truth touches. `regions` are the image's.
-__device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, const Box& box, int truth, const float* regions,
+__device__ inline Offer best_obtainable(const MatchInputs& in, int64_t image, const Box& box, int truth, const float* regions,
                                         const Claim* claims) {
   Offer best = 0;
   for (int64_t first = warp_index() * kWarpSize; first < num_regions(in.num_anchors); first += kImageThreads) {
@@ -215,11 +213,11 @@ __device__ inline Offer best_obtainable(const MatchInput& in, int64_t image, con
 // that. All rank pairs by IoU, so what comes out is the greedy matching.
 // An anchor's claim is in `indices` until the end, over the index of its per-prediction match, which it outranks.
 __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: else registers spill on sm_100
-    assign_truths_kernel(MatchInput in, int64_t num_truths, MatchOutput out, Workspace work) {
+    assign_truths_kernel(MatchInputs in, Variances variances, MatchOutputs out, Workspace work) {
   REFINEDET_SHARED(Offer, losers, kImageThreads / kWarpSize);
   REFINEDET_SHARED(Offer, offers, kImageThreads / kWarpSize);
   const int64_t image = blockIdx.x;
-  const Truths truths = truths_of(in, image, num_truths);
+  const Truths truths = truths_of(in, image);
   Offer* const wishes = work.wishes + truths.first;
   const float* const regions = work.regions + 4 * image * num_regions(in.num_anchors);
   Claim* const claims = reinterpret_cast<Claim*>(out.indices + image * in.num_anchors);
@@ -242,7 +240,8 @@ __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: el
   for (int g = threadIdx.x; g < truths.count; g += kImageThreads) {
     if (wishes[g] == 0) continue;
     const int64_t anchor = anchor_of(wishes[g]);
-    write_row(in, out, image * in.num_anchors + anchor, load_anchor(in, image, anchor), truths.first, g);
+    const int64_t row = image * in.num_anchors + anchor;
+    write_row(in, variances, out, row, load_anchor(in, image, anchor), truths.first, g);
   }
 }
 
@@ -252,42 +251,40 @@ __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: el
 
 namespace {
 
-constexpr int64_t kMaxRows = 0x7fffffff;  // indices of ground truths are int, of anchors a word in an Offer
-
 // Lays the workspace out from `memory` on; returns the bytes it takes.
-int64_t lay_out(const MatchInput& in, int64_t num_truths, char* memory, Workspace* work) {
+int64_t lay_out(const MatchInputs& in, char* memory, Workspace* work) {
   Layout layout(memory);
-  work->wishes = layout.part<Offer>(num_truths);
+  work->wishes = layout.part<Offer>(in.num_truths);
   work->regions = layout.part<float>(4 * in.batch * num_regions(in.num_anchors));
   return layout.bytes();
 }
 
 }  // namespace
 
-int64_t match_workspace_bytes(const MatchInput& in, int64_t num_truths) {
+std::string match_limits(const MatchInputs& in, const MatchOptions&) {
+  return exceeded({{"the batch size", in.batch, kMaxBatch},
+                   {"the number of anchors", in.num_anchors, MatchLimits::kMaxAnchors},
+                   {"the number of ground truths", in.num_truths, MatchLimits::kMaxTruths}},
+                  "CUDA");
+}
+
+int64_t match_workspace_bytes(const MatchInputs& in, const MatchOptions&) {
   Workspace work;
-  return lay_out(in, num_truths, nullptr, &work);
+  return lay_out(in, nullptr, &work);
 }
 
-std::string match_refusal(const MatchInput& in, int64_t num_truths) {
-  if (in.batch > kMaxBatch) return refusal("the batch size", in.batch, kMaxBatch);
-  if (in.num_anchors > kMaxRows) return refusal("the number of anchors", in.num_anchors, kMaxRows);
-  if (num_truths > kMaxRows) return refusal("the number of ground truths", num_truths, kMaxRows);
-  return "";
-}
-
-void match(const MatchInput& in, int64_t num_truths, const MatchOutput& out, void* workspace, Stream stream) {
+void match(const MatchInputs& in, const MatchOptions& options, const MatchOutputs& out, void* workspace, Stream stream) {
   if (in.batch == 0 || in.num_anchors == 0) return;
   Workspace work;
-  lay_out(in, num_truths, static_cast<char*>(workspace), &work);
+  lay_out(in, static_cast<char*>(workspace), &work);
   const auto images = static_cast<unsigned>(in.batch);
   const auto blocks = static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads);
-  if (num_truths > 0) memset_async(work.wishes, 0, num_truths * sizeof(Offer), stream);
-  launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, num_truths, out,
+  if (in.num_truths > 0) memset_async(work.wishes, 0, in.num_truths * sizeof(Offer), stream);
+  launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, options, out,
          work);
-  if (num_truths > 0)
-    launch("assign_truths_kernel", assign_truths_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, num_truths, out,
-           work);
+  if (in.num_truths > 0)
+    launch("assign_truths_kernel", assign_truths_kernel, dim3(images), dim3(kImageThreads), 0, stream, in,
+           options.variances, out, work);
 }
 
 #endif

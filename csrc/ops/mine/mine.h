@@ -15,22 +15,67 @@
 #pragma once
 
 #include "box_math.h"
+#include "input_type.h"
+#include "size_limits.h"
 
-namespace refinedet::cpu {
+namespace refinedet {
 
-struct MineInput {
-  const float* losses;
-  int64_t num_classes;  // of the logits; 0 = `losses` are losses
+struct MineInputs {
+  InputType type;        // of the losses
+  const void* losses;    // [B,N], or logits [B,N,C]
   const int64_t* labels;
   const float* ious;
-  const float* objectness;  // null = none
+  const float* objectness;  // may be null: none
   int64_t batch, num_anchors;
-  float negative_iou, objectness_threshold;
+  int64_t num_classes;  // of the logits; 0 = `losses` are losses
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("type", type);
+    visit("losses", losses);
+    visit("labels", labels);
+    visit("ious", ious);
+    visit("objectness", objectness);
+    visit("batch", batch);
+    visit("num_anchors", num_anchors);
+    visit("num_classes", num_classes);
+  }
+};
+
+struct MineOptions {
+  float negative_iou;
   double negative_ratio;
+  float objectness_threshold;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("negative_iou", negative_iou);
+    visit("negative_ratio", negative_ratio);
+    visit("objectness_threshold", objectness_threshold);
+  }
+};
+
+struct MineOutputs {
+  bool* mask;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("mask", mask);
+  }
+};
+
+// Largest sizes that the kernels of CUDA take; the CPU's take any.
+struct MineLimits {
+  static constexpr int64_t kMaxAnchors = 0x7fffffff;  // an index is a word of a sort key, a count an int
+  static constexpr int64_t kMaxClasses = 4095;        // the exponentials of an anchor fit in 16 KiB of shared memory
 };
 
 #if !defined(__CUDACC_RTC__)
-void mine(const MineInput& in, bool* mask);
-#endif
+namespace cpu {
 
-}  // namespace refinedet::cpu
+std::string mine_limits(const MineInputs& inputs, const MineOptions& options);
+void mine(const MineInputs& inputs, const MineOptions& options, const MineOutputs& outputs);
+
+}  // namespace cpu
+#endif
+}  // namespace refinedet

@@ -13,8 +13,7 @@ namespace refinedet::cpu {
 namespace {
 
 constexpr int64_t kRowsPerTask = 512;  // a softmax of few classes is short: below this a thread does not pay
-
-constexpr int64_t kLanes = 16;          // rows whose softmax is computed together
+constexpr int64_t kLanes = 16;         // rows whose softmax is computed together
 
 struct Candidate {
   float loss;
@@ -25,16 +24,16 @@ struct Candidate {
 };
 
 // How many negatives image b wants, before looking at how many are eligible.
-int64_t num_wanted(const MineInput& in, int64_t b) {
+int64_t num_wanted(const MineInputs& in, const MineOptions& options, int64_t b) {
   const int64_t* labels = in.labels + b * in.num_anchors;
   const auto positives = std::count_if(labels, labels + in.num_anchors, [](int64_t label) { return label > 0; });
-  const double wanted = std::floor(in.negative_ratio * static_cast<double>(positives));
+  const double wanted = std::floor(options.negative_ratio * static_cast<double>(positives));
   return static_cast<int64_t>(std::min(wanted, static_cast<double>(in.num_anchors)));
 }
 
-bool eligible(const MineInput& in, int64_t row) {
-  return in.labels[row] == 0 && in.ious[row] < in.negative_iou &&
-         (in.objectness == nullptr || in.objectness[row] >= in.objectness_threshold);
+bool eligible(const MineInputs& in, const MineOptions& options, int64_t row) {
+  return in.labels[row] == 0 && in.ious[row] < options.negative_iou &&
+         (in.objectness == nullptr || in.objectness[row] >= options.objectness_threshold);
 }
 
 // Softmax of several rows side by side. Each row is summed in class order.
@@ -65,9 +64,10 @@ class BackgroundProbability {
 };
 
 // Writes what each of `rows` is ranked by: its loss, or of logits -max(p0, FLT_MIN), which orders alike.
-void rank(const MineInput& in, const std::vector<int64_t>& rows, float* hardness) {
+void rank(const MineInputs& in, const std::vector<int64_t>& rows, float* hardness) {
+  const auto* const losses = static_cast<const float*>(in.losses);
   if (in.num_classes == 0) {
-    for (const int64_t row : rows) hardness[row] = in.losses[row];
+    for (const int64_t row : rows) hardness[row] = losses[row];
     return;
   }
   BackgroundProbability softmax(in.num_classes);
@@ -75,7 +75,7 @@ void rank(const MineInput& in, const std::vector<int64_t>& rows, float* hardness
   const int64_t size = static_cast<int64_t>(rows.size());
   for (int64_t first = 0; first < size; first += kLanes) {
     const int64_t count = std::min(kLanes, size - first);
-    for (int64_t k = 0; k < count; ++k) softmax.load(k, in.losses + rows[first + k] * in.num_classes);
+    for (int64_t k = 0; k < count; ++k) softmax.load(k, losses + rows[first + k] * in.num_classes);
     softmax.compute(p0);
     for (int64_t k = 0; k < count; ++k) hardness[rows[first + k]] = p0[k] < FLT_MIN ? -FLT_MIN : -p0[k];
   }
@@ -93,22 +93,24 @@ void select(const float* hardness, int64_t num_anchors, int64_t wanted, bool* ma
 
 }  // namespace
 
-void mine(const MineInput& in, bool* mask) {
+std::string mine_limits(const MineInputs&, const MineOptions&) { return {}; }
+
+void mine(const MineInputs& in, const MineOptions& options, const MineOutputs& out) {
   const int64_t num_rows = in.batch * in.num_anchors;
   std::vector<int64_t> wanted(in.batch);
-  for (int64_t b = 0; b < in.batch; ++b) wanted[b] = num_wanted(in, b);
+  for (int64_t b = 0; b < in.batch; ++b) wanted[b] = num_wanted(in, options, b);
   std::vector<float> hardness(num_rows, std::numeric_limits<float>::quiet_NaN());
   parallel_for(0, num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> rows;
     for (int64_t row = begin; row < end; ++row)
-      if (eligible(in, row) && wanted[row / in.num_anchors] > 0) rows.push_back(row);
+      if (eligible(in, options, row) && wanted[row / in.num_anchors] > 0) rows.push_back(row);
     rank(in, rows, hardness.data());
   });
-  std::fill_n(mask, num_rows, false);
+  std::fill_n(out.mask, num_rows, false);
   parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * in.num_anchors;
-      if (wanted[b] > 0) select(hardness.data() + first, in.num_anchors, wanted[b], mask + first);
+      if (wanted[b] > 0) select(hardness.data() + first, in.num_anchors, wanted[b], out.mask + first);
     }
   });
 }

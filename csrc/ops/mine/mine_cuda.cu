@@ -1,9 +1,8 @@
-// mine on the GPU in two kernels (contract: ops/mine.h; drawing and costs: docs/kernels/mine.md).
+// mine on the GPU in two kernels (contract: ops/mine/mine.h; drawing and costs: docs/kernels/mine.md).
 #include "ops/mine/mine_cuda.h"
 
 #include "cuda/block.h"
 #include "cuda/layout.h"
-#include "cuda/limits.h"
 #include "cuda/load.h"
 #include "cuda/softmax.h"
 
@@ -14,6 +13,7 @@ constexpr int kThreads = 256;        // of the ranking kernels: an anchor each
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kImageThreads = 1024;  // of select_negatives_kernel, which waits for memory: as many as there can be
 constexpr float kSmallestNormal = 1.17549435e-38f;  // FLT_MIN
+static_assert(softmax_row_size(MineLimits::kMaxClasses) <= kTileTerms);
 
 // How hard an anchor is: the high word of descending_key(loss, anchor), so the hardest has the smallest.
 constexpr uint32_t kNoRank = 0xffffffffu;  // not eligible, or a NaN loss
@@ -29,9 +29,9 @@ __device__ inline uint32_t to_rank(float loss) {
   return loss == loss ? static_cast<uint32_t>(descending_key(loss, 0) >> 32) : kNoRank;
 }
 
-__device__ inline bool is_eligible(const MineInput& in, int64_t row) {
-  const bool unmatched = in.labels[row] == 0, apart = in.ious[row] < in.negative_iou;
-  const bool possible = in.objectness == nullptr || in.objectness[row] >= in.objectness_threshold;
+__device__ inline bool is_eligible(const MineInputs& in, const MineOptions& options, int64_t row) {
+  const bool unmatched = in.labels[row] == 0, apart = in.ious[row] < options.negative_iou;
+  const bool possible = in.objectness == nullptr || in.objectness[row] >= options.objectness_threshold;
   return unmatched & apart & possible;  // no &&: the loads do not wait for each other
 }
 
@@ -43,12 +43,12 @@ __device__ inline void count_by_warp(bool counted, int* counter) {
 
 // One block: 256 anchors of an image, ranked by their losses.
 template <class T>
-__global__ void __launch_bounds__(kThreads) rank_losses_kernel(MineInput in, Workspace work) {
+__global__ void __launch_bounds__(kThreads) rank_losses_kernel(MineInputs in, MineOptions options, Workspace work) {
   const T* const losses = static_cast<const T*>(in.losses);
   const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t row = image * in.num_anchors + anchor;
   const bool inside = anchor < in.num_anchors;
-  const uint32_t rank = inside && is_eligible(in, row) ? to_rank(load(losses + row)) : kNoRank;
+  const uint32_t rank = inside && is_eligible(in, options, row) ? to_rank(load(losses + row)) : kNoRank;
   if (inside) work.ranks[row] = rank;
   count_by_warp(inside && in.labels[row] > 0, &work.positives[image]);
   count_by_warp(rank != kNoRank, &work.candidates[image]);
@@ -62,14 +62,14 @@ __device__ inline float hardness(const float* terms, int num_classes) {
 
 // One block: 256 anchors of an image, ranked by their logits. Only eligible anchors' are read.
 template <class T>
-__global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInput in, Workspace work) {
+__global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInputs in, MineOptions options, Workspace work) {
   REFINEDET_SHARED(float, terms, kTileTerms);
   REFINEDET_SHARED(int, eligible, kThreads);
   REFINEDET_SHARED(int, warp_counts, kWarps);
   const int64_t image = blockIdx.y, first_anchor = int64_t{blockIdx.x} * kThreads;
   const int64_t first_row = image * in.num_anchors + first_anchor, row = first_row + threadIdx.x;
   const bool inside = first_anchor + threadIdx.x < in.num_anchors;
-  const bool is_candidate = inside && is_eligible(in, row);
+  const bool is_candidate = inside && is_eligible(in, options, row);
   count_by_warp(inside && in.labels[row] > 0, &work.positives[image]);
   const Rank place = rank_in_block(is_candidate, warp_counts);
   if (is_candidate) eligible[place.position] = threadIdx.x;
@@ -101,31 +101,31 @@ struct RankKey {
   }
 };
 
-__device__ inline double num_wanted(const MineInput& in, int positives) {
-  return positives == 0 ? 0.0 : in.negative_ratio * positives;  // the ratio may be infinity
+__device__ inline double num_wanted(double negative_ratio, int positives) {
+  return positives == 0 ? 0.0 : negative_ratio * positives;  // the ratio may be infinity
 }
 
 // One block: an image. Finds the key that separates the hardest candidates from the others, and writes the mask.
-__global__ void __launch_bounds__(kImageThreads) select_negatives_kernel(MineInput in, Workspace work, bool* mask) {
+__global__ void __launch_bounds__(kImageThreads) select_negatives_kernel(MineInputs in, MineOptions options, Workspace work, MineOutputs out) {
   REFINEDET_SHARED(Selection, selection, 1);
   const int64_t image = blockIdx.x, first_row = image * in.num_anchors;
   const RankKey key{work.ranks + first_row};
-  const double wanted = num_wanted(in, work.positives[image]);  // rounded down where it matters
+  const double wanted = num_wanted(options.negative_ratio, work.positives[image]);  // rounded down where it matters
   uint64_t last = kNoKey - 1;
   if (wanted < 1.0) {
     last = 0;  // which no key is
   } else if (wanted < work.candidates[image]) {
     last = select_key(key, in.num_anchors, static_cast<int>(wanted), selection);
   }
-  for (int64_t i = threadIdx.x; i < in.num_anchors; i += kImageThreads) mask[first_row + i] = key(i) <= last;
+  for (int64_t i = threadIdx.x; i < in.num_anchors; i += kImageThreads) out.mask[first_row + i] = key(i) <= last;
 }
 
-template __global__ void rank_losses_kernel<float>(MineInput, Workspace);
-template __global__ void rank_losses_kernel<Half>(MineInput, Workspace);
-template __global__ void rank_losses_kernel<BFloat16>(MineInput, Workspace);
-template __global__ void rank_logits_kernel<float>(MineInput, Workspace);
-template __global__ void rank_logits_kernel<Half>(MineInput, Workspace);
-template __global__ void rank_logits_kernel<BFloat16>(MineInput, Workspace);
+template __global__ void rank_losses_kernel<float>(MineInputs, MineOptions, Workspace);
+template __global__ void rank_losses_kernel<Half>(MineInputs, MineOptions, Workspace);
+template __global__ void rank_losses_kernel<BFloat16>(MineInputs, MineOptions, Workspace);
+template __global__ void rank_logits_kernel<float>(MineInputs, MineOptions, Workspace);
+template __global__ void rank_logits_kernel<Half>(MineInputs, MineOptions, Workspace);
+template __global__ void rank_logits_kernel<BFloat16>(MineInputs, MineOptions, Workspace);
 
 }  // namespace
 
@@ -133,11 +133,8 @@ template __global__ void rank_logits_kernel<BFloat16>(MineInput, Workspace);
 
 namespace {
 
-constexpr int64_t kMaxClasses = kTileTerms - 1;  // a row of a tile, of odd size
-constexpr int64_t kMaxAnchors = 0x7fffffff;      // an index is a word of a sort key, a count an int
-
 // Lays the workspace out from `memory` on; returns the bytes it takes.
-int64_t lay_out(const MineInput& in, char* memory, Workspace* work) {
+int64_t lay_out(const MineInputs& in, char* memory, Workspace* work) {
   Layout layout(memory);
   work->positives = layout.part<int>(2 * in.batch);
   work->candidates = work->positives == nullptr ? nullptr : work->positives + in.batch;
@@ -147,19 +144,19 @@ int64_t lay_out(const MineInput& in, char* memory, Workspace* work) {
 
 }  // namespace
 
-int64_t mine_workspace_bytes(const MineInput& in) {
+std::string mine_limits(const MineInputs& in, const MineOptions&) {
+  return exceeded({{"the batch size", in.batch, kMaxBatch},
+                   {"the number of anchors", in.num_anchors, MineLimits::kMaxAnchors},
+                   {"the number of classes", in.num_classes, MineLimits::kMaxClasses}},
+                  "CUDA");
+}
+
+int64_t mine_workspace_bytes(const MineInputs& in, const MineOptions&) {
   Workspace work;
   return lay_out(in, nullptr, &work);
 }
 
-std::string mine_refusal(const MineInput& in) {
-  if (in.batch > kMaxBatch) return refusal("the batch size", in.batch, kMaxBatch);
-  if (in.num_anchors > kMaxAnchors) return refusal("the number of anchors", in.num_anchors, kMaxAnchors);
-  if (in.num_classes > kMaxClasses) return refusal("the number of classes", in.num_classes, kMaxClasses);
-  return "";
-}
-
-void mine(const MineInput& in, bool* mask, void* workspace, Stream stream) {
+void mine(const MineInputs& in, const MineOptions& options, const MineOutputs& out, void* workspace, Stream stream) {
   if (in.batch == 0 || in.num_anchors == 0) return;
   Workspace work;
   lay_out(in, static_cast<char*>(workspace), &work);
@@ -169,11 +166,12 @@ void mine(const MineInput& in, bool* mask, void* workspace, Stream stream) {
   dispatch(in.type, [&](auto element) {
     using T = decltype(element);
     if (in.num_classes == 0)
-      launch("rank_losses_kernel", rank_losses_kernel<T>, grid, dim3(kThreads), 0, stream, in, work);
+      launch("rank_losses_kernel", rank_losses_kernel<T>, grid, dim3(kThreads), 0, stream, in, options, work);
     else
-      launch("rank_logits_kernel", rank_logits_kernel<T>, grid, dim3(kThreads), 0, stream, in, work);
+      launch("rank_logits_kernel", rank_logits_kernel<T>, grid, dim3(kThreads), 0, stream, in, options, work);
   });
-  launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, work, mask);
+  launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, options,
+         work, out);
 }
 
 #endif

@@ -4,15 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <optional>
 #include <vector>
 
-#include "checks.h"
+#include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
-#include "cuda/arguments.h"
-#include "cuda/device.h"
 #include "ops/nms/nms_cuda.h"
 #endif
 
@@ -20,17 +17,16 @@ namespace refinedet {
 namespace {
 
 constexpr const char* kOp = "nms";
-constexpr int64_t kMaxBoxes = int64_t{1} << 32;  // an index is half of a 64-bit sort key
+constexpr Kernels kKernels = REFINEDET_KERNELS(nms);
 
-int64_t check_sizes(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels,
-                    double iou_threshold) {
+// The sizes; arrays come later.
+NmsInputs check_shapes(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels) {
   check_shape(kOp, "boxes", boxes, {kAny, 4});
-  const int64_t num_boxes = boxes.size(0);
-  check_shape(kOp, "scores", scores, {num_boxes});
-  if (labels) check_shape(kOp, "labels", *labels, {num_boxes});
-  check(num_boxes < kMaxBoxes, kOp, "boxes holds ", num_boxes, " boxes, expected fewer than 2^32");
-  check(iou_threshold >= 0, kOp, "iou_threshold must be at least 0, got ", iou_threshold);
-  return num_boxes;
+  NmsInputs inputs{};
+  inputs.num_boxes = boxes.size(0);
+  check_shape(kOp, "scores", scores, {inputs.num_boxes});
+  if (labels) check_shape(kOp, "labels", *labels, {inputs.num_boxes});
+  return inputs;
 }
 
 std::optional<Tensor> dense_labels_of(const std::optional<Tensor>& labels) {
@@ -38,18 +34,12 @@ std::optional<Tensor> dense_labels_of(const std::optional<Tensor>& labels) {
   return dense_int64(kOp, "labels", *labels);
 }
 
-Tensor nms_cpu(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels, double iou_threshold) {
-  const int64_t num_boxes = check_sizes(boxes, scores, labels, iou_threshold);
-  const Tensor dense_boxes = dense_float(kOp, "boxes", boxes);
-  const Tensor dense_scores = dense_float(kOp, "scores", scores);
-  const std::optional<Tensor> dense_labels = dense_labels_of(labels);
-
-  std::vector<int64_t> kept(num_boxes);
-  const int64_t count =
-      cpu::nms(dense_boxes.const_data_ptr<float>(), dense_scores.const_data_ptr<float>(),
-               dense_labels ? dense_labels->const_data_ptr<int64_t>() : nullptr, num_boxes,
-               static_cast<float>(iou_threshold), kept.data());
-  const Tensor result = torch::stable::new_empty(dense_boxes, {count}, ScalarType::Long);
+// `like`: a tensor of the device.
+Tensor run_on_cpu(const Tensor& like, const NmsInputs& inputs, const NmsOptions& options) {
+  std::vector<int64_t> kept(inputs.num_boxes);
+  int64_t count = 0;
+  kKernels.run(like, inputs, options, {.kept = kept.data(), .count = &count});
+  const Tensor result = torch::stable::new_empty(like, {count}, ScalarType::Long);
   std::copy_n(kept.data(), count, result.mutable_data_ptr<int64_t>());
   return result;
 }
@@ -64,39 +54,43 @@ Tensor descending_order(const Tensor& scores) {
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
-Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels, double iou_threshold) {
-  cuda::check_same_device(kOp, {{"boxes", &boxes}, {"scores", &scores}, {"labels", cuda::pointer_to(labels)}});
-  const int64_t num_boxes = check_sizes(boxes, scores, labels, iou_threshold);
-  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-  check(num_boxes <= kLimit, kOp, "boxes holds ", num_boxes, " boxes, on CUDA at most ", kLimit);
-  const cuda::Device device(boxes);
-  const Tensor dense_boxes = cuda::dense_input(kOp, "boxes", boxes);
-  const Tensor dense_scores = dense_float(kOp, "scores", scores);
-  const std::optional<Tensor> dense_labels = dense_labels_of(labels);
-  const Tensor order = descending_order(dense_scores);
-  Tensor kept = torch::stable::new_empty(dense_boxes, {num_boxes}, ScalarType::Long);
-  const Tensor count = torch::stable::new_empty(dense_boxes, {1}, ScalarType::Long);
-  const Tensor workspace = cuda::new_workspace(dense_boxes, cuda::nms_workspace_bytes(num_boxes));
-  const cuda::NmsInputs inputs{.type = cuda::input_type(dense_boxes),
-                               .boxes = dense_boxes.const_data_ptr(),
-                               .scores = dense_scores.const_data_ptr<float>(),
-                               .labels = dense_labels ? dense_labels->const_data_ptr<int64_t>() : nullptr,
-                               .order = order.const_data_ptr<int64_t>(),
-                               .num_boxes = num_boxes};
-  const cuda::NmsOutputs outputs{kept.mutable_data_ptr<int64_t>(), count.mutable_data_ptr<int64_t>()};
-  cuda::nms(inputs, static_cast<float>(iou_threshold), outputs, workspace.mutable_data_ptr(), device.stream());
-  return torch::stable::narrow(kept, 0, 0, cuda::read_number(outputs.count, device.stream()));
+Tensor run_on_gpu(const Tensor& scores, NmsInputs inputs, const NmsOptions& options) {
+  const Tensor order = descending_order(scores);
+  inputs.order = order.const_data_ptr<int64_t>();
+  Tensor kept = torch::stable::new_empty(scores, {inputs.num_boxes}, ScalarType::Long);
+  const Tensor count = torch::stable::new_empty(scores, {1}, ScalarType::Long);
+  kKernels.run(scores, inputs, options,
+               {.kept = kept.mutable_data_ptr<int64_t>(), .count = count.mutable_data_ptr<int64_t>()});
+  return torch::stable::narrow(kept, 0, 0, cuda::read_number(count));
 }
 #endif
+
+Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels, double iou_threshold) {
+  check_same_device(kOp, {{"boxes", &boxes}, {"scores", &scores}, {"labels", pointer_to(labels)}});
+  NmsInputs inputs = check_shapes(boxes, scores, labels);
+  const NmsOptions options{.iou_threshold = at_least_0(kOp, "iou_threshold", iou_threshold)};
+  kKernels.check_limits(boxes, inputs, options);
+  const Tensor dense_boxes = dense_input(kOp, "boxes", boxes);
+  const Tensor dense_scores = dense_float(kOp, "scores", scores);
+  const std::optional<Tensor> dense_labels = dense_labels_of(labels);
+  inputs.type = input_type(dense_boxes);
+  inputs.boxes = dense_boxes.const_data_ptr();
+  inputs.scores = dense_scores.const_data_ptr<float>();
+  inputs.labels = dense_labels ? dense_labels->const_data_ptr<int64_t>() : nullptr;
+#ifdef REFINEDET_WITH_CUDA
+  if (on_gpu(boxes)) return run_on_gpu(dense_scores, inputs, options);
+#endif
+  return run_on_cpu(dense_scores, inputs, options);
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def("nms(Tensor boxes, Tensor scores, Tensor? labels, float iou_threshold) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CPU_KEY, m) { m.impl("nms", TORCH_BOX(&nms_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("nms", TORCH_BOX(&nms)); }
 
 #ifdef REFINEDET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CUDA_KEY, m) { m.impl("nms", TORCH_BOX(&nms_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("nms", TORCH_BOX(&nms)); }
 #endif
 
 }  // namespace

@@ -11,12 +11,63 @@
 // float16, bfloat16 and float64 inputs are converted to float32. N = 0 gives K = 0.
 #pragma once
 
-#include <cstdint>
+#include "box_math.h"
+#include "input_type.h"
+#include "size_limits.h"
 
-namespace refinedet::cpu {
+namespace refinedet {
 
-// Writes K indices to kept, which has room for N, and returns K. `labels` may be null.
-int64_t nms(const float* boxes, const float* scores, const int64_t* labels, int64_t num_boxes, float iou_threshold,
-            int64_t* kept);
+struct NmsInputs {
+  InputType type;         // of the boxes
+  const void* boxes;      // [N,4]
+  const float* scores;    // [N]
+  const int64_t* labels;  // [N], may be null: one class
+  const int64_t* order;   // [N] CUDA: boxes by score descending, equal ones by index ascending, NaN scores anywhere
+  int64_t num_boxes;
 
-}  // namespace refinedet::cpu
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("type", type);
+    visit("boxes", boxes);
+    visit("scores", scores);
+    visit("labels", labels);
+    visit("order", order);
+    visit("num_boxes", num_boxes);
+  }
+};
+
+struct NmsOptions {
+  float iou_threshold;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("iou_threshold", iou_threshold);
+  }
+};
+
+struct NmsOutputs {
+  int64_t* kept;   // room for N; the first *count are written
+  int64_t* count;  // [1]
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("kept", kept);
+    visit("count", count);
+  }
+};
+
+// Largest sizes that the kernels take.
+struct NmsLimits {
+  static constexpr int64_t kMaxBoxes = 0xffffffff;      // CPU: an index is half of a 64-bit sort key
+  static constexpr int64_t kMaxBoxesCuda = 0x7fffffff;  // tiles are counted by blocks of a grid
+};
+
+#if !defined(__CUDACC_RTC__)
+namespace cpu {
+
+std::string nms_limits(const NmsInputs& inputs, const NmsOptions& options);
+void nms(const NmsInputs& inputs, const NmsOptions& options, const NmsOutputs& outputs);
+
+}  // namespace cpu
+#endif
+}  // namespace refinedet

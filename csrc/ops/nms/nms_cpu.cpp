@@ -23,14 +23,14 @@ Corners load(const float* boxes, int64_t i) {
   return {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
 }
 
-std::vector<Candidate> usable_candidates(const float* boxes, const float* scores, const int64_t* labels, int64_t count) {
+std::vector<Candidate> usable_candidates(const NmsInputs& in, const float* boxes) {
   std::vector<Candidate> candidates;
-  candidates.reserve(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const bool is_number = scores[i] == scores[i];
+  candidates.reserve(in.num_boxes);
+  for (int64_t i = 0; i < in.num_boxes; ++i) {
+    const bool is_number = in.scores[i] == in.scores[i];
     if (is_number && finite(load(boxes, i))) {
-      const int64_t label = labels == nullptr ? 0 : labels[i];
-      candidates.push_back({label, descending_key(scores[i], static_cast<uint32_t>(i))});
+      const int64_t label = in.labels == nullptr ? 0 : in.labels[i];
+      candidates.push_back({label, descending_key(in.scores[i], static_cast<uint32_t>(i))});
     }
   }
   return candidates;
@@ -51,7 +51,7 @@ std::vector<uint64_t> suppress_class(const float* boxes, const Candidate* begin,
   std::vector<uint64_t> kept_keys;
   for (const Candidate* candidate = begin; candidate != end; ++candidate) {
     const Corners box = load(boxes, key_index(candidate->key));
-    if (kept.suppress(box, threshold)) continue;
+    if (kept.suppresses(box, threshold)) continue;
     kept.add(box);
     kept_keys.push_back(candidate->key);
   }
@@ -60,9 +60,13 @@ std::vector<uint64_t> suppress_class(const float* boxes, const Candidate* begin,
 
 }  // namespace
 
-int64_t nms(const float* boxes, const float* scores, const int64_t* labels, int64_t num_boxes, float iou_threshold,
-            int64_t* kept) {
-  std::vector<Candidate> candidates = usable_candidates(boxes, scores, labels, num_boxes);
+std::string nms_limits(const NmsInputs& in, const NmsOptions&) {
+  return exceeded({{"the number of boxes", in.num_boxes, NmsLimits::kMaxBoxes}}, "the CPU");
+}
+
+void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) {
+  const auto* const boxes = static_cast<const float*>(in.boxes);
+  std::vector<Candidate> candidates = usable_candidates(in, boxes);
   std::sort(candidates.begin(), candidates.end());
   const std::vector<size_t> bounds = class_bounds(candidates);
   const auto num_classes = static_cast<int64_t>(bounds.size()) - 1;
@@ -70,14 +74,14 @@ int64_t nms(const float* boxes, const float* scores, const int64_t* labels, int6
   parallel_for(0, num_classes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       kept_of_class[c] =
-          suppress_class(boxes, candidates.data() + bounds[c], candidates.data() + bounds[c + 1], iou_threshold);
+          suppress_class(boxes, candidates.data() + bounds[c], candidates.data() + bounds[c + 1], options.iou_threshold);
     }
   });
   std::vector<uint64_t> keys;
   for (const auto& class_keys : kept_of_class) keys.insert(keys.end(), class_keys.begin(), class_keys.end());
   if (num_classes > 1) std::sort(keys.begin(), keys.end());
-  std::transform(keys.begin(), keys.end(), kept, key_index);
-  return static_cast<int64_t>(keys.size());
+  std::transform(keys.begin(), keys.end(), out.kept, key_index);
+  *out.count = static_cast<int64_t>(keys.size());
 }
 
 }  // namespace refinedet::cpu

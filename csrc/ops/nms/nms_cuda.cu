@@ -1,4 +1,4 @@
-// nms on the GPU (contract: ops/nms.h; drawing and costs: docs/kernels/nms.md).
+// nms on the GPU (contract: ops/nms/nms.h; drawing and costs: docs/kernels/nms.md).
 //
 // Boxes are gathered in the order of their scores, in tiles of 64, and suppressed band by band of 64 tiles:
 //   compare_band_kernel    all pairs of the band, on the whole GPU: a bit per pair, 2 MiB whatever N is
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     compare_band_kernel(Workspace work, int64_t first_tile, int num_tiles, float threshold) {
   const int row_tile = blockIdx.y, column_tile = blockIdx.x;
-  if (row_tile > column_tile) return;  // not bounds: nobody reads words before the diagonal
+  if (row_tile > column_tile) return;  // only saves work: nobody reads words before the diagonal
   const int64_t first_row = (first_tile + row_tile) * kTile, first_column = (first_tile + column_tile) * kTile;
   const Box low = work.candidates(first_column + lane_index());
   const Box high = work.candidates(first_column + kWarpSize + lane_index());
@@ -99,13 +99,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int tile = 0; tile < num_tiles; ++tile) {
     const uint64_t* const rows = work.rows + tile * kTile * num_tiles;
     if (thread < kTile) diagonal[thread] = rows[thread * num_tiles + tile];
-    uint64_t mine[kRows];
+    uint64_t words[kRows];
     for (int r = 0; r < kRows; ++r)
-      mine[r] = column > tile && column < num_tiles ? rows[(group * kRows + r) * num_tiles + column] : 0;
+      words[r] = column > tile && column < num_tiles ? rows[(group * kRows + r) * num_tiles + column] : 0;
     __syncthreads();
     const uint64_t alive = pick_greedily(diagonal, ~suppressed[tile]);
     uint64_t hit = 0;
-    for (int r = 0; r < kRows; ++r) hit |= alive >> (group * kRows + r) & 1 ? mine[r] : 0;
+    for (int r = 0; r < kRows; ++r) hit |= alive >> (group * kRows + r) & 1 ? words[r] : 0;
     if (hit != 0) atomicOr(&suppressed[column], hit);
     if (thread < kTile && (alive >> thread & 1)) {
       const int64_t candidate = (first_tile + tile) * kTile + thread;
@@ -170,12 +170,16 @@ int64_t lay_out(int64_t num_boxes, char* memory, Workspace* work) {
 
 }  // namespace
 
-int64_t nms_workspace_bytes(int64_t num_boxes) {
-  Workspace work;
-  return lay_out(num_boxes, nullptr, &work);
+std::string nms_limits(const NmsInputs& in, const NmsOptions&) {
+  return exceeded({{"the number of boxes", in.num_boxes, NmsLimits::kMaxBoxesCuda}}, "CUDA");
 }
 
-void nms(const NmsInputs& in, float iou_threshold, const NmsOutputs& out, void* workspace, Stream stream) {
+int64_t nms_workspace_bytes(const NmsInputs& in, const NmsOptions&) {
+  Workspace work;
+  return lay_out(in.num_boxes, nullptr, &work);
+}
+
+void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out, void* workspace, Stream stream) {
   if (in.num_boxes == 0) return memset_async(out.count, 0, sizeof(*out.count), stream);
   Workspace work;
   lay_out(in.num_boxes, static_cast<char*>(workspace), &work);
@@ -190,12 +194,12 @@ void nms(const NmsInputs& in, float iou_threshold, const NmsOutputs& out, void* 
   for (int64_t first = 0; first < num_tiles; first += kBandTiles) {
     const auto tiles = static_cast<int>(std::min<int64_t>(kBandTiles, num_tiles - first));
     launch("compare_band_kernel", compare_band_kernel, dim3(blocks(tiles), blocks(tiles)), block, 0, stream, work,
-           first, tiles, iou_threshold);
+           first, tiles, options.iou_threshold);
     launch("resolve_band_kernel", resolve_band_kernel, dim3(1), block, 0, stream, work, in.order, first, tiles, out);
     const int64_t rest = first + tiles;
     if (rest < num_tiles)
       launch("suppress_rest_kernel", suppress_rest_kernel, dim3(blocks(num_tiles - rest)), block, 0, stream, work, rest,
-             iou_threshold);
+             options.iou_threshold);
   }
 }
 

@@ -4,78 +4,56 @@
 
 #include <vector>
 
-#include "checks.h"
+#include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
-#include "cuda/arguments.h"
-#include "cuda/device.h"
 #include "ops/refine/refine_cuda.h"
 #endif
 
 namespace refinedet {
-
 namespace {
 
 constexpr const char* kOp = "refine";
+constexpr Kernels kKernels = REFINEDET_KERNELS(refine);
 
-struct Sizes {
-  int64_t batch, num_anchors;
-  bool shared_anchors;
-};
-
-Sizes check_sizes(const Tensor& anchors, const Tensor& offsets) {
+// The sizes; arrays come later.
+RefineInputs check_shapes(const Tensor& anchors, const Tensor& offsets) {
   check_shape(kOp, "offsets", offsets, {kAny, kAny, 4});
-  const int64_t batch = offsets.size(0), num_anchors = offsets.size(1);
-  const bool shared_anchors = anchors.dim() == 2;
-  if (shared_anchors) {
-    check_shape(kOp, "anchors", anchors, {num_anchors, 4});
+  RefineInputs inputs{};
+  inputs.batch = offsets.size(0);
+  inputs.num_anchors = offsets.size(1);
+  inputs.shared_anchors = anchors.dim() == 2;
+  if (inputs.shared_anchors) {
+    check_shape(kOp, "anchors", anchors, {inputs.num_anchors, 4});
   } else {
-    check_shape(kOp, "anchors", anchors, {batch, num_anchors, 4});
+    check_shape(kOp, "anchors", anchors, {inputs.batch, inputs.num_anchors, 4});
   }
-  return {batch, num_anchors, shared_anchors};
+  return inputs;
 }
 
-Tensor new_result(const Tensor& offsets, const Sizes& sizes) {
-  return torch::stable::new_empty(offsets, {sizes.batch, sizes.num_anchors, 4}, ScalarType::Float);
-}
-
-Tensor refine_cpu(const Tensor& anchors, const Tensor& offsets, const std::vector<double>& variances) {
-  const Sizes sizes = check_sizes(anchors, offsets);
+Tensor refine(const Tensor& anchors, const Tensor& offsets, const std::vector<double>& variances) {
+  check_same_device(kOp, {{"offsets", &offsets}, {"anchors", &anchors}});
+  RefineInputs inputs = check_shapes(anchors, offsets);
+  const RefineOptions options{.variances = to_variances(kOp, variances)};
+  kKernels.check_limits(offsets, inputs, options);
   const Tensor dense_anchors = dense_float(kOp, "anchors", anchors);
-  const Tensor dense_offsets = dense_float(kOp, "offsets", offsets);
-  const Tensor refined = new_result(dense_offsets, sizes);
-  cpu::refine(dense_anchors.const_data_ptr<float>(), sizes.shared_anchors, dense_offsets.const_data_ptr<float>(),
-              sizes.batch, sizes.num_anchors, to_variances(kOp, variances), refined.mutable_data_ptr<float>());
+  const Tensor dense_offsets = dense_input(kOp, "offsets", offsets);
+  inputs.type = input_type(dense_offsets);
+  inputs.anchors = dense_anchors.const_data_ptr<float>();
+  inputs.offsets = dense_offsets.const_data_ptr();
+  const Tensor refined = torch::stable::new_empty(dense_offsets, {inputs.batch, inputs.num_anchors, 4}, ScalarType::Float);
+  kKernels.run(offsets, inputs, options, {.refined = refined.mutable_data_ptr<float>()});
   return refined;
 }
-
-#ifdef REFINEDET_WITH_CUDA
-Tensor refine_cuda(const Tensor& anchors, const Tensor& offsets, const std::vector<double>& variances) {
-  cuda::check_same_device(kOp, {{"offsets", &offsets}, {"anchors", &anchors}});
-  const Sizes sizes = check_sizes(anchors, offsets);
-  const cuda::Device device(offsets);
-  const Tensor dense_anchors = dense_float(kOp, "anchors", anchors);
-  const Tensor dense_offsets = cuda::dense_input(kOp, "offsets", offsets);
-  const Tensor refined = new_result(dense_offsets, sizes);
-  const cuda::RefineInputs inputs{.type = cuda::input_type(dense_offsets),
-                                  .anchors = dense_anchors.const_data_ptr<float>(),
-                                  .shared_anchors = sizes.shared_anchors,
-                                  .offsets = dense_offsets.const_data_ptr(),
-                                  .batch = sizes.batch,
-                                  .num_anchors = sizes.num_anchors};
-  cuda::refine(inputs, to_variances(kOp, variances), refined.mutable_data_ptr<float>(), device.stream());
-  return refined;
-}
-#endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def("refine(Tensor anchors, Tensor offsets, float[] variances) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CPU_KEY, m) { m.impl("refine", TORCH_BOX(&refine_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("refine", TORCH_BOX(&refine)); }
 
 #ifdef REFINEDET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(refinedet, REFINEDET_CUDA_KEY, m) { m.impl("refine", TORCH_BOX(&refine_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("refine", TORCH_BOX(&refine)); }
 #endif
 
 }  // namespace

@@ -8,14 +8,54 @@
 // result. NaN and inf pass through by the rules of IEEE arithmetic; a width too large for float32 becomes inf.
 #pragma once
 
-#include <cstdint>
-
 #include "box_math.h"
+#include "input_type.h"
+#include "size_limits.h"
 
-namespace refinedet::cpu {
+namespace refinedet {
 
-// One set of anchors for all images when `shared_anchors`, else one per image.
-void refine(const float* anchors, bool shared_anchors, const float* offsets, int64_t batch, int64_t num_anchors,
-            Variances variances, float* refined);
+struct RefineInputs {
+  InputType type;        // of the offsets
+  const float* anchors;  // [N,4], or [B,N,4] unless shared_anchors
+  const void* offsets;   // [B,N,4]
+  int64_t batch, num_anchors;
+  bool shared_anchors;
 
-}  // namespace refinedet::cpu
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("type", type);
+    visit("anchors", anchors);
+    visit("offsets", offsets);
+    visit("batch", batch);
+    visit("num_anchors", num_anchors);
+    visit("shared_anchors", shared_anchors);
+  }
+};
+
+struct RefineOptions {
+  Variances variances;
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("variances", variances);
+  }
+};
+
+struct RefineOutputs {
+  float* refined;  // [B,N,4]
+
+  template <class Visit>
+  void fields(const Visit& visit) {
+    visit("refined", refined);
+  }
+};
+
+#if !defined(__CUDACC_RTC__)
+namespace cpu {
+
+std::string refine_limits(const RefineInputs& inputs, const RefineOptions& options);
+void refine(const RefineInputs& inputs, const RefineOptions& options, const RefineOutputs& outputs);
+
+}  // namespace cpu
+#endif
+}  // namespace refinedet

@@ -24,14 +24,16 @@ void refine_row(const float* anchors, const float* offsets, int64_t count, Varia
 
 }  // namespace
 
-void refine(const float* anchors, bool shared_anchors, const float* offsets, int64_t batch, int64_t num_anchors,
-            Variances variances, float* refined) {
-  parallel_for(0, batch * num_anchors, kGrain, [=](int64_t begin, int64_t end) {
+std::string refine_limits(const RefineInputs&, const RefineOptions&) { return {}; }
+
+void refine(const RefineInputs& in, const RefineOptions& options, const RefineOutputs& out) {
+  parallel_for(0, in.batch * in.num_anchors, kGrain, [&](int64_t begin, int64_t end) {
     while (begin < end) {  // one step per image that the range touches
-      const int64_t first = begin % num_anchors;
-      const int64_t count = std::min(end - begin, num_anchors - first);
-      const float* row = anchors + 4 * (shared_anchors ? first : begin);
-      refine_row(row, offsets + 4 * begin, count, variances, refined + 4 * begin);
+      const int64_t first = begin % in.num_anchors;
+      const int64_t count = std::min(end - begin, in.num_anchors - first);
+      const float* const anchors = in.anchors + 4 * (in.shared_anchors ? first : begin);
+      const float* const offsets = static_cast<const float*>(in.offsets) + 4 * begin;
+      refine_row(anchors, offsets, count, options.variances, out.refined + 4 * begin);
       begin += count;
     }
   });

@@ -1,4 +1,4 @@
-// refine on the GPU (contract: ops/refine.h; costs: docs/kernels/refine.md).
+// refine on the GPU (contract: ops/refine/refine.h; costs: docs/kernels/refine.md).
 #include "ops/refine/refine_cuda.h"
 
 #include "cuda/load.h"
@@ -36,7 +36,11 @@ INSTANTIATE(BFloat16);
 
 #if !defined(__CUDACC_RTC__)
 
-void refine(const RefineInputs& in, Variances variances, float* refined, Stream stream) {
+std::string refine_limits(const RefineInputs&, const RefineOptions&) { return {}; }
+
+int64_t refine_workspace_bytes(const RefineInputs&, const RefineOptions&) { return 0; }
+
+void refine(const RefineInputs& in, const RefineOptions& options, const RefineOutputs& out, void*, Stream stream) {
   constexpr int64_t kMaxRows = 1024;  // of blocks: more than any GPU runs at once
   if (in.batch == 0 || in.num_anchors == 0) return;
   const dim3 grid(static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads),
@@ -44,7 +48,8 @@ void refine(const RefineInputs& in, Variances variances, float* refined, Stream 
   dispatch(in.type, [&](auto element) {
     using T = decltype(element);
     launch("refine_anchors_kernel", refine_anchors_kernel<T>, grid, dim3(kThreads), 0, stream, in.anchors,
-           in.shared_anchors, static_cast<const T*>(in.offsets), in.batch, in.num_anchors, variances, refined);
+           in.shared_anchors, static_cast<const T*>(in.offsets), in.batch, in.num_anchors, options.variances,
+           out.refined);
   });
 }
 

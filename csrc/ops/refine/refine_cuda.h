@@ -1,25 +1,22 @@
-// The CUDA side of refine: raw pointers to device memory, sizes, a stream. Same contract as ops/refine.h.
+// The CUDA side of refine: raw pointers to device memory, sizes, a stream. Same contract as ops/refine/refine.h.
 #pragma once
 
-#include "box_math.h"
-#include "cuda/input_type.h"
 #include "cuda/runtime.h"
-
-namespace refinedet::cuda {
-
-struct RefineInputs {
-  InputType type;        // of the offsets
-  const float* anchors;  // [N,4], or [B,N,4] unless shared_anchors
-  bool shared_anchors;
-  const void* offsets;  // [B,N,4]
-  int64_t batch, num_anchors;
-};
+#include "ops/refine/refine.h"
 
 #if !defined(__CUDACC_RTC__)
 
-// Queues one kernel, none when there is nothing to do. `refined` [B,N,4] is aligned to 16 bytes; inputs need not be.
-void refine(const RefineInputs& inputs, Variances variances, float* refined, Stream stream);
+namespace refinedet::cuda {
 
-#endif
+std::string refine_limits(const RefineInputs& inputs, const RefineOptions& options);
+
+// None.
+int64_t refine_workspace_bytes(const RefineInputs& inputs, const RefineOptions& options);
+
+// Queues one kernel, none when there is nothing to do. `refined` is aligned to 16 bytes; inputs need not be.
+void refine(const RefineInputs& inputs, const RefineOptions& options, const RefineOutputs& outputs, void* workspace,
+            Stream stream);
 
 }  // namespace refinedet::cuda
+
+#endif

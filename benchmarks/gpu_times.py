@@ -1,0 +1,31 @@
+"""How long a GPU takes, by CUDA events."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+ROUNDS = 50
+
+
+def nothing() -> None:
+    pass
+
+
+def busy() -> None:
+    """Keeps the GPU from starting for some 0.1 ms, in which the host queues what is measured."""
+    torch.cuda._sleep(200_000)
+
+
+def microseconds(call: Callable[[], object], before: Callable[[], object]) -> float:
+    """Median over many calls, each between two events; ``before`` is queued ahead of the first."""
+    times = []
+    for _ in range(ROUNDS + 5):
+        before()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times[5:])

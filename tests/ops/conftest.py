@@ -1,0 +1,36 @@
+"""The kernels of an operator on the harness, for tests/ops/test_<op>.py: what runs on it bears the mark `simulated`."""
+
+from collections.abc import Iterator
+
+import pytest
+from simulated.harness import Harness
+
+HARNESSES = {"harness", "fast_harness", "racing_harness"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if HARNESSES.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.simulated)
+
+
+def start(request: pytest.FixtureRequest, variant: str) -> Iterator[Harness]:
+    with Harness(request.module.__name__.removeprefix("test_"), variant) as harness:
+        yield harness
+
+
+@pytest.fixture(scope="module")
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """Under AddressSanitizer."""
+    yield from start(request, "address")
+
+
+@pytest.fixture(scope="module")
+def fast_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """Without a sanitizer, for what is large."""
+    yield from start(request, "plain")
+
+
+@pytest.fixture(scope="module")
+def racing_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """Under ThreadSanitizer, for what is small."""
+    yield from start(request, "thread")

@@ -1,0 +1,61 @@
+"""Presets: a value that no operator and no network can use is refused where it is given."""
+
+import inspect
+import math
+from dataclasses import replace
+
+import pytest
+
+from refinedet import ops
+from refinedet.errors import InputError
+from refinedet.presets import OFFICIAL, PAPER, Preset
+
+FRACTIONS = ("match_iou", "negative_iou", "objectness_threshold", "score_threshold", "nms_iou")
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.5", None, True])
+def test_a_fraction_is_from_0_to_1(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"^preset official: {name} is {value}; give a value from 0 to 1$"):
+        Preset(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, True])
+def test_a_ratio_is_positive_and_finite(value: object) -> None:
+    with pytest.raises(InputError, match=rf"^preset official: negative_ratio is {value}; give a value above 0$"):
+        Preset(negative_ratio=value)
+
+
+@pytest.mark.parametrize("name", ["top_k", "keep_top_k"])
+@pytest.mark.parametrize("value", [0, -1, 10.5, 10.0, math.nan, True, "10"])
+def test_a_number_of_boxes_is_whole(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"^preset official: {name} is {value}; give a whole number, at least 1$"):
+        Preset(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["head_bottleneck", "cascade", "tcb"])
+def test_a_switch_is_true_or_false(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^preset official: {name} is 1; give True or False$"):
+        Preset(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(0.1, 0.2), (0.1,) * 5, (0.1, 0.1, 0.2, 0.0), (0.1, 0.1, -0.2, 0.2), (0.1, 0.1, math.inf, 0.2), 0.1, "0.10"],
+)
+def test_variances_are_four_positive_numbers(value: object) -> None:
+    with pytest.raises(InputError, match=r"^preset official: variances is .*; give four values above 0$"):
+        Preset(variances=value)
+
+
+def test_whole_numbers_are_values() -> None:
+    preset = Preset(match_iou=1, negative_ratio=3, score_threshold=0)
+    assert (preset.match_iou, preset.negative_ratio, preset.score_threshold) == (1, 3, 0)
+
+
+@pytest.mark.parametrize("preset", [OFFICIAL, PAPER, replace(OFFICIAL, nms_iou=0.3)])
+def test_options_of_detect_are_its_keyword_arguments(preset: Preset) -> None:
+    options = preset.detect_options()
+    parameters = inspect.signature(ops.detect).parameters.values()
+    assert list(options) == [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    assert (options["iou_threshold"], options["top_k"]) == (preset.nms_iou, preset.top_k)
