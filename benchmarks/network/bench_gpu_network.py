@@ -50,12 +50,14 @@ def on_cpu(size: int) -> tuple[RefineDet, Tensor, RawOutput]:
 def on_gpu(size: int, dtype: torch.dtype, layout: torch.memory_format) -> tuple[RefineDet, Tensor]:
     torch.manual_seed(0)
     model = build("vgg16", size=size, num_classes=21).eval()
-    model.to(DEVICE, dtype, memory_format=layout)
+    model.to(DEVICE, dtype).to(memory_format=layout)
     return model, on_cpu(size)[1].to(DEVICE, dtype, memory_format=layout)
 
 
 def assert_close(raw: RawOutput, expected: RawOutput) -> None:
     for name, ours, theirs in zip(RawOutput._fields, raw, expected, strict=True):
+        assert ours is not None
+        assert theirs is not None
         assert (ours.float().cpu() - theirs).abs().max() < TOLERANCE * theirs.abs().max(), name
 
 

@@ -16,6 +16,7 @@ from refinedet.commands.options import add_json, deliver, speaker
 from refinedet.files import CHECKPOINTS
 
 if TYPE_CHECKING:
+    from refinedet._C import BuildInfo
     from refinedet.commands.options import Commands
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -45,7 +46,7 @@ class Report:
     system: str = field(default_factory=platform.platform)
     versions: dict[str, str | None] = field(default_factory=dict)
     torch_cuda: str | None = None
-    extension: dict[str, str | bool] | None = None
+    extension: BuildInfo | None = None
     kernels: str | None = None
     operators: list[str] = field(default_factory=list)
     cpu: str = ""

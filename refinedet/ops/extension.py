@@ -23,18 +23,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from refinedet import __version__
 from refinedet.errors import ExtensionError
 
+if TYPE_CHECKING:
+    from refinedet._C import BuildInfo
+
 OLDEST_TORCH = (2, 10)
 JETSONS = ((5, 3), (6, 2), (7, 2), (8, 7))  # CUDA C++ programming guide, "binary compatibility": not on Tegra
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_Function = TypeVar("_Function", bound=Callable)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _module: ModuleType | None = None
 _problem: tuple[str, str] | None = None  # cause, fix
@@ -73,7 +76,7 @@ def _explain(error: ImportError) -> tuple[str, str]:
     """Why ``refinedet._C`` could not be imported, and what to do."""
     text = str(error).strip().splitlines()[0]
     if isinstance(error, ModuleNotFoundError):
-        others = ", ".join(sorted(path.name for path in _PACKAGE.glob("_C.*")))
+        others = ", ".join(sorted(path.name for path in _PACKAGE.glob("_C.*.so")))
         if others:
             return f"refinedet was compiled for another Python than {sys.implementation.cache_tag} ({others})", _fix()
         return f"the compiled extension of refinedet is missing from {_PACKAGE}", _fix()
@@ -119,7 +122,7 @@ def require() -> None:
         raise ExtensionError(": ".join(_problem))
 
 
-def build_info() -> dict[str, str | bool] | None:
+def build_info() -> "BuildInfo | None":
     """How the extension was built; None without it.
 
     version, compiler, flags, torch_built_with, torch_target and cuda; where that is True also nvcc, nvcc_flags and
@@ -130,15 +133,19 @@ def build_info() -> dict[str, str | bool] | None:
 
 def has_cuda() -> bool:
     """Does the extension hold CUDA kernels?"""
-    return _module is not None and _module.build_info()["cuda"]
+    return _cuda_module() is not None
+
+
+def _cuda_module() -> ModuleType | None:
+    return _module if _module is not None and _module.build_info()["cuda"] else None
 
 
 def cuda_problem(device: torch.device) -> tuple[str, str] | None:
     """Why the operators cannot run on a GPU and what to do; None when they can."""
-    if not has_cuda():
+    info, driver = build_info(), driver_version()
+    if info is None or not info["cuda"]:
         fix = f"install the CUDA toolkit, then {_fix('REFINEDET_CUDA=1 ')}"
         return "this build of refinedet has no CUDA kernels", fix
-    info, driver = build_info(), driver_version()
     if driver is not None and int(driver.split(".")[0]) < int(info["nvcc"].split(".")[0]):
         return (
             f"the CUDA kernels were compiled by CUDA {info['nvcc']}, and the NVIDIA driver supports {driver} at most",
@@ -160,22 +167,25 @@ def _runs_on(capability: tuple[int, int], code: str) -> bool:
     Machine code and "10.0f" run on later GPUs of their generation but for a Jetson, which takes only its own; "9.0a" on
     no other GPU; PTX on all later GPUs.
     """
-    major, minor, kind, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", code).groups()
+    ((major, minor, kind, ptx),) = re.findall(r"^(\d+)\.(\d)([af]?)(\+PTX)?$", code)
     built_for = int(major), int(minor)
     if capability <= built_for or kind == "a":
         return capability == built_for
     same_generation = capability[0] == built_for[0] and capability not in JETSONS
-    return same_generation or (ptx is not None and kind == "")
+    return same_generation or (ptx != "" and kind == "")
 
 
 def kernel_resources() -> str:
     """What the CUDA kernels need, as JSON: read it with `refinedet.profiling.resources`. Empty list without kernels."""
-    return _module.kernel_resources() if has_cuda() else "[]"
+    module = _cuda_module()
+    resources: str = "[]" if module is None else module.kernel_resources()
+    return resources
 
 
 def driver_version() -> str | None:
     """Newest CUDA ("13.0") that the NVIDIA driver here supports; None without a driver or without CUDA kernels."""
-    version = _module.driver_version() if has_cuda() else 0
+    module = _cuda_module()
+    version = 0 if module is None else module.driver_version()
     return f"{version // 1000}.{version % 1000 // 10}" if version else None
 
 
@@ -195,7 +205,8 @@ def register_fake(name: str) -> Callable[[_Function], _Function]:
             _problem = (f"the compiled extension is older than the Python files (it has no operator {name})", _fix())
             return fake
         _operators.append(name)
-        return torch.library.register_fake(f"refinedet::{name}", fake)
+        registered: _Function = torch.library.register_fake(f"refinedet::{name}", fake)
+        return registered
 
     return register
 

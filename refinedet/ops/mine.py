@@ -46,7 +46,8 @@ def mine(
         InputError: shapes that do not fit, labels that are not int64, a negative ``negative_iou`` or
             ``negative_ratio``, or a threshold that is NaN.
     """
-    return call("mine", losses, labels, ious, objectness, negative_iou, negative_ratio, objectness_threshold)
+    mask: Tensor = call("mine", losses, labels, ious, objectness, negative_iou, negative_ratio, objectness_threshold)
+    return mask
 
 
 @extension.register_fake("mine")

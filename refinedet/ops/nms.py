@@ -25,7 +25,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         InputError: shapes that do not fit, integer boxes, or a negative or NaN ``iou_threshold``.
     """
-    return call("nms", boxes, scores, None, iou_threshold)
+    kept: Tensor = call("nms", boxes, scores, None, iou_threshold)
+    return kept
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -34,7 +35,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     Nothing is done to the coordinates, so no precision is lost however many classes there are. The kept indices of all
     classes come in one list, by score descending, equal scores by index ascending.
     """
-    return call("nms", boxes, scores, labels, iou_threshold)
+    kept: Tensor = call("nms", boxes, scores, labels, iou_threshold)
+    return kept
 
 
 @extension.register_fake("nms")

@@ -27,7 +27,8 @@ def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = OFFICI
     Raises:
         InputError: shapes that do not fit, integers, or not exactly four variances.
     """
-    return call("refine", anchors, offsets, tuple(variances))
+    refined: Tensor = call("refine", anchors, offsets, tuple(variances))
+    return refined
 
 
 @extension.register_fake("refine")

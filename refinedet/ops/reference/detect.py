@@ -17,8 +17,9 @@ from refinedet.ops.reference.twin import twin_of
 @twin_of(face)
 def detect(given: Any) -> Detected:
     """Plain-PyTorch twin of :func:`refinedet.ops.detect`; looks at one class of one image after the other."""
-    outputs = (given.arm_loc, given.arm_conf, given.odm_loc, given.odm_conf)
-    arm_loc, arm_conf, odm_loc, odm_conf = (_concatenate(output) for output in outputs)
+    arm_loc = None if given.arm_loc is None else _concatenate(given.arm_loc)
+    arm_conf = None if given.arm_conf is None else _concatenate(given.arm_conf)
+    odm_loc, odm_conf = _concatenate(given.odm_loc), _concatenate(given.odm_conf)
     refined = given.anchors if arm_loc is None else refine(given.anchors, arm_loc, given.variances)
     boxes = to_corners(refine(refined, odm_loc, given.variances))
     usable = boxes.isfinite().all(dim=-1)
@@ -47,8 +48,8 @@ def detect(given: Any) -> Detected:
     return detected
 
 
-def _concatenate(output: Levels | None) -> Tensor | None:
-    return output if output is None or isinstance(output, Tensor) else torch.cat(tuple(output), dim=1)
+def _concatenate(output: Levels) -> Tensor:
+    return output if isinstance(output, Tensor) else torch.cat(tuple(output), dim=1)
 
 
 def _suppress(
