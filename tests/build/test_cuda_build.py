@@ -437,12 +437,12 @@ def test_an_error_is_reported_once(tmp_path: Path) -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch):
     """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def built(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
+    def build(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(extension, "_module", module)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    return built
+    return build
 
 
 def problem() -> str:
