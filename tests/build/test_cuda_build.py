@@ -336,7 +336,7 @@ def test_launchers_without_a_driver(build_info) -> None:
     launchers = sys.modules["refinedet._C"].launchers
     assert extension.driver_version() is None
     sizes = {"batch": 1, "num_anchors": 6375}
-    assert launchers.mine_workspace_bytes(**sizes) > 0
+    assert launchers.mine_workspace_bytes(**sizes, num_classes=21) > 0
     with pytest.raises(RuntimeError, match="CUDA driver version is insufficient for CUDA runtime version"):
         launchers.refine(
             type="float32",
@@ -356,6 +356,49 @@ def test_launchers_refuse(build_info) -> None:
     assert launchers.detect_workspace_bytes(**sizes, top_k=1000) > 0
     with pytest.raises(ValueError, match=r"^top_k is 5000, on CUDA at most 2048$"):
         launchers.detect_workspace_bytes(**sizes, top_k=5000)
+
+
+REFINE = {
+    "type": "float32",
+    "anchors": 0,
+    "offsets": 0,
+    "batch": 0,
+    "num_anchors": 7,
+    "shared_anchors": True,
+    "variances": (0.1, 0.1, 0.2, 0.2),
+    "refined": 0,
+    "stream": 0,
+}
+
+
+def test_arguments_of_launchers(build_info) -> None:
+    """Named by the fields of the structs; every one is needed, no other is taken, and a wrong type is told."""
+    launchers = sys.modules["refinedet._C"].launchers
+    launchers.refine(**REFINE)  # no images: nothing is launched
+    assert "type, anchors, offsets, batch, num_anchors, shared_anchors, variances, refined" in launchers.refine.__doc__
+    assert "levels = [(arm_loc, arm_conf, odm_loc, odm_conf, num_anchors), ...]" in launchers.detect.__doc__
+    for name in REFINE:
+        with pytest.raises(TypeError, match=rf"^refine\(\) lacks the argument '{name}'$"):
+            launchers.refine(**{key: value for key, value in REFINE.items() if key != name})
+    with pytest.raises(TypeError, match=r"^refine\(\) has no argument 'workspace'$"):
+        launchers.refine(**REFINE, workspace=0)
+    with pytest.raises(TypeError, match=r"^refine\(\): batch cannot be 1\.5$"):
+        launchers.refine(**REFINE | {"batch": 1.5})
+    with pytest.raises(ValueError, match=r"^type is 'float64', expected float32, float16 or bfloat16$"):
+        launchers.refine(**REFINE | {"type": "float64"})
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([], "levels has 0 items, expected 1 to 4"),
+        ([(0, 0, 0, 0, 7)] * 5, "levels has 5 items, expected 1 to 4"),
+        ([(0, 0, 0, 7)], "an item of levels has 4 values, expected 5"),
+    ],
+)
+def test_levels_of_a_launcher(build_info, levels: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        sys.modules["refinedet._C"].launchers.detect(type="float32", levels=levels)
 
 
 FAILING_RUNTIME = """
@@ -393,38 +436,38 @@ def test_an_error_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def extension(monkeypatch: pytest.MonkeyPatch):
+def pretend(monkeypatch: pytest.MonkeyPatch):
     """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def pretend(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
+    def build(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(extension, "_module", module)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    return pretend
+    return build
 
 
 def problem() -> str:
     return ": ".join(extension.cuda_problem(torch.device("cuda", 0)))
 
 
-def test_build_without_kernels_meets_a_gpu(extension) -> None:
-    extension(13000, cuda=False)
+def test_build_without_kernels_meets_a_gpu(pretend) -> None:
+    pretend(13000, cuda=False)
     assert problem().startswith(
         "this build of refinedet has no CUDA kernels: install the CUDA toolkit, then run `REFINEDET_CUDA=1 python "
     )
 
 
-def test_driver_that_is_too_old(extension) -> None:
-    extension(12040, cuda=True, nvcc="13.0.88", architectures="7.5 9.0+PTX")
+def test_driver_that_is_too_old(pretend) -> None:
+    pretend(12040, cuda=True, nvcc="13.0.88", architectures="7.5 9.0+PTX")
     assert problem().startswith(
         "the CUDA kernels were compiled by CUDA 13.0.88, and the NVIDIA driver supports 12.4 at most: update the driver"
     )
 
 
 @pytest.mark.parametrize("architectures", ["7.5 9.0+PTX", "6.2", "5.2", "6.0a+PTX 5.2f+PTX"])
-def test_kernels_for_other_gpus(extension, architectures: str) -> None:
-    extension(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
+def test_kernels_for_other_gpus(pretend, architectures: str) -> None:
+    pretend(12090, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert problem().startswith(
         f"the CUDA kernels were compiled for compute capability {architectures}, and cuda:0 has 6.1: "
         "run `TORCH_CUDA_ARCH_LIST=6.1 python setup.py build_ext --inplace` in "
@@ -432,14 +475,14 @@ def test_kernels_for_other_gpus(extension, architectures: str) -> None:
 
 
 @pytest.mark.parametrize("architectures", ["6.1", "6.0 7.5", "5.2+PTX", "7.5 6.1+PTX", "6.0f", "6.1a+PTX 7.0"])
-def test_kernels_that_run_on_the_gpu(extension, architectures: str) -> None:
-    extension(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
+def test_kernels_that_run_on_the_gpu(pretend, architectures: str) -> None:
+    pretend(12040, cuda=True, nvcc="12.9.86", architectures=architectures)
     assert extension.cuda_problem(torch.device("cuda", 0)) is None
 
 
-def test_jetson_takes_only_its_own_machine_code(extension) -> None:
+def test_jetson_takes_only_its_own_machine_code(pretend) -> None:
     def problem_with(architectures: str) -> tuple[str, str] | None:
-        extension(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
+        pretend(12040, capability=(8, 7), cuda=True, nvcc="12.9.86", architectures=architectures)
         return extension.cuda_problem(torch.device("cuda", 0))
 
     assert problem_with("8.7") is None
@@ -448,9 +491,9 @@ def test_jetson_takes_only_its_own_machine_code(extension) -> None:
 
 
 @pytest.mark.parametrize("in_a_list", [False, True])
-def test_error_of_an_operator_names_the_problem(extension, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
+def test_error_of_an_operator_names_the_problem(pretend, monkeypatch: pytest.MonkeyPatch, in_a_list: bool) -> None:
     """What the dispatcher says about a CUDA tensor in a build for the CPU is replaced by cause and fix."""
-    extension(13000, cuda=False)
+    pretend(13000, cuda=False)
 
     def fail(*_: object) -> None:
         raise NotImplementedError("Could not run 'refinedet::refine' with arguments from the 'CUDA' backend.")
