@@ -81,6 +81,14 @@ def test_detect(bccd: Detector) -> None:
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_anchors_move_and_are_never_cast(bccd: Detector, dtype: torch.dtype) -> None:
+    anchors = bccd.to(dtype=dtype).network.anchors
+    assert anchors.device == DEVICE
+    assert_same(anchors, refinedet.generate_anchors(bccd.size))
+    assert len(bccd.detect([IMAGE], score_threshold=0.5)[0].scores) > 20
+
+
 @torch.inference_mode()
 def test_graph_of_network_and_operators(bccd: Detector, blob: torch.Tensor) -> None:
     """From pixels to boxes without the host, replayed on another picture."""
