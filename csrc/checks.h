@@ -73,8 +73,10 @@ inline std::string device_name(const Tensor& tensor) {
 // The dispatcher comes to CUDA when any tensor is there: all have to be, and on the same GPU. The first one is given.
 inline void check_same_device(const char* op, std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
+  const bool on_cpu = first.tensor->is_cpu();
   for (const Argument& argument : arguments) {
-    if (argument.tensor == nullptr || argument.tensor->device() == first.tensor->device()) continue;
+    if (argument.tensor == nullptr || argument.tensor == first.tensor) continue;
+    if (on_cpu ? argument.tensor->is_cpu() : argument.tensor->device() == first.tensor->device()) continue;
     fail(op, argument.name, " is on ", device_name(*argument.tensor), ", but ", first.name, " is on ",
          device_name(*first.tensor), ": move one of them with .to()");
   }

@@ -106,18 +106,19 @@ __device__ inline double num_wanted(double negative_ratio, int positives) {
 }
 
 // One block: an image. Finds the key that separates the hardest candidates from the others, and writes the mask.
-__global__ void __launch_bounds__(kImageThreads) select_negatives_kernel(MineInputs in, MineOptions options, Workspace work, MineOutputs out) {
+__global__ void __launch_bounds__(kImageThreads)
+    select_negatives_kernel(int64_t num_anchors, double negative_ratio, Workspace work, bool* mask) {
   REFINEDET_SHARED(Selection, selection, 1);
-  const int64_t image = blockIdx.x, first_row = image * in.num_anchors;
+  const int64_t image = blockIdx.x, first_row = image * num_anchors;
   const RankKey key{work.ranks + first_row};
-  const double wanted = num_wanted(options.negative_ratio, work.positives[image]);  // rounded down where it matters
+  const double wanted = num_wanted(negative_ratio, work.positives[image]);  // rounded down where it matters
   uint64_t last = kNoKey - 1;
   if (wanted < 1.0) {
     last = 0;  // which no key is
   } else if (wanted < work.candidates[image]) {
-    last = select_key(key, in.num_anchors, static_cast<int>(wanted), selection);
+    last = select_key(key, num_anchors, static_cast<int>(wanted), selection);
   }
-  for (int64_t i = threadIdx.x; i < in.num_anchors; i += kImageThreads) out.mask[first_row + i] = key(i) <= last;
+  for (int64_t i = threadIdx.x; i < num_anchors; i += kImageThreads) mask[first_row + i] = key(i) <= last;
 }
 
 template __global__ void rank_losses_kernel<float>(MineInputs, MineOptions, Workspace);
@@ -170,8 +171,8 @@ void mine(const MineInputs& in, const MineOptions& options, const MineOutputs& o
     else
       launch("rank_logits_kernel", rank_logits_kernel<T>, grid, dim3(kThreads), 0, stream, in, options, work);
   });
-  launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream, in, options,
-         work, out);
+  launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream, in.num_anchors,
+         options.negative_ratio, work, out.mask);
 }
 
 #endif
