@@ -165,9 +165,9 @@ def test_folder_that_cannot_be_written(the_problem, machine, monkeypatch):
 def _fail_import(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
     original = doctor.importlib.import_module
 
-    def import_module(module: str):
+    def import_module(module: str, package: str | None = None):  # others call it too: what they import goes on
         if module == name:
             raise error
-        return original(module)
+        return original(module, package)
 
     monkeypatch.setattr(doctor.importlib, "import_module", import_module)
