@@ -72,10 +72,10 @@ def find_toolkit(environ: Mapping[str, str], site_packages: Path) -> Toolkit:
     """
     nvcc = _find_nvcc(environ)
     try:
-        version = re.search(r"release .*V([\d.]+)", _run(nvcc, "--version"))[1]
+        (version,) = re.findall(r"release .*V([\d.]+)", _run(nvcc, "--version"))
         names = re.findall(r"compute_(\d+)(\d)\b", _run(nvcc, "--list-gpu-arch"))
         variables = dict(re.findall(r"^#\$ (\w+)=(.*)", _run(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.M))
-    except (OSError, subprocess.CalledProcessError, TypeError) as error:
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise ToolkitError(f"{nvcc} does not work ({error})") from None
     top = Path(variables.get("TOP", Path(nvcc).parent.parent)).resolve()  # nvcc may be a script that calls the real one
     wheels = site_packages / "nvidia" / (f"cu{_major(version)}" if _major(version) >= 13 else "cuda_runtime")
@@ -165,10 +165,10 @@ def gencode_flags(architectures: list[str]) -> list[str]:
 def _find_nvcc(environ: Mapping[str, str]) -> str:
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if environ.get(name):
-            nvcc = Path(environ[name]) / "bin" / "nvcc"
-            if not nvcc.exists():
-                raise ToolkitError(f"there is no {nvcc}: {name} must name the folder of a CUDA toolkit")
-            return str(nvcc)
+            named = Path(environ[name]) / "bin" / "nvcc"
+            if not named.exists():
+                raise ToolkitError(f"there is no {named}: {name} must name the folder of a CUDA toolkit")
+            return str(named)
     nvcc = shutil.which("nvcc", path=environ.get("PATH")) or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         raise ToolkitError("nvcc is not on PATH: install the CUDA toolkit, or set CUDA_HOME to its folder")

@@ -67,17 +67,6 @@ def _is_number(value: object) -> bool:
 def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
-    def detect_options(self) -> dict[str, Any]:
-        """The keyword arguments of `refinedet.ops.detect`."""
-        return {
-            "objectness_threshold": self.objectness_threshold,
-            "score_threshold": self.score_threshold,
-            "iou_threshold": self.nms_iou,
-            "top_k": self.top_k,
-            "keep_top_k": self.keep_top_k,
-            "variances": self.variances,
-        }
-
 
 OFFICIAL = Preset()
 PAPER = Preset(name="paper", top_k=400, keep_top_k=200, head_bottleneck=False)

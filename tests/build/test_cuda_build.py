@@ -377,7 +377,7 @@ def test_launchers_without_a_driver(build_info) -> None:
     launchers = sys.modules["refinedet._C"].launchers
     assert extension.driver_version() is None
     sizes = {"batch": 1, "num_anchors": 6375}
-    assert launchers.mine_workspace_bytes(**sizes) > 0
+    assert launchers.mine_workspace_bytes(**sizes, num_classes=21) > 0
     with pytest.raises(RuntimeError, match="CUDA driver version is insufficient for CUDA runtime version"):
         launchers.refine(
             type="float32",
@@ -397,6 +397,49 @@ def test_launchers_refuse(build_info) -> None:
     assert launchers.detect_workspace_bytes(**sizes, top_k=1000) > 0
     with pytest.raises(ValueError, match=r"^top_k is 5000, on CUDA at most 2048$"):
         launchers.detect_workspace_bytes(**sizes, top_k=5000)
+
+
+REFINE = {
+    "type": "float32",
+    "anchors": 0,
+    "offsets": 0,
+    "batch": 0,
+    "num_anchors": 7,
+    "shared_anchors": True,
+    "variances": (0.1, 0.1, 0.2, 0.2),
+    "refined": 0,
+    "stream": 0,
+}
+
+
+def test_arguments_of_launchers(build_info) -> None:
+    """Named by the fields of the structs; every one is needed, no other is taken, and a wrong type is told."""
+    launchers = sys.modules["refinedet._C"].launchers
+    launchers.refine(**REFINE)  # no images: nothing is launched
+    assert "type, anchors, offsets, batch, num_anchors, shared_anchors, variances, refined" in launchers.refine.__doc__
+    assert "levels = [(arm_loc, arm_conf, odm_loc, odm_conf, num_anchors), ...]" in launchers.detect.__doc__
+    for name in REFINE:
+        with pytest.raises(TypeError, match=rf"^refine\(\) lacks the argument '{name}'$"):
+            launchers.refine(**{key: value for key, value in REFINE.items() if key != name})
+    with pytest.raises(TypeError, match=r"^refine\(\) has no argument 'workspace'$"):
+        launchers.refine(**REFINE, workspace=0)
+    with pytest.raises(TypeError, match=r"^refine\(\): batch cannot be 1\.5$"):
+        launchers.refine(**REFINE | {"batch": 1.5})
+    with pytest.raises(ValueError, match=r"^type is 'float64', expected float32, float16 or bfloat16$"):
+        launchers.refine(**REFINE | {"type": "float64"})
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([], "levels has 0 items, expected 1 to 4"),
+        ([(0, 0, 0, 0, 7)] * 5, "levels has 5 items, expected 1 to 4"),
+        ([(0, 0, 0, 7)], "an item of levels has 4 values, expected 5"),
+    ],
+)
+def test_levels_of_a_launcher(build_info, levels: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        sys.modules["refinedet._C"].launchers.detect(type="float32", levels=levels)
 
 
 FAILING_RUNTIME = """
@@ -437,12 +480,12 @@ def test_an_error_is_reported_once(tmp_path: Path) -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch):
     """Pretends that the extension was built so, on a machine with a driver and a GPU, of compute capability 6.1."""
 
-    def built(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
+    def build(driver: int, capability: tuple[int, int] = (6, 1), **info: str | bool) -> None:
         module = types.SimpleNamespace(build_info=lambda: info, driver_version=lambda: driver)
         monkeypatch.setattr(extension, "_module", module)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    return built
+    return build
 
 
 def problem() -> str:

@@ -63,8 +63,8 @@ def test_launch_detect(launchers: Any, parts: tuple[int, ...], type_name: str) -
     whole, places = [tensor.to(DEVICE, TYPES[type_name]) for tensor in heads()], anchors().to(DEVICE)
     pieces = [[piece.contiguous() for piece in tensor.split(parts, dim=1)] for tensor in whole]
     levels = [(*(maps[i].data_ptr() for maps in pieces), count) for i, count in enumerate(parts)]
-    sizes = {"batch": 2, "num_classes": 21, "top_k": 1000, "keep_top_k": 500}
-    room = workspace(launchers.detect_workspace_bytes(**sizes, num_anchors=1000))
+    sizes = {"batch": 2, "num_anchors": 1000, "num_classes": 21, "top_k": 1000, "keep_top_k": 500}
+    room = workspace(launchers.detect_workspace_bytes(**sizes))
     expected = ops.detect(*whole, places)
     found = empty_like(expected)
     launchers.detect(
@@ -108,13 +108,12 @@ def test_launch_mine(launchers: Any, num_classes: int, type_name: str) -> None:
     losses, labels, ious = to(DEVICE, mining())
     losses = (losses if num_classes else losses[..., 0].contiguous()).to(TYPES[type_name])
     mask = torch.empty_like(labels, dtype=torch.bool)
-    room = workspace(launchers.mine_workspace_bytes(batch=2, num_anchors=1000))
+    sizes = {"batch": 2, "num_anchors": 1000, "num_classes": num_classes}
+    room = workspace(launchers.mine_workspace_bytes(**sizes))
     launchers.mine(
         type=type_name,
-        num_classes=num_classes,
         objectness=0,
-        batch=2,
-        num_anchors=1000,
+        **sizes,
         negative_iou=0.5,
         negative_ratio=3.0,
         objectness_threshold=0.01,
