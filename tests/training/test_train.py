@@ -296,7 +296,7 @@ def test_classes_of_a_file_go_with_the_run(data, tmp_path):
     (tmp_path / "tiny.toml").write_text("\n".join(_toml(content)))
     result = train(tmp_path / "tiny.toml", tmp_path / "run", device="cpu", progress=False)
     (tmp_path / "names.txt").unlink()
-    assert refinedet.load(result.checkpoint).config.classes == CLASSES
+    assert refinedet.load(result.checkpoint).classes == CLASSES
     assert read_recipe(tmp_path / "run" / "recipe.toml").data.classes == CLASSES
     assert train(tmp_path / "run" / "recipe.toml", tmp_path / "run", resume=True, progress=False).steps == 1
 
