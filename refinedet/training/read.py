@@ -17,7 +17,6 @@ from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.sources import Layer, read_layers, resolve, suggestion
 
 _CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
-_GONE = {"evaluate.use_07_metric": 'the metric says it: metric = "voc07" where this was true, else leave it out'}
 
 
 def read_recipe(path_or_name: str | os.PathLike[str], settings: Sequence[Layer] = ()) -> Recipe:
@@ -70,9 +69,8 @@ def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
     where = f"{layer.source}: {section}"
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where} is {values!r}; it must be a section, [{section}]")
-    for key in values:
-        if f"{section}.{key}" in _GONE:
-            raise RecipeError(f"{where}.{key} is no longer a setting; {_GONE[f'{section}.{key}']}")
+    if section == "evaluate":
+        values = _in_todays_words(values)
     known = {f.name: f for f in fields(SECTIONS[section])}
     _check_keys(values, known, f"{where}.")
     if section == "data" and isinstance(values.get("classes"), str):
@@ -84,6 +82,14 @@ def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
         except InputError as error:
             raise RecipeError(f"{layer.source}: {error}") from error
     return settings
+
+
+def _in_todays_words(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a run that began when ``use_07_metric`` was a setting beside the metric: such runs still resume."""
+    today = dict(evaluate)
+    if today.pop("use_07_metric", None) is True and today.get("metric", "voc") == "voc":
+        today["metric"] = "voc07"
+    return today
 
 
 def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:

@@ -57,7 +57,7 @@ def load_run(out: Path, recipe: Recipe, data: Mapping[str, Any]) -> tuple[Traini
     """
     path = out / STATE_FILE
     state = load_training_state(path)
-    old = parse_recipe(upgrade(state.facts["recipe"]), name=recipe.name, source=str(path))
+    old = parse_recipe(state.facts["recipe"], name=recipe.name, source=str(path))
     changed = [f"{k} was {v}" for k, v in differences(old, recipe).items() if not k.startswith(_FREE)]
     if changed:
         raise RecipeError(
@@ -70,12 +70,3 @@ def load_run(out: Path, recipe: Recipe, data: Mapping[str, Any]) -> tuple[Traini
             "the same data set, or start in another folder"
         )
     return state, RunningMean(**state.facts["window"])
-
-
-def upgrade(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings as a run stored them, in today's words: ``evaluate.use_07_metric`` was a setting beside the metric."""
-    upgraded = {section: dict(values) for section, values in settings.items()}
-    evaluate = upgraded.get("evaluate", {})
-    if evaluate.pop("use_07_metric", False) and evaluate["metric"] == "voc":
-        evaluate["metric"] = "voc07"
-    return upgraded

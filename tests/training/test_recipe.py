@@ -127,10 +127,6 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"data": {"format": "yolo"}}, r"data\.format is 'yolo'; choose one of voc, coco"),
         ({"data": {"train_split": []}}, r"data\.train_split is empty"),
         ({"evaluate": {"metric": "map"}}, r"evaluate\.metric is 'map'; choose one of voc, voc07, coco"),
-        (
-            {"evaluate": {"use_07_metric": True}},
-            r"evaluate\.use_07_metric is no longer a setting; .*metric = \"voc07\"",
-        ),
         ({"data": {"classes": ["a", 1]}}, r"data\.classes is \['a', 1\]; it must be a list of items, each a text"),
         ({"augment": {"max_expand": 0.5}}, r"test\.toml: augmentation: max_expand is 0\.5"),
         ({"augment": {"contrast": [1.0]}}, r"augment\.contrast is \[1\.0\]; it must be a list of 2 items"),
@@ -235,7 +231,6 @@ BASE = '[model]\nbackbone = "vgg16"\n[train]\nsteps = 9\nbatch_size = 8\n'
         ("[model", "", r"base\.toml cannot be read as TOML"),
         ("[augment]\nhue = 999", "[augment]\nbrightness = 1", r"base\.toml: augmentation: hue is 999"),
         (BASE, "[augment]\nmax_expand = 0.5", r"leaf\.toml: augmentation: max_expand is 0\.5"),
-        (BASE + "[evaluate]\nuse_07_metric = false", "", r"base\.toml: evaluate\.use_07_metric is no longer"),
         (BASE + "milestones = [2, 1]", "[train]\nlr = 1", r"base\.toml: train\.milestones is \[2, 1\]"),
         (BASE, "[train]\nnormalize_groups = 3", r"leaf\.toml: train\.batch_size is 8; give a multiple of .*3"),
         (BASE + "normalize_groups = 4", "[train]\nbatch_size = 6", r"leaf\.toml: train\.batch_size is 6"),
@@ -342,7 +337,6 @@ def test_the_last_setting_wins():
         ("model.size=100", r"^--set: model\.size is 100; sides must be multiples of 64"),
         ("model.backbone=5", r"^--set: model\.backbone is 5; it must be a text"),
         ("augment.hue=999", r"^--set: augmentation: hue is 999"),
-        ("evaluate.use_07_metric=true", r"^--set: evaluate\.use_07_metric is no longer a setting"),
         ("extends.x=1", r"^--set: section extends is unknown"),
     ],
 )

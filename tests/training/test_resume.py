@@ -1,5 +1,6 @@
 """A run that dies and is resumed goes through the same losses, bit for bit, as one that never stopped."""
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from support.synthetic import make_voc
 
 from refinedet.errors import CheckpointError, InputError, RecipeError
 from refinedet.models import build
-from refinedet.training.resume import upgrade
+from refinedet.training.read import parse_recipe, read_recipe
 from refinedet.training.run import train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import load_training_state, save_training_state
@@ -168,13 +169,23 @@ def test_cut_off_last_line_of_the_log(finished, data, uninterrupted):
         ({"metric": "voc", "use_07_metric": True}, {"metric": "voc07"}),
         ({"metric": "voc", "use_07_metric": False}, {"metric": "voc"}),
         ({"metric": "coco", "use_07_metric": False}, {"metric": "coco"}),
+        ({"use_07_metric": True}, {"metric": "voc07"}),
         ({"metric": "voc07"}, {"metric": "voc07"}),
     ],
 )
-def test_settings_of_older_runs_are_read_in_todays_words(old, new):
-    stored = {"model": {"backbone": "vgg16"}, "evaluate": {"every": 5, **old}}
-    assert upgrade(stored) == {"model": {"backbone": "vgg16"}, "evaluate": {"every": 5, **new}}
+def test_settings_of_older_runs_are_read_in_todays_words(old, new, tmp_path):
+    """Those of its state, and those of the recipe.toml that lies beside it."""
+    stored = {"model": {"backbone": "vgg16"}, "train": {"steps": 9}, "evaluate": {"every": 5, **old}}
+    today = {**stored, "evaluate": {"every": 5, **new}}
+    expected = parse_recipe(today, name="recipe", source="test")
+    assert parse_recipe(stored, name="recipe", source="test") == expected
     assert stored["evaluate"] == {"every": 5, **old}
+    sections = [
+        [f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items())] for section, values in stored.items()
+    ]
+    file = tmp_path / "recipe.toml"
+    file.write_text("\n".join(line for lines in sections for line in lines))
+    assert read_recipe(file) == expected
 
 
 def test_run_of_an_older_version_resumes(finished, data, uninterrupted):
