@@ -85,7 +85,7 @@ def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
 
 
 def _in_todays_words(evaluate: Mapping[str, Any]) -> dict[str, Any]:
-    """The section of a run that began when ``use_07_metric`` was a setting beside the metric: such runs still resume."""
+    """The section of a run that began when ``use_07_metric`` was a setting of its own: such runs still resume."""
     today = dict(evaluate)
     if today.pop("use_07_metric", None) is True and today.get("metric", "voc") == "voc":
         today["metric"] = "voc07"
