@@ -11,8 +11,8 @@
 //   x(inputs, options, outputs)          CUDA: also the workspace, aligned to 256 bytes, and a stream
 // CPU kernels allocate for themselves and are done when they return. CUDA's allocate nothing and wait for nothing.
 //
-// A registered operator checks the devices of its arguments, then their shapes, then the values of its options, then the
-// limits of the kernels; only then it converts arguments and allocates results (checks.h).
+// A registered operator checks the devices of its arguments, then their shapes, then the values of its options, then
+// the limits of the kernels; only then it converts arguments and allocates results (checks.h).
 #pragma once
 
 #include <string>

@@ -5,8 +5,7 @@
 namespace refinedet::cpu {
 
 void run_ranges(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
-  torch::stable::parallel_for(begin, end, grain,
-                              [=](int64_t first, int64_t last) { function(first, last, context); });
+  torch::stable::parallel_for(begin, end, grain, [=](int64_t first, int64_t last) { function(first, last, context); });
 }
 
 }  // namespace refinedet::cpu

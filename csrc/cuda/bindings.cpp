@@ -138,23 +138,21 @@ void check_accepted(const std::string& reason_to_refuse) {
 
 // An operator by the convention of csrc/kernels.h.
 template <class Inputs, class Options, class Outputs>
-void bind_operator(py::module_& launchers, const std::string& op,
-                   std::string (*limits)(const Inputs&, const Options&),
+void bind_operator(py::module_& launchers, const std::string& op, std::string (*limits)(const Inputs&, const Options&),
                    int64_t (*workspace_bytes)(const Inputs&, const Options&),
                    void (*run)(const Inputs&, const Options&, const Outputs&, void*, Stream)) {
-  launchers.def(
-      (op + "_workspace_bytes").c_str(),
-      [=](const py::kwargs& given) {
-        const Arguments arguments(op + "_workspace_bytes", given);
-        Inputs inputs{};
-        Options options{};
-        inputs.fields(Sizes{arguments});
-        options.fields(Sizes{arguments});
-        arguments.check_all_used();
-        check_accepted(limits(inputs, options));
-        return workspace_bytes(inputs, options);
-      },
-      "Bytes of the workspace, from the sizes among the arguments of the launcher.");
+  launchers.def((op + "_workspace_bytes").c_str(),
+                [=](const py::kwargs& given) {
+                  const Arguments arguments(op + "_workspace_bytes", given);
+                  Inputs inputs{};
+                  Options options{};
+                  inputs.fields(Sizes{arguments});
+                  options.fields(Sizes{arguments});
+                  arguments.check_all_used();
+                  check_accepted(limits(inputs, options));
+                  return workspace_bytes(inputs, options);
+                },
+                "Bytes of the workspace, from the sizes among the arguments of the launcher.");
   std::string names;
   Inputs().fields(Names{names});
   Options().fields(Names{names});
@@ -190,8 +188,9 @@ int driver_version() {
 }  // namespace
 
 void bind(py::module_& module) {
-  module.def("kernel_resources", [] { return kKernelResources; },
-             "JSON list: registers, spills, memory and threads of every kernel on every architecture.");
+  module.def(
+      "kernel_resources", [] { return kKernelResources; },
+      "JSON list: registers, spills, memory and threads of every kernel on every architecture.");
   module.def("driver_version", &driver_version,
              "Newest CUDA that the driver of this machine supports: 13000 is CUDA 13.0, 0 no driver.");
   py::module_ launchers = module.def_submodule(

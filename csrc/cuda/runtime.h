@@ -19,7 +19,7 @@
 // A static array in shared memory. A macro because another runtime has to hand every thread of a block the same array.
 #define REFINEDET_SHARED(type, name, count) __shared__ type name[count]
 // The dynamic shared memory of the launch, as an array of `type`.
-#define REFINEDET_DYNAMIC_SHARED(type, name)                          \
+#define REFINEDET_DYNAMIC_SHARED(type, name)                         \
   extern __shared__ __align__(16) unsigned char refinedet_dynamic[]; \
   type* const name = reinterpret_cast<type*>(refinedet_dynamic)
 #endif

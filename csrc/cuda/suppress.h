@@ -1,5 +1,5 @@
 // Greedy suppression by bit masks, shared by detect and nms. Candidates come in tiles of 64, best first. A warp looks
-// at a whole tile: each lane has the candidates `lane` and `lane + 32`, and two ballots make a word, a bit per candidate.
+// at a whole tile: each lane has the candidates `lane` and `lane + 32`, and two ballots make a word of a bit each.
 #pragma once
 
 #include "box_math.h"

@@ -1,7 +1,7 @@
-// Maps requests onto the launchers of any operator, by the names of its fields. The harness compiles it once for each, with
-// the header in front and REFINEDET_OPERATOR its name.
-#include "driver.h"
+// Maps requests onto the launchers of any operator, by the names of its fields. The harness compiles it once for each,
+// with the header in front and REFINEDET_OPERATOR its name.
 #include "box_math.h"
+#include "driver.h"
 #include "input_type.h"
 
 namespace {
@@ -85,15 +85,16 @@ struct Operator {
     launch(inputs, options, outputs, request.workspace(workspace_bytes(inputs, options)), nullptr);
   }
 
-  // Only whether the sizes are taken: no tensors of 300,000 anchors and 600 classes. Gives the bytes of the workspace to
-  // whom wants them.
+  // Only whether the sizes are taken: no tensors of 300,000 anchors and 600 classes. Gives the bytes of the
+  // workspace to whom wants them.
   void size(Request& request) const {
     Inputs inputs{};
     Options options{};
     inputs.fields(SizeReader{request});
     options.fields(SizeReader{request});
     check(inputs, options);
-    if (auto* const bytes = request.optional_output<int64_t>("workspace_bytes")) *bytes = workspace_bytes(inputs, options);
+    if (auto* const bytes = request.optional_output<int64_t>("workspace_bytes"))
+      *bytes = workspace_bytes(inputs, options);
   }
 };
 

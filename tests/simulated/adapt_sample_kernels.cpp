@@ -1,6 +1,6 @@
 // Every sample kernel has the same parameters; the request gives the launch.
-#include "driver.h"
 #include "cuda/runtime.h"
+#include "driver.h"
 
 namespace {
 
@@ -17,8 +17,8 @@ void run(Request& request, Kernel* kernel) {
   const dim3 block{dimension("block_x"), dimension("block_y"), dimension("block_z")};
   request.workspace(request.integer("workspace"));
   for (int64_t i = request.integer("repeat"); i > 0; --i)
-    refinedet::cuda::launch("sample", kernel, grid, block, dimension("shared_bytes"), nullptr, request.input<int>("in"), out,
-                            static_cast<int>(request.integer("n")));
+    refinedet::cuda::launch("sample", kernel, grid, block, dimension("shared_bytes"), nullptr, request.input<int>("in"),
+                            out, static_cast<int>(request.integer("n")));
 }
 
 template <Kernel* kernel>
@@ -32,6 +32,7 @@ void refuse(Request& request) {
 
 }  // namespace
 
+// clang-format off: it takes the calls of `_` for casts
 #define SAMPLES(_)                                                                                          \
   _(sum) _(reverse) _(warp) _(short_warp) _(half_warp) _(atomics) _(votes) _(warp_rounds) _(first_bytes)    \
   _(order) _(positions) _(many_barriers) _(many_shuffles) _(missing_barrier) _(missing_second_barrier)      \
@@ -40,6 +41,7 @@ void refuse(Request& request) {
   _(exited_lane) _(not_in_own_mask) _(different_masks) _(different_sites) _(outside_mask) _(shared_overrun) \
   _(dynamic_overrun) _(write_overrun) _(read_overrun) _(misaligned_vector) _(signed_overflow) _(endless)    \
   _(much_shared)
+// clang-format on
 
 #define DECLARE(name) Kernel name##_kernel;
 #define ENTRY(name) {#name, run<sample::name##_kernel>},

@@ -1,11 +1,12 @@
-// Executes CUDA kernels on the CPU, for tests: one fiber per CUDA thread, all in one OS thread, so that a seed repeats a
-// schedule exactly. Barriers, warp collectives, atomics and shared memory have their real meaning, and what CUDA leaves
-// undefined stops the program with a message: a barrier that not all threads reach, a collective whose lanes disagree on
-// mask or place, a lane that has left, a value from a lane outside the mask.
+// Executes CUDA kernels on the CPU, for tests: one fiber per CUDA thread, all in one OS thread, so that a seed repeats
+// a schedule exactly. Barriers, warp collectives, atomics and shared memory have their real meaning, and what CUDA
+// leaves undefined stops the program with a message: a barrier that not all threads reach, a collective whose lanes
+// disagree on mask or place, a lane that has left, a value from a lane outside the mask.
 //
 // Under ThreadSanitizer every fiber is a thread of its own, ordered only by what orders CUDA threads: __syncthreads,
-// __syncwarp, and the end of a kernel. Shuffles, ballots and atomics order nothing. So a missing barrier is a reported race
-// whatever the schedule, between blocks too. Under AddressSanitizer shared arrays are heap blocks of exactly their size.
+// __syncwarp, and the end of a kernel. Shuffles, ballots and atomics order nothing. So a missing barrier is a reported
+// race whatever the schedule, between blocks too. Under AddressSanitizer shared arrays are heap blocks, not a byte
+// longer than they say.
 //
 // Not modelled: the weak memory order of a GPU, and time. Blocks run one after another, in shuffled order.
 #pragma once
@@ -33,13 +34,27 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-struct alignas(8) int2 { int x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(8) ushort4 { unsigned short x, y, z, w; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(8) ushort4 {
+  unsigned short x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -51,7 +66,8 @@ namespace cuda_on_cpu {
 
 using Site = std::source_location;
 
-// The byte with which shared memory, outputs and workspace are filled first: as a float -2.7e7, as an index far outside.
+// The byte with which shared memory, outputs and workspace are filled first: as a float
+// -2.7e7, as an index far outside.
 constexpr unsigned char kPoison = 0xcb;
 
 // Poison around a block of memory, which shows accesses outside. AddressSanitizer does that better.
@@ -119,7 +135,8 @@ T atomic_update(T* address, const Update& update) {
   maybe_yield();
   T old;
   __atomic_load(address, &old, __ATOMIC_RELAXED);
-  for (T wanted = update(old); !__atomic_compare_exchange(address, &old, &wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);)
+  for (T wanted = update(old);
+       !__atomic_compare_exchange(address, &old, &wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);)
     wanted = update(old);
   return old;
 }
@@ -139,7 +156,9 @@ T atomic_update(T* address, const Update& update) {
 using cuda_on_cpu::Collective;
 using cuda_on_cpu::Site;
 
-inline void __syncthreads(Site site = Site::current()) { cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::kCount, false, site); }
+inline void __syncthreads(Site site = Site::current()) {
+  cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::kCount, false, site);
+}
 inline int __syncthreads_count(int p, Site site = Site::current()) {
   return cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::kCount, p != 0, site);
 }
@@ -200,7 +219,9 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
 }
 
 template <class T>
-T __ldg(const T* address) { return *address; }
+T __ldg(const T* address) {
+  return *address;
+}
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
@@ -208,8 +229,16 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
-inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, sizeof(bits)); return bits; }
-inline float __uint_as_float(unsigned x) { float value; std::memcpy(&value, &x, sizeof(value)); return value; }
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(unsigned x) {
+  float value;
+  std::memcpy(&value, &x, sizeof(value));
+  return value;
+}
 
 using std::max;
 using std::min;

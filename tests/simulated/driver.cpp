@@ -1,6 +1,6 @@
 // The process behind harness.py: reads requests from standard input until its end, runs launchers, writes replies to
-// standard output. Both sides are the same machine, so numbers travel in its byte order; harness.py holds the other half of
-// the format. A bug in a kernel ends the process, with the reason on standard error.
+// standard output. Both sides are the same machine, so numbers travel in its byte order; harness.py holds the other
+// half of the format. A bug in a kernel ends the process, with the reason on standard error.
 #include "driver.h"
 
 #include <sys/time.h>
@@ -199,8 +199,7 @@ class Session {
     int64_t workspace = 0;
     for (const Buffer& buffer : request.workspaces_) workspace += static_cast<int64_t>(buffer.bytes());
     put(workspace);
-    for (const auto& [name, array] : request.outputs_)
-      std::fwrite(array.buffer.data(), 1, array.buffer.bytes(), out_);
+    for (const auto& [name, array] : request.outputs_) std::fwrite(array.buffer.data(), 1, array.buffer.bytes(), out_);
   }
   void run(Request& request, unsigned seconds) {
     const auto launcher = launchers.find(request.launcher_);

@@ -1,5 +1,5 @@
-// What an adapter sees of a request. An adapter maps requests onto launchers and lists those in `launchers`, by the names
-// that harness.py's Harness.run gives. adapt_operator.cpp does so for every operator of the product.
+// What an adapter sees of a request. An adapter maps requests onto launchers and lists those in `launchers`, by the
+// names that harness.py's Harness.run gives. adapt_operator.cpp does so for every operator of the product.
 //
 // A name the request lacks, an element type that differs, and a field that no adapter asked for are errors: they stop
 // the request with a message. So is a std::exception of the launcher; Python raises it as LauncherError.
@@ -19,18 +19,27 @@ namespace cuda_on_cpu {
 // Names of element types as numpy writes them.
 template <class T>
 constexpr const char* kTypeNames = nullptr;
-template <> inline constexpr const char* kTypeNames<bool> = "|b1";
-template <> inline constexpr const char* kTypeNames<uint8_t> = "|u1";
-template <> inline constexpr const char* kTypeNames<uint16_t> = "<u2 <f2";  // half types are read as their bits
-template <> inline constexpr const char* kTypeNames<int32_t> = "<i4";
-template <> inline constexpr const char* kTypeNames<uint32_t> = "<u4";
-template <> inline constexpr const char* kTypeNames<int64_t> = "<i8";
-template <> inline constexpr const char* kTypeNames<uint64_t> = "<u8";
-template <> inline constexpr const char* kTypeNames<float> = "<f4";
-template <> inline constexpr const char* kTypeNames<double> = "<f8";
+template <>
+inline constexpr const char* kTypeNames<bool> = "|b1";
+template <>
+inline constexpr const char* kTypeNames<uint8_t> = "|u1";
+template <>
+inline constexpr const char* kTypeNames<uint16_t> = "<u2 <f2";  // half types are read as their bits
+template <>
+inline constexpr const char* kTypeNames<int32_t> = "<i4";
+template <>
+inline constexpr const char* kTypeNames<uint32_t> = "<u4";
+template <>
+inline constexpr const char* kTypeNames<int64_t> = "<i8";
+template <>
+inline constexpr const char* kTypeNames<uint64_t> = "<u8";
+template <>
+inline constexpr const char* kTypeNames<float> = "<f4";
+template <>
+inline constexpr const char* kTypeNames<double> = "<f8";
 
-// Poisoned heap memory, aligned like cudaMalloc's plus `offset`: what a view into a tensor looks like. AddressSanitizer gets
-// a block that ends with the last byte; without it there is poison on both sides, that intact() looks at.
+// Poisoned heap memory, aligned like cudaMalloc's plus `offset`: what a view into a tensor looks like. AddressSanitizer
+// gets a block that ends with the last byte; without it there is poison on both sides, that intact() looks at.
 class Buffer {
  public:
   explicit Buffer(size_t bytes, size_t offset = 0);

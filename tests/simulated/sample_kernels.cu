@@ -1,5 +1,5 @@
-// Kernels that test the harness: first right ones, then one for each kind of bug that it must find. tests/simulated/test_harness.py
-// says what each has to do, and finds the lines marked "race" by their comments.
+// Kernels that test the harness: first right ones, then one for each kind of bug that it must find.
+// tests/simulated/test_harness.py says what each has to do, and finds the lines marked "race" by their comments.
 #include <cstdint>
 
 #include "cuda/runtime.h"
@@ -144,8 +144,8 @@ __global__ void many_shuffles_kernel(const int*, int* out, int n) {
 __global__ void missing_barrier_kernel(const int* in, int* out, int n) {
   REFINEDET_SHARED(int, buffer, kMaxBlock);
   const int t = threadIdx.x;
-  buffer[t] = in[t];             // race: missing_barrier, one side
-  out[t] = buffer[n - 1 - t];    // race: missing_barrier, other side
+  buffer[t] = in[t];           // race: missing_barrier, one side
+  out[t] = buffer[n - 1 - t];  // race: missing_barrier, other side
 }
 
 // A reader still in round r while a writer begins round r + 1.
@@ -154,9 +154,9 @@ __global__ void missing_second_barrier_kernel(const int* in, int* out, int n) {
   const int t = threadIdx.x;
   int value = in[t];
   for (int round = 0; round < 3; ++round) {
-    buffer[t] = value;           // race: missing_second_barrier, one side
+    buffer[t] = value;  // race: missing_second_barrier, one side
     __syncthreads();
-    value = buffer[n - 1 - t];   // race: missing_second_barrier, other side
+    value = buffer[n - 1 - t];  // race: missing_second_barrier, other side
   }
   out[t] = value;
 }
@@ -164,33 +164,33 @@ __global__ void missing_second_barrier_kernel(const int* in, int* out, int n) {
 __global__ void missing_syncwarp_kernel(const int* in, int* out, int) {
   REFINEDET_SHARED(int, buffer, kMaxBlock);
   const int t = threadIdx.x;
-  buffer[t] = in[t];             // race: missing_syncwarp, one side
-  out[t] = buffer[t ^ 1];        // race: missing_syncwarp, other side
+  buffer[t] = in[t];       // race: missing_syncwarp, one side
+  out[t] = buffer[t ^ 1];  // race: missing_syncwarp, other side
 }
 
 // A shuffle exchanges its value, and orders nothing else.
 __global__ void shuffle_is_no_barrier_kernel(const int* in, int* out, int) {
   REFINEDET_SHARED(int, buffer, kMaxBlock);
   const int t = threadIdx.x;
-  buffer[t] = in[t];             // race: shuffle_is_no_barrier, one side
+  buffer[t] = in[t];  // race: shuffle_is_no_barrier, one side
   const int partner = __shfl_xor_sync(kFullWarp, t, 1);
-  out[t] = buffer[partner];      // race: shuffle_is_no_barrier, other side
+  out[t] = buffer[partner];  // race: shuffle_is_no_barrier, other side
 }
 
 // __syncwarp orders the lanes of a warp, not the block.
 __global__ void syncwarp_is_no_barrier_kernel(const int* in, int* out, int n) {
   REFINEDET_SHARED(int, buffer, kMaxBlock);
   const int t = threadIdx.x;
-  buffer[t] = in[t];             // race: syncwarp_is_no_barrier, one side
+  buffer[t] = in[t];  // race: syncwarp_is_no_barrier, one side
   __syncwarp();
-  out[t] = buffer[n - 1 - t];    // race: syncwarp_is_no_barrier, other side
+  out[t] = buffer[n - 1 - t];  // race: syncwarp_is_no_barrier, other side
 }
 
 __global__ void plain_counter_kernel(const int*, int* out, int) {
   REFINEDET_SHARED(int, counter, 1);
   if (threadIdx.x == 0) *counter = 0;
   __syncthreads();
-  *counter += 1;                 // race: plain_counter, both sides
+  *counter += 1;  // race: plain_counter, both sides
   __syncthreads();
   if (threadIdx.x == 0) out[0] = *counter;
 }

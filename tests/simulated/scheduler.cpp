@@ -1,5 +1,5 @@
-// Fibers and their schedule; see cuda_on_cpu.h. This file is compiled without a sanitizer (but linked with its run time):
-// the state it keeps is the machine's, not the program's under test.
+// Fibers and their schedule; see cuda_on_cpu.h. This file is compiled without a sanitizer (but linked with its run
+// time): the state it keeps is the machine's, not the program's under test.
 #include <sys/mman.h>
 
 #include <array>
@@ -31,10 +31,10 @@ const Position* running_position = nullptr;
 namespace {
 
 constexpr unsigned kWarp = 32;
-constexpr size_t kStackBytes = 128 << 10;        // sanitizers pad every variable
-constexpr unsigned kMaxThreads = 1024;           // of a block, as on every GPU
+constexpr size_t kStackBytes = 128 << 10;  // sanitizers pad every variable
+constexpr unsigned kMaxThreads = 1024;     // of a block, as on every GPU
 constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
-constexpr size_t kMaxSharedBytes = 48 << 10;     // what a kernel gets without asking for more, on every GPU
+constexpr size_t kMaxSharedBytes = 48 << 10;  // what a kernel gets without asking for more, on every GPU
 
 // --- Switching stacks -------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ struct SharedArray {
 
 struct Block {
   std::vector<Thread> threads;
-  std::vector<Thread*> all;       // of them
+  std::vector<Thread*> all;         // of them
   size_t running = 0, waiting = 0;  // threads that have not left, threads at the barrier
   Vote vote{};
   Site barrier{};
@@ -175,9 +175,9 @@ void shuffle(std::vector<T>& items) {
 
 // --- Sanitizers -------------------------------------------------------------------------------------------------------
 //
-// enter() and leave() switch between the scheduler and a thread. synchronize() orders what its threads did before what they
-// will do. begin_grid(), begin_block() (which gives out the stacks), begin_thread() (called by the thread itself), end_block()
-// and end_grid() keep the sanitizer's books.
+// enter() and leave() switch between the scheduler and a thread. synchronize() orders what its threads did before what
+// they will do. begin_grid(), begin_block() (which gives out the stacks), begin_thread() (called by the thread itself),
+// end_block() and end_grid() keep the sanitizer's books.
 
 char* stack(size_t number);
 
@@ -209,8 +209,8 @@ constexpr size_t kFibers = 512;  // more would know more, but each makes every b
 
 // Fiber i always runs on stack i, or else its accesses to the stack would race with those of the fiber before it.
 std::vector<void*> fibers;
-size_t used_fibers = 0;           // by the blocks of the grid so far
-char* grid_begins = nullptr;      // addresses that stand for these moments
+size_t used_fibers = 0;       // by the blocks of the grid so far
+char* grid_begins = nullptr;  // addresses that stand for these moments
 char* grid_ends = nullptr;
 
 void become(void* fiber) { __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync); }
@@ -264,9 +264,9 @@ void* fiber(size_t number) {
   return fibers[number];
 }
 
-// Threads come after what was before the grid. Fibers are used in turn; one that is used again knows what it learnt at the
-// barriers of an earlier block. That block is never the one before, so neighbours in the shuffled order know nothing of each
-// other, and a race between blocks shows.
+// Threads come after what was before the grid. Fibers are used in turn; one that is used again knows what it learnt at
+// the barriers of an earlier block. That block is never the one before, so neighbours in the shuffled order know
+// nothing of each other, and a race between blocks shows.
 void begin_block(std::vector<Thread*> threads) {
   shuffle(threads);
   for (Thread* thread : threads) {
@@ -379,7 +379,8 @@ bool all_arrived(std::span<Thread* const> lanes, const Pending& pending) {
       fail("line %u: lane %u of the mask has left the kernel", pending.site.line(), lane->number % kWarp);
     if (lane->state != State::kInCollective) return false;
     if (lane->pending.mask != pending.mask || !same_site(lane->pending.site, pending.site))
-      fail("lines %u and %u: lanes of one mask wait in different collectives", pending.site.line(), lane->pending.site.line());
+      fail("lines %u and %u: lanes of one mask wait in different collectives", pending.site.line(),
+           lane->pending.site.line());
   }
   return true;
 }
@@ -423,8 +424,8 @@ void complete_collective(const Block& block, std::span<Thread* const> lanes) {
 
 char* stack(size_t number) {
   if (machine.stacks == nullptr) {
-    void* const memory =
-        mmap(nullptr, kStacks * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const memory = mmap(nullptr, kStacks * kStackBytes, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) fail("no memory for %zu stacks", kStacks);
     machine.stacks = static_cast<char*>(memory);
   }
@@ -441,7 +442,9 @@ void make_threads(Block& block, dim3 index, dim3 grid, dim3 size) {
 }
 
 const char* describe(State state) {
-  return state == State::kDone ? "has left the kernel" : state == State::kAtBarrier ? "waits at a barrier" : "waits elsewhere";
+  return state == State::kDone        ? "has left the kernel"
+         : state == State::kAtBarrier ? "waits at a barrier"
+                                      : "waits elsewhere";
 }
 
 [[noreturn]] void report_deadlock(Block& block) {
@@ -455,7 +458,8 @@ const char* describe(State state) {
   }
   for (const Thread& thread : block.threads)
     if (thread.state == State::kDone)
-      fail("line %u: threads wait at a barrier, but thread %u has left the kernel", block.barrier.line(), thread.number);
+      fail("line %u: threads wait at a barrier, but thread %u has left the kernel", block.barrier.line(),
+           thread.number);
   fail("line %u: not all threads reach the barrier", block.barrier.line());
 }
 
@@ -477,8 +481,9 @@ void check_guards(const Block& block) {
 
 constexpr char kDynamicSite = 0;  // its address stands for the dynamic array
 
-// Runs the warp that begins at thread `first` for some rounds, each lane as far as it gets alone: usually until the warp waits
-// for others, so that a warp is as far ahead of the others as it can be, where a missing barrier shows. False if it cannot run.
+// Runs the warp that begins at thread `first` for some rounds, each lane as far as it gets alone: usually until the
+// warp waits for others, so that a warp is as far ahead of the others as it can be, where a missing barrier shows.
+// False if it cannot run.
 bool run_warp(const Block& block, size_t first) {
   constexpr uint64_t kRounds = 16;  // on average
   const size_t end = std::min(first + kWarp, block.all.size());
@@ -542,8 +547,9 @@ void run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, cons
   shuffle(order);
   for (const uint64_t i : order) {
     const uint64_t row = i / grid.x;
-    run_block({static_cast<unsigned>(i % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)},
-              grid, block, shared_bytes);
+    run_block(
+        {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)},
+        grid, block, shared_bytes);
   }
   end_grid();
 }
@@ -574,7 +580,8 @@ int block_barrier(Vote vote, bool predicate, Site site) {
 uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int argument, Site site) {
   Block& block = *machine.block;
   Thread& self = *machine.running;
-  if (!(mask >> self.number % kWarp & 1)) fail("line %u: lane %u is not in its own mask", site.line(), self.number % kWarp);
+  if (!(mask >> self.number % kWarp & 1))
+    fail("line %u: lane %u is not in its own mask", site.line(), self.number % kWarp);
   self.pending = {kind, mask, value, argument, site};
   self.state = State::kInCollective;
   std::array<Thread*, kWarp> room;

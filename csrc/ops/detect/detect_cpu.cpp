@@ -69,7 +69,7 @@ std::vector<uint32_t> all_anchors(int64_t begin, int64_t end) {
   return survivors;
 }
 
-// Turns the logits of 16 anchors into scores; bit l of passed[c] tells whether anchor l passes the threshold in class c.
+// Turns the logits of 16 anchors into scores; bit l of passed[c]: anchor l passes the threshold in class c.
 REFINEDET_VECTOR_CLONES
 void score_tile(TileRow* tile, int64_t num_classes, float threshold, uint32_t* passed) {
   TileRow highest, total;
@@ -127,13 +127,13 @@ std::vector<uint64_t> block_candidates(const Block& block, int64_t image, int64_
                                        const DetectOptions& options) {
   const DetectLevel& level = *block.level;
   const int64_t first_row = image * level.num_anchors;
-  const std::vector<uint32_t> anchors =
-      level.arm_conf == nullptr
-          ? all_anchors(block.begin, block.end)
-          : filter_anchors(floats(level.arm_conf) + first_row * 2, block.begin, block.end, options.objectness_threshold);
+  const std::vector<uint32_t> anchors = level.arm_conf == nullptr
+                                            ? all_anchors(block.begin, block.end)
+                                            : filter_anchors(floats(level.arm_conf) + first_row * 2, block.begin,
+                                                             block.end, options.objectness_threshold);
   std::vector<uint64_t> candidates;
-  append_candidates(floats(level.odm_conf) + first_row * num_classes, num_classes, options.score_threshold, block.first_anchor,
-                    anchors, candidates);
+  append_candidates(floats(level.odm_conf) + first_row * num_classes, num_classes, options.score_threshold,
+                    block.first_anchor, anchors, candidates);
   return candidates;
 }
 

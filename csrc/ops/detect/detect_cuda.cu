@@ -10,7 +10,7 @@
 namespace refinedet::cuda {
 namespace {
 
-constexpr int kThreads = 256;       // of a block; also the anchors of a block of score_anchors_kernel
+constexpr int kThreads = 256;  // of a block; also the anchors of a block of score_anchors_kernel
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMergeThreads = 512;  // of a block of merge_classes_kernel, which has an image to itself
 static_assert(softmax_row_size(DetectLimits::kMaxClasses) <= kTileTerms);
@@ -160,7 +160,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
   uint64_t key = 0;
   Corners box{};
   const auto fetch = [&](int first) {  // this thread's candidate of a tile
-    if (thread >= kTile) return;  // only saves work: nobody reads what the others would fetch
+    if (thread >= kTile) return;       // only saves work: nobody reads what the others would fetch
     if (first + thread >= count) return;
     key = keys[first + thread];
     box = load_corners(boxes, key_index(key) / static_cast<uint32_t>(sizes.num_classes));

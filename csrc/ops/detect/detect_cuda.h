@@ -1,5 +1,5 @@
-// The CUDA side of detect: raw pointers to device memory, sizes, a stream. Same contract as ops/detect/detect.h. Reads are
-// faster where the levels are aligned to four elements.
+// The CUDA side of detect: raw pointers to device memory, sizes, a stream. Same contract as ops/detect/detect.h. Reads
+// are faster where the levels are aligned to four elements.
 #pragma once
 
 #include "cuda/runtime.h"

@@ -53,7 +53,8 @@ Results new_results(const Tensor& like, const MatchInputs& in) {
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
     return torch::stable::new_empty(like, shape, type);
   };
-  return {result({in.batch, in.num_anchors}, ScalarType::Long), result({in.batch, in.num_anchors, 4}, ScalarType::Float),
+  return {result({in.batch, in.num_anchors}, ScalarType::Long),
+          result({in.batch, in.num_anchors, 4}, ScalarType::Float),
           result({in.batch, in.num_anchors}, ScalarType::Long), result({in.batch, in.num_anchors}, ScalarType::Float)};
 }
 
@@ -66,8 +67,7 @@ MatchOutputs pointers_to(const Results& results) {
 Results match(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_labels, const Tensor& gt_offsets,
               double iou_threshold, const std::vector<double>& variances) {
   check_same_device(
-      kOp,
-      {{"anchors", &anchors}, {"gt_boxes", &gt_boxes}, {"gt_labels", &gt_labels}, {"gt_offsets", &gt_offsets}});
+      kOp, {{"anchors", &anchors}, {"gt_boxes", &gt_boxes}, {"gt_labels", &gt_labels}, {"gt_offsets", &gt_offsets}});
   MatchInputs inputs = check_shapes(anchors, gt_boxes, gt_labels, gt_offsets);
   const MatchOptions options{.iou_threshold = at_least_0(kOp, "iou_threshold", iou_threshold),
                              .variances = to_variances(kOp, variances)};

@@ -23,7 +23,9 @@ struct Box {
 
 // The anchors of a warp make a region. They are some cells of a feature map, so it is small, and most ground truths do
 // not touch it.
-__host__ __device__ inline int64_t num_regions(int64_t num_anchors) { return (num_anchors + kWarpSize - 1) / kWarpSize; }
+__host__ __device__ inline int64_t num_regions(int64_t num_anchors) {
+  return (num_anchors + kWarpSize - 1) / kWarpSize;
+}
 
 // Two ways to write a pair that overlaps, whose larger is the better one; 0 stands for no pair. `Offer`: anchors of one
 // ground truth, lower ones first. `Claim`: ground truths of one anchor, earlier ones first; larger than any index.
@@ -73,7 +75,8 @@ __device__ inline float box_iou(const Box& a, const Box& b) {
 }
 
 __device__ inline bool touch(const Corners& a, const Corners& b) {
-  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;  // only saves work: the IoU of the others is 0 anyway
+  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 &&
+         b.y1 < a.y2;  // only saves work: the IoU of the others is 0 anyway
 }
 
 // The ground truths of an image: rows of gt_boxes.
@@ -90,8 +93,8 @@ __device__ inline Truths truths_of(const MatchInputs& in, int64_t image) {
 }
 
 // Writes what an anchor learns; `truth` is its ground truth within the image, or -1.
-__device__ inline void write_row(const MatchInputs& in, Variances v, const MatchOutputs& out, int64_t row, Center anchor,
-                                 int64_t first_truth, int truth) {
+__device__ inline void write_row(const MatchInputs& in, Variances v, const MatchOutputs& out, int64_t row,
+                                 Center anchor, int64_t first_truth, int truth) {
   out.indices[row] = truth;
   if (truth < 0) {
     out.labels[row] = 0;
@@ -121,13 +124,14 @@ __device__ inline Corners region_of_warp(const Corners& box) {
 __device__ inline Offer best_of_warp(float iou, int64_t anchor) {
   const unsigned bits = float_bits(iou);  // of numbers >= 0: ordered like them
   unsigned largest = bits;
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) largest = max(largest, __shfl_xor_sync(kFullWarp, largest, lanes));
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2)
+    largest = max(largest, __shfl_xor_sync(kFullWarp, largest, lanes));
   const int lane = __ffs(static_cast<int>(__ballot_sync(kFullWarp, bits == largest))) - 1;  // the lowest anchor
   return to_offer(bits_float(largest), anchor - lane_index() + lane);
 }
 
-// One block: 256 anchors of an image and all its ground truths. Writes per-prediction matches, complete, the best anchor
-// of each ground truth, and the regions. A warp looks only at ground truths that touch its region.
+// One block: 256 anchors of an image and all its ground truths. Writes per-prediction matches, complete, the best
+// anchor of each ground truth, and the regions. A warp looks only at ground truths that touch its region.
 __global__ void __launch_bounds__(kThreads)
     match_anchors_kernel(MatchInputs in, MatchOptions options, MatchOutputs out, Workspace work) {
   REFINEDET_SHARED(Box, tile, kTile);
@@ -192,8 +196,8 @@ __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* 
 
 // This thread's best anchor that is free or whose ground truth has to yield to this one. Whole warps take 32 regions,
 // then the anchors of those that the ground truth touches. `regions` are the image's.
-__device__ inline Offer best_obtainable(const MatchInputs& in, int64_t image, const Box& box, int truth, const float* regions,
-                                        const Claim* claims) {
+__device__ inline Offer best_obtainable(const MatchInputs& in, int64_t image, const Box& box, int truth,
+                                        const float* regions, const Claim* claims) {
   Offer best = 0;
   for (int64_t first = warp_index() * kWarpSize; first < num_regions(in.num_anchors); first += kImageThreads) {
     const int64_t own = first + lane_index();
@@ -208,10 +212,10 @@ __device__ inline Offer best_obtainable(const MatchInputs& in, int64_t image, co
   return best;
 }
 
-// One block: an image. Greedy bipartite matching, as deferred acceptance: each ground truth wishes its best anchor, which
-// takes the best of those who do; a loser wishes its best anchor that would take it, whose ground truth may lose it for
-// that. All rank pairs by IoU, so what comes out is the greedy matching.
-// An anchor's claim is in `indices` until the end, over the index of its per-prediction match, which it outranks.
+// One block: an image. Greedy bipartite matching, as deferred acceptance: each ground truth wishes its best anchor,
+// which takes the best of those who do; a loser wishes its best anchor that would take it, whose ground truth may lose
+// it for that. All rank pairs by IoU, so what comes out is the greedy matching. An anchor's claim is in `indices` until
+// the end, over the index of its per-prediction match, which it outranks.
 __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: else registers spill on sm_100
     assign_truths_kernel(MatchInputs in, Variances variances, MatchOutputs out, Workspace work) {
   REFINEDET_SHARED(Offer, losers, kImageThreads / kWarpSize);
@@ -273,15 +277,16 @@ int64_t match_workspace_bytes(const MatchInputs& in, const MatchOptions&) {
   return lay_out(in, nullptr, &work);
 }
 
-void match(const MatchInputs& in, const MatchOptions& options, const MatchOutputs& out, void* workspace, Stream stream) {
+void match(const MatchInputs& in, const MatchOptions& options, const MatchOutputs& out, void* workspace,
+           Stream stream) {
   if (in.batch == 0 || in.num_anchors == 0) return;
   Workspace work;
   lay_out(in, static_cast<char*>(workspace), &work);
   const auto images = static_cast<unsigned>(in.batch);
   const auto blocks = static_cast<unsigned>((in.num_anchors + kThreads - 1) / kThreads);
   if (in.num_truths > 0) memset_async(work.wishes, 0, in.num_truths * sizeof(Offer), stream);
-  launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, options, out,
-         work);
+  launch("match_anchors_kernel", match_anchors_kernel, dim3(blocks, images), dim3(kThreads), 0, stream, in, options,
+         out, work);
   if (in.num_truths > 0)
     launch("assign_truths_kernel", assign_truths_kernel, dim3(images), dim3(kImageThreads), 0, stream, in,
            options.variances, out, work);

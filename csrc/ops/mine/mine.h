@@ -21,8 +21,8 @@
 namespace refinedet {
 
 struct MineInputs {
-  InputType type;        // of the losses
-  const void* losses;    // [B,N], or logits [B,N,C]
+  InputType type;      // of the losses
+  const void* losses;  // [B,N], or logits [B,N,C]
   const int64_t* labels;
   const float* ious;
   const float* objectness;  // may be null: none

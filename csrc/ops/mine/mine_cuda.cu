@@ -9,7 +9,7 @@
 namespace refinedet::cuda {
 namespace {
 
-constexpr int kThreads = 256;        // of the ranking kernels: an anchor each
+constexpr int kThreads = 256;  // of the ranking kernels: an anchor each
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kImageThreads = 1024;  // of select_negatives_kernel, which waits for memory: as many as there can be
 constexpr float kSmallestNormal = 1.17549435e-38f;  // FLT_MIN
@@ -171,8 +171,8 @@ void mine(const MineInputs& in, const MineOptions& options, const MineOutputs& o
     else
       launch("rank_logits_kernel", rank_logits_kernel<T>, grid, dim3(kThreads), 0, stream, in, options, work);
   });
-  launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream, in.num_anchors,
-         options.negative_ratio, work, out.mask);
+  launch("select_negatives_kernel", select_negatives_kernel, dim3(images), dim3(kImageThreads), 0, stream,
+         in.num_anchors, options.negative_ratio, work, out.mask);
 }
 
 #endif

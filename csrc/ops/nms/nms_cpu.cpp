@@ -46,7 +46,8 @@ std::vector<size_t> class_bounds(const std::vector<Candidate>& candidates) {
   return bounds;
 }
 
-std::vector<uint64_t> suppress_class(const float* boxes, const Candidate* begin, const Candidate* end, float threshold) {
+std::vector<uint64_t> suppress_class(const float* boxes, const Candidate* begin, const Candidate* end,
+                                     float threshold) {
   KeptBoxes kept;
   std::vector<uint64_t> kept_keys;
   for (const Candidate* candidate = begin; candidate != end; ++candidate) {
@@ -73,8 +74,8 @@ void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) 
   std::vector<std::vector<uint64_t>> kept_of_class(num_classes);
   parallel_for(0, num_classes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      kept_of_class[c] =
-          suppress_class(boxes, candidates.data() + bounds[c], candidates.data() + bounds[c + 1], options.iou_threshold);
+      kept_of_class[c] = suppress_class(boxes, candidates.data() + bounds[c], candidates.data() + bounds[c + 1],
+                                        options.iou_threshold);
     }
   });
   std::vector<uint64_t> keys;

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work,
   work.suppressed[tile] = all;
 }
 
-#define INSTANTIATE(T)                                                                                         \
+#define INSTANTIATE(T)                                                                                          \
   template __global__ void gather_boxes_kernel(const T*, const float*, const int64_t*, const int64_t*, int64_t, \
                                                int64_t, Workspace)
 INSTANTIATE(float);

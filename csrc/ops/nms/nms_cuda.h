@@ -1,5 +1,5 @@
-// The CUDA side of nms: raw pointers to device memory, sizes, a stream. Same contract as ops/nms/nms.h, given the order of
-// the scores, which a library sorts better.
+// The CUDA side of nms: raw pointers to device memory, sizes, a stream. Same contract as ops/nms/nms.h, given the order
+// of the scores, which a library sorts better.
 #pragma once
 
 #include "cuda/runtime.h"

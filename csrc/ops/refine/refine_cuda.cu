@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-#define INSTANTIATE(T)                                                                                            \
+#define INSTANTIATE(T) \
   template __global__ void refine_anchors_kernel(const float*, bool, const T*, int64_t, int64_t, Variances, float*)
 INSTANTIATE(float);
 INSTANTIATE(Half);
