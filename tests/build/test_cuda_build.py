@@ -608,7 +608,7 @@ def test_arithmetic_is_that_of_the_cpu(source: Path) -> None:
     found = set(re.findall(rf"\b(?:{operations})(?:\.\w+)*\.f(?:32|64)\b", ptx))
     allowed = {f"{name}.rn.{kind}" for name in ("add", "sub", "mul", "div", "rcp") for kind in ("f32", "f64")}
     assert "mul.rn.f32" in found
-    assert found - allowed == ({"fma.rn.f32"} if source.stem == "match" else set())
+    assert found - allowed == ({"fma.rn.f32"} if source.stem == "match_cuda" else set())
 
 
 OCCUPANCY = """
