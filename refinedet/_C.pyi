@@ -4,7 +4,7 @@ A build without CUDA kernels lacks ``kernel_resources``, ``driver_version`` and 
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict, type_check_only
+from typing import Protocol, TypedDict, type_check_only
 
 from typing_extensions import NotRequired
 
@@ -25,109 +25,20 @@ def build_info() -> BuildInfo: ...
 def kernel_resources() -> str: ...
 def driver_version() -> int: ...
 
-_Address: TypeAlias = int  # of device memory or a stream; 0 = none
-_Type: TypeAlias = Literal["float32", "float16", "bfloat16"]
-_Level: TypeAlias = tuple[_Address, _Address, _Address, _Address, int]  # arm_loc, arm_conf, odm_loc, odm_conf, anchors
+@type_check_only
+class _Launcher(Protocol):
+    """`<op>` gives None, `<op>_workspace_bytes` a number."""
+
+    def __call__(self, **fields: int | float | str | Sequence[float] | Sequence[tuple[int, ...]]) -> int | None: ...
 
 @type_check_only
 class _Launchers:
-    """The submodule `launchers`. A launcher whose workspace has no bytes takes none."""
+    """The submodule `launchers`: for each operator `<op>` and `<op>_workspace_bytes`.
 
-    def refine_workspace_bytes(self, *, batch: int, num_anchors: int) -> int: ...
-    def refine(
-        self,
-        *,
-        type: _Type,
-        anchors: _Address,
-        offsets: _Address,
-        batch: int,
-        num_anchors: int,
-        shared_anchors: bool,
-        variances: Sequence[float],
-        refined: _Address,
-        stream: _Address,
-    ) -> None: ...
-    def nms_workspace_bytes(self, *, num_boxes: int) -> int: ...
-    def nms(
-        self,
-        *,
-        type: _Type,
-        boxes: _Address,
-        scores: _Address,
-        labels: _Address,
-        order: _Address,
-        num_boxes: int,
-        iou_threshold: float,
-        kept: _Address,
-        count: _Address,
-        workspace: _Address,
-        stream: _Address,
-    ) -> None: ...
-    def detect_workspace_bytes(
-        self, *, batch: int, num_anchors: int, num_classes: int, top_k: int, keep_top_k: int
-    ) -> int: ...
-    def detect(
-        self,
-        *,
-        type: _Type,
-        levels: Sequence[_Level],
-        anchors: _Address,
-        batch: int,
-        num_anchors: int,
-        num_classes: int,
-        objectness_threshold: float,
-        score_threshold: float,
-        iou_threshold: float,
-        top_k: int,
-        keep_top_k: int,
-        variances: Sequence[float],
-        boxes: _Address,
-        scores: _Address,
-        labels: _Address,
-        indices: _Address,
-        counts: _Address,
-        workspace: _Address,
-        stream: _Address,
-    ) -> None: ...
-    def match_workspace_bytes(self, *, batch: int, num_anchors: int, num_truths: int) -> int: ...
-    def match(
-        self,
-        *,
-        anchors: _Address,
-        gt_boxes: _Address,
-        gt_labels: _Address,
-        gt_offsets: _Address,
-        batch: int,
-        num_anchors: int,
-        num_truths: int,
-        shared_anchors: bool,
-        iou_threshold: float,
-        variances: Sequence[float],
-        labels: _Address,
-        targets: _Address,
-        indices: _Address,
-        ious: _Address,
-        workspace: _Address,
-        stream: _Address,
-    ) -> None: ...
-    def mine_workspace_bytes(self, *, batch: int, num_anchors: int, num_classes: int) -> int: ...
-    def mine(
-        self,
-        *,
-        type: _Type,
-        losses: _Address,
-        labels: _Address,
-        ious: _Address,
-        objectness: _Address,
-        batch: int,
-        num_anchors: int,
-        num_classes: int,
-        negative_iou: float,
-        negative_ratio: float,
-        objectness_threshold: float,
-        mask: _Address,
-        workspace: _Address,
-        stream: _Address,
-    ) -> None: ...
+    Arguments go by keyword. They are the fields of the structs in csrc/ops/<op>/<op>.h, which a launcher's docstring
+    lists: addresses of device memory as integers (0 = none), sizes, options, and the address of a stream.
+    """
+
+    def __getattr__(self, name: str) -> _Launcher: ...
 
 launchers: _Launchers

@@ -1,11 +1,10 @@
-"""refinedet/_C.pyi against the compiled module: the same functions with the same parameters."""
+"""refinedet/_C.pyi against the compiled module: the same functions, and launchers that say what they take."""
 
 import ast
 import re
 from types import ModuleType
 from typing import Any
 
-import pytest
 from support.paths import ROOT
 
 from refinedet.ops import extension
@@ -16,24 +15,18 @@ CUDA_FIELDS = {"nvcc", "nvcc_flags", "architectures"}
 CUDA_FUNCTIONS = {"kernel_resources", "driver_version"}
 
 
-def keywords(body: list[ast.stmt]) -> dict[str, list[str]]:
-    """Functions of the stub with their parameters, which have to be given by name."""
-    functions = [item for item in body if isinstance(item, ast.FunctionDef)]
-    return {function.name: [argument.arg for argument in function.args.kwonlyargs] for function in functions}
-
-
 def functions(module: ModuleType) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
 
 
 def described(launcher: Any) -> list[str]:
-    """Parameters by the docstring: "type, levels = [(...), ...], workspace unless it has no bytes, stream."."""
+    """Arguments by the docstring: "type, levels = [(...), ...], workspace unless it has no bytes, stream."."""
     text = launcher.__doc__.strip().splitlines()[-1].removesuffix(".")
     return re.sub(r" = \[.*\]| unless it has no bytes", "", text).split(", ")
 
 
 def test_functions():
-    module, names = extension.load(), set(keywords(STUB.body))
+    module, names = extension.load(), {item.name for item in STUB.body if isinstance(item, ast.FunctionDef)}
     fields = {item.target.id for item in CLASSES["BuildInfo"] if isinstance(item, ast.AnnAssign)}
     if not extension.has_cuda():
         names, fields = names - CUDA_FUNCTIONS, fields - CUDA_FIELDS
@@ -41,17 +34,23 @@ def test_functions():
     assert set(module.build_info()) == fields
 
 
-def test_launchers():
-    stub = keywords(CLASSES["_Launchers"])
-    launchers = functions(extension.load().launchers) if extension.has_cuda() else {}
-    assert launchers.keys() == (stub.keys() if extension.has_cuda() else set())
-    for name, launcher in launchers.items():
-        if name.endswith("_workspace_bytes"):
-            sizes = dict.fromkeys(stub[name], 2)
+def sizes_of(launcher: Any) -> dict[str, int]:
+    """The arguments that a launcher asks for, one after the other."""
+    sizes: dict[str, int] = {}
+    while True:
+        try:
             assert launcher(**sizes) >= 0
-            for missing in sizes:
-                with pytest.raises(TypeError, match=missing):
-                    launcher(**{size: value for size, value in sizes.items() if size != missing})
-        else:
-            parameters = described(launcher)
-            assert stub[name] in (parameters, [one for one in parameters if one != "workspace"])
+            return sizes
+        except TypeError as error:
+            (missing,) = re.findall(r"lacks the argument '(\w+)'", str(error))
+            assert missing not in sizes
+            sizes[missing] = 2
+
+
+def test_launchers():
+    """Each operator has two; sizes are among the fields that the docstring of the launcher lists."""
+    launchers = functions(extension.load().launchers) if extension.has_cuda() else {}
+    operators = [path.name for path in (ROOT / "csrc" / "ops").iterdir()] if extension.has_cuda() else []
+    assert launchers.keys() == {name for op in operators for name in (op, f"{op}_workspace_bytes")}
+    for op in operators:
+        assert set(sizes_of(launchers[f"{op}_workspace_bytes"])) < set(described(launchers[op]))
