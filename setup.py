@@ -150,11 +150,14 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 class BuildExtension(build_ext):
-    """Compiles with ninja into build/<interpreter tag>, a folder that all ways of installing share."""
+    """Compiles with ninja into a folder of build/ that all ways of installing share.
+
+    The interpreter and whether there are CUDA kernels name it: to try the CPU alone compiles nothing twice.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         cuda = find_cuda()
-        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
+        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}{'' if cuda else '-cpu'}"
         folder.mkdir(parents=True, exist_ok=True)
         built = folder / "_C.so"
         with (folder / "lock").open("w") as lock:

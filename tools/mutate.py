@@ -392,9 +392,10 @@ def report(mutants: Sequence[Mutant]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Removes barriers and bounds checks from the CUDA kernels.")
-    parser.add_argument("--op", action="append", choices=OPERATORS, help="only what this operator is compiled from")
+    either = parser.add_mutually_exclusive_group()  # the table is of all operators
+    either.add_argument("--op", action="append", choices=OPERATORS, help="only what this operator is compiled from")
+    either.add_argument("--write", type=Path, metavar="FILE", help="write the table to this file")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to this file")
     arguments = parser.parse_args()
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before a check imports torch

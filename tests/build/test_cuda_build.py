@@ -28,7 +28,7 @@ from refinedet.profiling import resources as kernel_resources
 from refinedet.profiling.resources import MULTIPROCESSORS, KernelResources
 
 cuda_build = kernel_budget.cuda_build
-OPERATORS = ("detect", "match", "mine", "nms", "refine")
+OPERATORS = sorted(path.name for path in (ROOT / "csrc" / "ops").iterdir())
 REGISTER_TOLERANCE = 2  # what an unrelated change may move
 
 

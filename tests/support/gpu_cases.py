@@ -38,7 +38,9 @@ def inputs(name: str, seed: int = 0, images: int = 2, count: int = 1000) -> tupl
         return mining(seed, images, count)
     if name == "nms":
         return suppression(seed, count)
-    return anchors(seed, count), heads(seed, images, count)[0]
+    if name == "refine":
+        return anchors(seed, count), heads(seed, images, count)[0]
+    raise KeyError(name)
 
 
 def heads(seed: int = 0, images: int = 2, count: int = 1000, classes: int = 21) -> list[Tensor]:
