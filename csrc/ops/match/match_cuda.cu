@@ -75,8 +75,7 @@ __device__ inline float box_iou(const Box& a, const Box& b) {
 }
 
 __device__ inline bool touch(const Corners& a, const Corners& b) {
-  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 &&
-         b.y1 < a.y2;  // only saves work: the IoU of the others is 0 anyway
+  return a.x1 < b.x2 && b.x1 < a.x2 && a.y1 < b.y2 && b.y1 < a.y2;  // only saves work: the IoU of others is 0
 }
 
 // The ground truths of an image: rows of gt_boxes.
