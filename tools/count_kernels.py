@@ -17,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-for folder in (".", "benchmarks", "tests", "tests/ops"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
 from ptx_on_cpu.harness import launches_of, start, toolkit
 from simulated.harness import CSRC, Result
@@ -38,6 +40,7 @@ RENEW = 'python tools/count_kernels.py --write --reason "..."'
 ARCHITECTURE = "7.5"  # of the PTX
 MODELLED = ("5.2", "6.1", "7.0", "8.0", "9.0")  # architectures of the cost model's GPUs
 TOLERANCE = 0.01
+SECTOR = 32  # bytes
 SECONDS = 600  # of processor time for a case
 LINES = 6  # of a kernel, on the page
 WORTH_A_LINE = 0.04  # share of the kernel's instructions
@@ -161,13 +164,15 @@ def for_the_model(table: dict[str, Any], budget: dict[str, Any]) -> dict[str, An
         "blocks": "blocks",
         "longest_block_cycles": "chain",
         "warp_instructions": "instructions",
-        "memory_bytes": "moved",
     }
     cases = {
         operator: {
             name: {
                 **{key: value for key, value in entry.items() if key in ("images", "kept")},
-                "launches": [{names[key]: launch[key] for key in names} for launch in entry["launches"]],
+                "launches": [
+                    {names[key]: launch[key] for key in names} | {"moved": SECTOR * launch["first_sectors"]}
+                    for launch in entry["launches"]
+                ],
             }
             for name, entry in entries.items()
         }
@@ -214,7 +219,7 @@ def _row(kernel: str, total: Counts) -> list[str]:
         per("thread_instructions", "warp_instructions"),
         f"{total['global_requests']:,}",
         per("global_sectors", "global_requests"),
-        f"{total['memory_bytes'] / 1e3:,.1f} KB",
+        f"{SECTOR * total['first_sectors'] / 1e3:,.1f} KB",
         *(f"{total[key]:,}" for key in ("bank_conflicts", "divergent_branches", "barriers", "atomics")),
         f"{total['longest_block_cycles']:,}",
     ]
