@@ -182,8 +182,9 @@ unsigned char* place(Warp& warp, const Instruction& i, int lane, int bytes, Requ
     if (address + size > block.parameters->size()) warp.fail(i, "access out of bounds of the parameters", 1u << lane);
     return const_cast<unsigned char*>(block.parameters->data()) + address;
   }
-  const Moment now = warp.moment(lane);
+  Moment now = warp.moment(lane);
   if (i.space == Space::kShared) {
+    now.launch_start = now.block_start;  // every block has its own
     if (address + size > block.shared.size())
       warp.fail(i, "access out of bounds in shared memory: byte " + std::to_string(address) + " of " +
                        std::to_string(block.shared.size()), 1u << lane);
