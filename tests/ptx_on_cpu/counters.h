@@ -10,6 +10,7 @@ struct Counters {
   uint64_t thread_instructions = 0;
   uint64_t global_requests = 0;   // of a warp
   uint64_t global_sectors = 0;    // of 32 bytes that these touch
+  uint64_t first_sectors = 0;     // of these, no earlier access of the launch touched
   uint64_t global_bytes = 0;      // that the lanes asked for
   uint64_t shared_requests = 0;
   uint64_t bank_conflicts = 0;    // passes through shared memory beyond the first
@@ -24,6 +25,7 @@ struct Counters {
     visit("thread_instructions", thread_instructions);
     visit("global_requests", global_requests);
     visit("global_sectors", global_sectors);
+    visit("first_sectors", first_sectors);
     visit("global_bytes", global_bytes);
     visit("shared_requests", shared_requests);
     visit("bank_conflicts", bank_conflicts);

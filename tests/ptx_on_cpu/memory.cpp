@@ -51,6 +51,13 @@ bool Shadow::first_read(const Moment& now, uint64_t offset) {
   return first;
 }
 
+bool Shadow::first_touch(const Moment& now, uint64_t offset) {
+  uint32_t& touched = words_[offset / kSector * kSector / kWord].touched_tick;
+  const bool first = touched < now.launch_start;
+  touched = now.tick;
+  return first;
+}
+
 bool Shadow::written_by_block(const Moment& now, uint64_t offset, int bytes) const {
   if (bytes < kWord) return bytes_[offset].write_tick >= now.block_start;
   for (uint64_t word = offset / kWord; word < (offset + static_cast<uint64_t>(bytes)) / kWord; ++word)
@@ -190,6 +197,7 @@ unsigned char* place(Warp& warp, const Instruction& i, int lane, int bytes, Requ
   char* const data = arena.check(i, address, bytes);
   if (data == nullptr) warp.fail(i, "access out of bounds in global memory", 1u << lane);
   arena.shadow().access(i, now, arena.offset(address), bytes, "global");
+  if (arena.shadow().first_touch(now, arena.offset(address))) ++i.counters.first_sectors;
   if (!i.writes && arena.shadow().first_read(now, arena.offset(address))) request.fetches = true;
   return reinterpret_cast<unsigned char*>(data);
 }

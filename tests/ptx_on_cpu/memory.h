@@ -33,12 +33,14 @@ class Shadow {
 
   // Is this the first time that the block reads these 32 bytes?
   bool first_read(const Moment& now, uint64_t offset);
+  // Is this the launch's first access to these 32 bytes?
+  bool first_touch(const Moment& now, uint64_t offset);
   // Has the block written the words?
   bool written_by_block(const Moment& now, uint64_t offset, int bytes) const;
 
  private:
   struct Cell {
-    uint32_t write_tick = 0, read_tick = 0, cached_tick = 0;
+    uint32_t write_tick = 0, read_tick = 0, cached_tick = 0, touched_tick = 0;
     uint32_t reader_lanes = 0;
     uint16_t writer = 0, write_clock = 0, reader_warp = 0, read_clock = 0;
     bool atomic = false;               // the last write
