@@ -15,6 +15,7 @@ namespace {
 constexpr int kThreads = 256;       // of match_anchors_kernel: an anchor each
 constexpr int kTile = kThreads;     // ground truths in shared memory at once: loaded by a thread each
 constexpr int kImageThreads = 512;  // of assign_truths_kernel: a search waits for memory
+constexpr int kImageWarps = kImageThreads / kWarpSize;
 
 struct Box {
   Corners corners;
@@ -139,6 +140,12 @@ __device__ inline Corners region_of_warp(const Corners& box) {
           -__shfl_sync(kFullWarp, smallest, 16), -__shfl_sync(kFullWarp, smallest, 24)};
 }
 
+// Largest over so many neighbouring lanes.
+__device__ inline Offer largest_of_lanes(Offer value, int lanes) {
+  for (lanes /= 2; lanes > 0; lanes /= 2) value = max(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  return value;
+}
+
 // A warp looks for the best of its anchors for several ground truths together: IoUs go through shared memory, a row
 // each, and a few lanes share a row. Rows are longer than a warp, so that the lanes meet every memory bank.
 struct Rows {
@@ -165,8 +172,7 @@ struct Rows {
       }
       offer = to_offer(iou, first_anchor + first + best);
     }
-    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) offer = max(offer, __shfl_xor_sync(kFullWarp, offer, lanes));
-    return offer;
+    return largest_of_lanes(offer, kLanes);
   }
 };
 
@@ -230,11 +236,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // Largest of the block's values. `warp_maxima`: one number per warp.
 __device__ inline Offer largest_of_block(Offer value, Offer* warp_maxima) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) value = max(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  value = largest_of_lanes(value, kWarpSize);
   if (lane_index() == 0) warp_maxima[warp_index()] = value;
   __syncthreads();
-  for (int w = 0; w < warps_of_block(); ++w) value = max(value, warp_maxima[w]);
-  return value;
+  return largest_of_lanes(warp_maxima[lane_index() % kImageWarps], kImageWarps);
 }
 
 // Of the ground truths whose wish is another's, what this thread knows of the one with the largest IoU.
@@ -249,15 +254,17 @@ __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* 
 }
 
 // This thread's best anchor that is free or whose ground truth has to yield to this one. Whole warps take 32 regions,
-// then the anchors of those that the ground truth touches. `regions` are the image's.
+// then the anchors of those that the ground truth touches: neighbours mostly, so neighbours go to different warps.
+// `regions` are the image's.
 __device__ inline Offer best_obtainable(const MatchInputs& in, int64_t image, const Box& box, int truth,
                                         const float* regions, const Claim* claims) {
   Offer best = 0;
-  for (int64_t first = warp_index() * kWarpSize; first < num_regions(in.num_anchors); first += kImageThreads) {
-    const int64_t own = first + lane_index();
+  for (int64_t first = warp_index(); first < num_regions(in.num_anchors); first += kImageThreads) {
+    const int64_t own = first + lane_index() * kImageWarps;
     const bool touches = own < num_regions(in.num_anchors) && touch(load_corners(regions, own), box.corners);
     for (unsigned touching = __ballot_sync(kFullWarp, touches); touching != 0; touching &= touching - 1) {
-      const int64_t anchor = (first + __ffs(static_cast<int>(touching)) - 1) * kWarpSize + lane_index();
+      const int64_t region = first + (__ffs(static_cast<int>(touching)) - 1) * kImageWarps;
+      const int64_t anchor = region * kWarpSize + lane_index();
       if (anchor >= in.num_anchors) continue;
       const Offer offer = to_offer(box_iou(to_box(load_anchor(in, image, anchor)), box), anchor);
       if (offer > best && claims[anchor] < to_claim(offer, truth)) best = offer;
