@@ -52,19 +52,24 @@ struct Selection {
   static constexpr int kDigitBits = 8;
   static constexpr int kDigits = 1 << kDigitBits;
 
-  int histogram[kDigits];
+  alignas(16) int histogram[kDigits];
   int digit, wanted, members;  // the digit found; how many of the keys that have it are wanted, how many there are
   unsigned ones, zeros;        // bits of the scores that are 1, and 0, in some key
   int list_size;
 };
 
 // Warp 0 finds the digit of the `wanted`-th smallest key in the histogram: the first whose running total reaches it.
+// Leaves the histogram empty, for the next digit.
 __device__ inline void find_digit(int wanted, Selection* shared) {
   constexpr int kEach = Selection::kDigits / kWarpSize;  // counters per lane
   if (warp_index() != 0) return;
   const int first = lane_index() * kEach;
-  int sum = 0;
-  for (int i = 0; i < kEach; ++i) sum += shared->histogram[first + i];
+  int counts[kEach], sum = 0;
+  for (int i = 0; i < kEach; ++i) {
+    counts[i] = shared->histogram[first + i];
+    shared->histogram[first + i] = 0;
+    sum += counts[i];
+  }
   int before = sum;  // becomes the total of the lanes below
   for (int distance = 1; distance < kWarpSize; distance *= 2) {
     const int other = __shfl_up_sync(kFullWarp, before, distance);
@@ -72,15 +77,19 @@ __device__ inline void find_digit(int wanted, Selection* shared) {
   }
   before -= sum;
   if (before >= wanted || before + sum < wanted) return;  // another lane's
-  int digit = first;
-  while (before + shared->histogram[digit] < wanted) before += shared->histogram[digit++];
-  shared->digit = digit;
-  shared->wanted = wanted - before;
-  shared->members = shared->histogram[digit];
+  for (int i = 0; i < kEach; ++i) {
+    if (before < wanted) {  // holds up to the digit that is looked for
+      shared->digit = first + i;
+      shared->wanted = wanted - before;
+      shared->members = counts[i];
+    }
+    before += counts[i];
+  }
 }
 
 // Calls visit(k) for every key; threads whose turn is beyond the end get kNoKey, so that all call equally often. Loads
-// several keys before it visits the first: one block alone has few threads to hide the latency of memory behind.
+// several keys before it visits the first: one block alone has few threads to hide the latency of memory behind. Keys
+// that need not be loaded again and again have an overload of their own.
 template <class Key, class Visit>
 __device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) {
   constexpr int kLoads = 4;
@@ -95,10 +104,11 @@ __device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) 
 }
 
 // Gathers which bits of the scores differ between keys, so that the selection need not look at the others: scores
-// between 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow.
+// between 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow. Empties the histogram.
 template <class Key>
 __device__ void compare_scores(const Key& key, int64_t count, Selection* shared) {
   if (threadIdx.x == 0) shared->ones = shared->zeros = 0;
+  for (int i = threadIdx.x; i < Selection::kDigits; i += blockDim.x) shared->histogram[i] = 0;
   __syncthreads();
   unsigned ones = 0, zeros = 0;
   for_each_key(key, count, [&](uint64_t k) {
@@ -129,8 +139,6 @@ __device__ uint64_t select_key(const Key& key, int64_t count, int wanted, Select
   bool exact = false;  // all keys that agree with the known bits are wanted
   while (bits > 0 && !exact) {
     const int shift = bits > Selection::kDigitBits ? bits - Selection::kDigitBits : 0;
-    for (int i = threadIdx.x; i < Selection::kDigits; i += blockDim.x) shared->histogram[i] = 0;
-    __syncthreads();
     for_each_key(key, count, [&](uint64_t k) {
       if (k != kNoKey && (k & known) == answer) atomicAdd(&shared->histogram[(k & ~known) >> shift], 1);
     });
