@@ -199,12 +199,11 @@ __device__ int gather_best(const Key& key, int64_t count, int wanted, uint64_t* 
   return wanted;
 }
 
-constexpr int kRunsMerged = 8;  // at a time
-constexpr int kShortRun = kWarpSize, kLongRun = kShortRun * kRunsMerged, kMaxSorted = kLongRun * kRunsMerged;
+constexpr int kShortRun = 64, kLongRun = 512, kMaxSorted = 2048;  // keys
 
-// Keys that sort_keys needs room for.
+// Keys that sort_keys needs room for: it looks at whole groups of runs.
 __host__ __device__ constexpr int sort_capacity(int count) {
-  const int unit = count <= kLongRun ? kLongRun / 2 : 2 * kLongRun;
+  const int unit = count <= kShortRun ? kShortRun : count <= kLongRun ? kLongRun / 2 : kMaxSorted / 2;
   return (count + unit - 1) / unit * unit;
 }
 
@@ -212,18 +211,24 @@ struct alignas(2 * sizeof(uint64_t)) KeyPair {
   uint64_t first, second;
 };
 
-// Sorts runs of 32 keys: a key's place is the number of smaller ones. The keys from `count` on are kNoKey.
-__device__ inline void sort_runs(const uint64_t* from, uint64_t* to, int count, int padded) {
-  for (int i = threadIdx.x; i < padded; i += static_cast<int>(blockDim.x)) {
-    const int first = i - i % kShortRun;
+// Sorts runs of 64 keys: a key's place is the number of smaller ones. `lanes` of a warp, a power of two, share the work
+// for a key. The keys from `count` on, up to whole runs, are kNoKey.
+__device__ inline void sort_runs(const uint64_t* from, uint64_t* to, int count, int lanes) {
+  constexpr int kPairs = kShortRun / 2, kLoads = 4;  // loads hide their latency behind each other
+  const int end = (count + kShortRun - 1) / kShortRun * kShortRun * lanes;
+  for (int turn = threadIdx.x; turn < end; turn += static_cast<int>(blockDim.x)) {
+    const int i = turn / lanes, part = turn % lanes, first = i - i % kShortRun;
     const KeyPair* const pairs = reinterpret_cast<const KeyPair*>(from + first);
     const uint64_t key = from[i];
-    int place = first;
-    for (int k = 0; k < kShortRun / 2; ++k) {
-      const KeyPair pair = pairs[k];
-      place += (pair.first < key ? 1 : 0) + (pair.second < key ? 1 : 0);
+    int smaller = 0;
+    for (int k = part; k < kPairs; k += kLoads * lanes) {
+      KeyPair loaded[kLoads];
+      for (int load = 0; load < kLoads; ++load) loaded[load] = pairs[k + load * lanes];
+      for (int load = 0; load < kLoads; ++load)
+        smaller += (loaded[load].first < key ? 1 : 0) + (loaded[load].second < key ? 1 : 0);
     }
-    to[i < count ? place : i] = key;
+    for (int distance = 1; distance < lanes; distance *= 2) smaller += __shfl_xor_sync(kFullWarp, smaller, distance);
+    if (part == 0 && i < count) to[first + smaller] = key;
   }
   __syncthreads();
 }
@@ -232,31 +237,35 @@ __device__ inline void sort_runs(const uint64_t* from, uint64_t* to, int count, 
 // searches go in step, for one alone waits for memory at every step.
 template <int kWidth, int kTogether>
 __device__ void merge_runs(const uint64_t* from, uint64_t* to, int count, int padded) {
-  for (int i = threadIdx.x; i < padded; i += static_cast<int>(blockDim.x)) {
+  constexpr int kGroup = 8 * kWidth;
+  for (int i = threadIdx.x; i < count; i += static_cast<int>(blockDim.x)) {
     const uint64_t key = from[i];
-    const int first = i - i % (kRunsMerged * kWidth), end = min(first + kRunsMerged * kWidth, padded);
+    const int first = i - i % kGroup, end = min(first + kGroup, padded);
     int place = first;
     for (int run = first; run < end; run += kTogether * kWidth) {
       int smaller[kTogether] = {};
-#pragma unroll
-      for (int step = kWidth / 2; step > 0; step /= 2)
-        for (int r = 0; r < kTogether; ++r)
-          if (from[run + r * kWidth + smaller[r] + step - 1] < key) smaller[r] += step;
-      for (int r = 0; r < kTogether; ++r) place += smaller[r] + (from[run + r * kWidth + smaller[r]] < key ? 1 : 0);
+      uint64_t other[kTogether];
+      const auto look = [&](int step) {
+        for (int r = 0; r < kTogether; ++r) other[r] = from[run + r * kWidth + smaller[r] + step - 1];
+        for (int r = 0; r < kTogether; ++r) smaller[r] += other[r] < key ? step : 0;
+      };
+      for (int step = kWidth / 2; step > 0; step /= 2) look(step);
+      look(1);  // all may be smaller
+      for (int r = 0; r < kTogether; ++r) place += smaller[r];
     }
-    to[i < count ? place : i] = key;
+    to[place] = key;
   }
   __syncthreads();
 }
 
-// Sorts `count` <= 2048 distinct keys in shared memory, ascending: in runs of 32, of 256, at last in one. Few barriers,
+// Sorts `count` <= 2048 distinct keys in shared memory, ascending: in runs of 64, of 512, at last in one. Few barriers,
 // and little that waits for each other, where a bitonic sort is a chain. Both arrays have room for sort_capacity(count)
 // and begin at 16 bytes; returns the one that is sorted. Ends with a barrier.
 __device__ inline uint64_t* sort_keys(uint64_t* keys, uint64_t* spare, int count) {
-  const int padded = sort_capacity(count);
-  for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += static_cast<int>(blockDim.x)) keys[i] = kNoKey;
+  const int padded = sort_capacity(count), threads = static_cast<int>(blockDim.x);
+  for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += threads) keys[i] = spare[i] = kNoKey;
   __syncthreads();
-  sort_runs(keys, spare, count, padded);
+  sort_runs(keys, spare, count, 4 * padded <= threads ? 4 : 2 * padded <= threads ? 2 : 1);
   if (count <= kShortRun) return spare;
   merge_runs<kShortRun, 4>(spare, keys, count, padded);
   if (count <= kLongRun) return keys;

@@ -15,8 +15,9 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMergeThreads = 512;  // of a block of merge_classes_kernel, which has an image to itself
 static_assert(softmax_row_size(DetectLimits::kMaxClasses) <= kTileTerms);
 
-// All written before it is read, but for the counters, which start at 0.
+// All written before it is read, but for the counters, which come first and start at 0.
 struct Workspace {
+  int64_t counter_bytes;
   int* candidate_counts;  // [B,C-1] also of those the list has no room for
   uint64_t* candidates;   // [B,C-1,list_size] descending_key(score, anchor * C + class), in any order
   float* boxes;           // [B,N,4] corners, of the survivors: the anchors that pass the filter
@@ -26,13 +27,14 @@ struct Workspace {
   uint64_t* kept;         // [B,(C-1) * kept_of_class] keys of the boxes that survive suppression, in any order
 };
 
-constexpr int kMaxList = 512;  // candidates of a class that are listed; of more, all scores are taken again
+// Candidates and kept boxes of an image have 40 bytes per anchor together, but a class has room for 512 candidates.
+constexpr int64_t kKeysPerAnchor = 5, kMinList = 512;
 
 struct Sizes {
   int64_t num_anchors;
   int num_classes;
   int num_blocks;     // of score_anchors_kernel, per image
-  int list_size;      // candidates of a class that are listed
+  int list_size;      // candidates of a class that are listed; of more, the scores are taken again
   int top_k;          // candidates of a class that enter suppression, at most
   int kept_of_class;  // survivors of a class, at most: worse ones cannot be among the image's best
   int num_rows;       // of the output, per image
@@ -40,7 +42,7 @@ struct Sizes {
   __host__ __device__ int foreground() const { return num_classes - 1; }
   // Keys of a class, and as many again that sorting needs; or the boxes it keeps.
   __host__ __device__ int half_of_keys() const {
-    const int keys = sort_capacity(top_k > list_size ? top_k : list_size), boxes = 2 * kept_of_class;
+    const int keys = sort_capacity(top_k > kLongRun ? top_k : kLongRun), boxes = 2 * kept_of_class;
     return keys > boxes ? keys : boxes;
   }
 };
@@ -83,11 +85,21 @@ __device__ Corners decode_anchor(const Level<T>& level, Center anchor, int64_t r
 struct ScoreTile : SoftmaxTile {
   float* totals;
 
-  // The product is rounded as the quotient is: where it is too large, so is the quotient too small. Spares a division.
-  __device__ bool passes(int i, int c, float threshold) const {
-    return i < count && row(i)[c] >= threshold * totals[i] && score(i, c) > threshold;
-  }
   __device__ float score(int i, int c) const { return row(i)[c] / totals[i]; }
+};
+
+// Which of an anchor's scores pass the threshold, without a division but where rounding decides: a term below the
+// rounded product fails, for then its quotient is not above the threshold; one far enough above it passes.
+struct ScoreTest {
+  float threshold, total, fails_below, passes_from;
+
+  __device__ ScoreTest(float threshold, float total)
+      : threshold(threshold), total(total), fails_below(threshold * total), passes_from(bits_float(0x7f800000u)) {
+    if (fails_below > 1e-30f) passes_from = fails_below * 1.000001f;  // only saves work: the quotient says the same
+  }
+  __device__ bool operator()(float term) const {
+    return term >= passes_from || (term >= fails_below && term / total > threshold);
+  }
 };
 
 // A thread per anchor sums, and stores what its scores can be taken from again. In `totals` are the highest logits so
@@ -102,21 +114,37 @@ __device__ inline void take_totals(const ScoreTile& tile, int num_classes, float
   __syncthreads();
 }
 
+// How many anchors of a tile are candidates of the class `first` + 8 k, for k = this lane's index < `classes` <= 32.
+__device__ inline int count_candidates(const ScoreTile& tile, int first, int classes, float threshold) {
+  constexpr int kLoads = 4;
+  const int lane = lane_index();
+  int found = 0;
+  for (int i = lane; i - lane < tile.count; i += kWarpSize) {
+    const bool used = i < tile.count;
+    const ScoreTest passes(threshold, tile.totals[used ? i : 0]);
+    const float* const terms = tile.row(used ? i : 0) + first;
+    for (int k = 0; k < classes; k += kLoads) {
+      float loaded[kLoads];
+      for (int load = 0; load < kLoads; ++load) loaded[load] = k + load < classes ? terms[(k + load) * kWarps] : 0.0f;
+      for (int load = 0; load < kLoads; ++load) {
+        if (k + load >= classes) break;
+        const unsigned ballot = __ballot_sync(kFullWarp, used && passes(loaded[load]));
+        if (lane == k + load) found += __popc(ballot);
+      }
+    }
+  }
+  return found;
+}
+
 // Appends the candidates of a tile to the lists of their classes, as far as there is room. A warp has every eighth
-// class and reserves the places of 32 at once.
+// class and reserves the places of up to 32 at once.
 __device__ inline void append_candidates(const ScoreTile& tile, int64_t image, int64_t first_anchor, const Sizes& sizes,
                                          float threshold, const Workspace& work) {
   const int lane = lane_index();
   const int64_t first_list = image * sizes.foreground() - 1;
   for (int first = 1 + warp_index(); first < sizes.num_classes; first += kWarps * kWarpSize) {
     const int classes = min((sizes.num_classes - first + kWarps - 1) / kWarps, kWarpSize);
-    int found = 0;  // in this lane's class
-    for (int k = 0; k < classes; ++k) {
-      int sum = 0;
-      for (int i = 0; i < tile.count; i += kWarpSize)
-        sum += __popc(__ballot_sync(kFullWarp, tile.passes(i + lane, first + k * kWarps, threshold)));
-      if (lane == k) found = sum;
-    }
+    const int found = count_candidates(tile, first, classes, threshold);
     int reserved = 0;
     if (found > 0) reserved = atomicAdd(&work.candidate_counts[first_list + first + lane * kWarps], found);
     for (unsigned rest = __ballot_sync(kFullWarp, found > 0); rest != 0; rest &= rest - 1) {
@@ -124,7 +152,7 @@ __device__ inline void append_candidates(const ScoreTile& tile, int64_t image, i
       int place = __shfl_sync(kFullWarp, reserved, k);
       uint64_t* const list = work.candidates + (first_list + c) * sizes.list_size;
       for (int i = lane; i - lane < tile.count; i += kWarpSize) {
-        const bool passes = tile.passes(i, c, threshold);
+        const bool passes = i < tile.count && ScoreTest(threshold, tile.totals[i])(tile.row(i)[c]);
         const unsigned ballot = __ballot_sync(kFullWarp, passes);
         const int mine = place + __popc(ballot & lanes_below(lane));
         if (passes && mine < sizes.list_size) {
@@ -271,15 +299,17 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t image = blockIdx.y, list = image * sizes.foreground() + blockIdx.x;
   int found = work.candidate_counts[list];
   if (found == 0) return;  // only saves work
-  if (found <= sizes.list_size) {
-    const uint64_t* const candidates = work.candidates + list * sizes.list_size;
-    for (int i = threadIdx.x; i < found; i += kThreads) keys[i] = candidates[i];
+  const KeyList candidates{work.candidates + list * sizes.list_size};
+  const int half = sizes.half_of_keys();
+  if (found <= min(sizes.list_size, kLongRun)) {
+    for (int i = threadIdx.x; i < found; i += kThreads) keys[i] = candidates(i);
+  } else if (found <= sizes.list_size) {
+    found = gather_best(candidates, found, sizes.top_k, keys, 2 * half, selection);
   } else {
-    const RescoredKey<T> key{levels, sizes, work, image, class_index, options.score_threshold};
-    found =
-        gather_best(key, int64_t{sizes.num_blocks} * kThreads, sizes.top_k, keys, 2 * sizes.half_of_keys(), selection);
+    const RescoredKey<T> rescored{levels, sizes, work, image, class_index, options.score_threshold};
+    found = gather_best(rescored, int64_t{sizes.num_blocks} * kThreads, sizes.top_k, keys, 2 * half, selection);
   }
-  uint64_t* const other = keys + sizes.half_of_keys();
+  uint64_t* const other = keys + half;
   uint64_t* const sorted = sort_keys(keys, other, found);
   Corners* const kept = reinterpret_cast<Corners*>(sorted == keys ? other : keys);
   const float* const boxes = work.boxes + 4 * image * sizes.num_anchors;
@@ -291,7 +321,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < kept_count; i += kThreads) out[i] = sorted[i];
 }
 
-constexpr int kMergeHalf = sort_capacity(DetectLimits::kMaxKeepTopK);
+constexpr int kMergeHalf = kMaxSorted;  // keys
 
 // One block: an image. The best rows of all classes, and padding.
 __global__ void __launch_bounds__(kMergeThreads) merge_classes_kernel(Sizes sizes, Workspace work, DetectOutputs out) {
@@ -300,7 +330,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_classes_kernel(Sizes size
   const int64_t image = blockIdx.x;
   const KeyList kept{work.kept + image * sizes.foreground() * sizes.kept_of_class};
   int found = work.kept_counts[image];
-  if (found <= kMergeHalf) {
+  if (found <= kLongRun) {
     for (int i = threadIdx.x; i < found; i += kMergeThreads) keys[i] = kept(i);
   } else {
     found = gather_best(kept, found, sizes.num_rows, keys, 2 * kMergeHalf, selection);
@@ -340,12 +370,13 @@ Sizes sizes_of(const DetectInputs& in, const DetectOptions& options) {
   const auto of_anchors = [&](int64_t size) { return static_cast<int>(std::min(size, in.num_anchors)); };
   int blocks = 0;
   for (int i = 0; i < in.num_levels; ++i) blocks += blocks_for(in.levels[i].num_anchors);
+  const int64_t kept = std::min(options.top_k, options.keep_top_k), classes = std::max<int64_t>(in.num_classes - 1, 1);
   return {.num_anchors = in.num_anchors,
           .num_classes = static_cast<int>(in.num_classes),
           .num_blocks = blocks,
-          .list_size = of_anchors(kMaxList),
+          .list_size = of_anchors(std::max(kKeysPerAnchor * in.num_anchors / classes - kept, kMinList)),
           .top_k = of_anchors(options.top_k),
-          .kept_of_class = of_anchors(std::min(options.top_k, options.keep_top_k)),
+          .kept_of_class = of_anchors(kept),
           .num_rows = static_cast<int>(options.keep_top_k)};
 }
 
@@ -353,9 +384,9 @@ Sizes sizes_of(const DetectInputs& in, const DetectOptions& options) {
 int64_t lay_out(int64_t images, const Sizes& sizes, char* memory, Workspace* work) {
   Layout layout(memory);
   const int64_t lists = images * sizes.foreground();
-  int* const counters = layout.part<int>(lists + images);
-  work->candidate_counts = counters;
-  work->kept_counts = counters == nullptr ? nullptr : counters + lists;
+  work->candidate_counts = layout.part<int>(lists);
+  work->kept_counts = layout.part<int>(images);
+  work->counter_bytes = layout.bytes();
   work->boxes = layout.part<float>(images * sizes.num_anchors * 4);
   work->survivors = layout.part<unsigned>(images * sizes.num_blocks * kWarps);
   work->softmax = layout.part<float>(images * sizes.num_anchors * 2);
@@ -410,7 +441,7 @@ void detect(const DetectInputs& in, const DetectOptions& options, const DetectOu
   lay_out(in.batch, sizes, static_cast<char*>(workspace), &work);
   const auto images = static_cast<unsigned>(in.batch), classes = static_cast<unsigned>(sizes.foreground());
   const dim3 block(kThreads);
-  memset_async(work.candidate_counts, 0, (int64_t{images} * classes + images) * sizeof(int), stream);
+  memset_async(work.candidate_counts, 0, work.counter_bytes, stream);
   if (classes > 0 && in.num_anchors > 0) {
     dispatch(in.type, [&](auto element) {
       using T = decltype(element);
