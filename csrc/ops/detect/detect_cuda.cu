@@ -249,6 +249,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
     box = load_corners(boxes, key_index(key) / static_cast<uint32_t>(sizes.num_classes));
   };
   fetch(0);
+  if (thread < kTile) shared->rows[thread] = 0;  // all are read, those of candidates that do not count too
   int kept_count = 0;
   for (int first = 0; first < count; first += kTile) {
     if (kept_count == limit) break;
