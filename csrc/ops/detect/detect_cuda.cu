@@ -389,7 +389,7 @@ int64_t lay_out(int64_t images, const Sizes& sizes, char* memory, Workspace* wor
   work->kept_counts = layout.part<int>(images);
   work->counter_bytes = layout.bytes();
   work->boxes = layout.part<float>(images * sizes.num_anchors * 4);
-  work->survivors = layout.part<unsigned>(images * sizes.num_blocks * kWarps);
+  work->survivors = layout.part<unsigned>(images * (sizes.num_anchors / kThreads + kMaxLevels) * kWarps);
   work->softmax = layout.part<float>(images * sizes.num_anchors * 2);
   work->kept = layout.part<uint64_t>(lists * sizes.kept_of_class);
   work->candidates = layout.part<uint64_t>(lists * sizes.list_size);
