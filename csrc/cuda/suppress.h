@@ -18,8 +18,12 @@ __device__ inline uint64_t ballot_tile(bool low, bool high) {
 // The bits below `i` < 64.
 __device__ inline uint64_t bits_below(int i) { return (uint64_t{1} << i) - 1; }
 
+// What box_math.h calls overlaps(intersection(..), ..), of boxes that are finite: then the hardware's minimum and
+// maximum give the same.
 __device__ inline bool suppresses(Corners kept, Corners candidate, float threshold) {
-  return overlaps(intersection(kept, candidate), area(kept), area(candidate), threshold);
+  const float width = fminf(kept.x2, candidate.x2) - fmaxf(kept.x1, candidate.x1);
+  const float height = fminf(kept.y2, candidate.y2) - fmaxf(kept.y1, candidate.y1);
+  return overlaps(fmaxf(width, 0.0f) * fmaxf(height, 0.0f), area(kept), area(candidate), threshold);
 }
 
 // Which candidates of a tile the boxes box(first), box(first + step), .. below `end` suppress. Called by a whole warp.
@@ -28,8 +32,8 @@ __device__ uint64_t suppressed_by(const Boxes& box, int first, int end, int step
   bool low_hit = false, high_hit = false;
   for (int k = first; k < end; k += step) {
     const Box kept = box(k);
-    low_hit = low_hit || suppresses(kept, low, threshold);
-    high_hit = high_hit || suppresses(kept, high, threshold);
+    low_hit |= suppresses(kept, low, threshold);
+    high_hit |= suppresses(kept, high, threshold);
   }
   return ballot_tile(low_hit, high_hit);
 }
