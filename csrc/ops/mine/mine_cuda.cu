@@ -95,14 +95,13 @@ __global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInputs in, Mi
 // The anchors of an image as sort keys, hardest first. A thread holds the ranks of its first anchors in registers, for
 // every pass of the selection needs them; it loads those of the others again.
 struct RankKeys {
-  static constexpr int kHeld = 12;  // 16,384 of an image, as many as 512 x 512 pixels have
+  static constexpr int kHeld = 12;  // 12,288 of an image: with 16 some compilers run out of registers
   static constexpr int64_t kRest = int64_t{kHeld} * kImageThreads;
 
   const uint32_t* ranks;
-  int64_t count;
   uint32_t held[kHeld];
 
-  __device__ RankKeys(const uint32_t* image_ranks, int64_t num_anchors) : ranks(image_ranks), count(num_anchors) {
+  __device__ RankKeys(const uint32_t* image_ranks, int64_t count) : ranks(image_ranks) {
     for (int k = 0; k < kHeld; ++k) held[k] = anchor(k) < count ? ranks[anchor(k)] : kNoRank;
   }
 
@@ -124,7 +123,7 @@ __device__ void for_each_key(const RankKeys& keys, int64_t count, const Visit& v
     visit(keys.held_key(k));
   }
   const auto rest = [&](int64_t i) { return keys(RankKeys::kRest + i); };
-  cuda::for_each_key(rest, count - RankKeys::kRest, visit);
+  for_each_key(rest, count - RankKeys::kRest, visit);
 }
 
 __device__ inline double num_wanted(double negative_ratio, int positives) {
