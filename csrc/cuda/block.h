@@ -180,31 +180,30 @@ __device__ inline uint64_t keep_best(uint64_t* keys, int count, int wanted, Sele
 // there are. One pass: keys come in while there is room for one of every thread; then the best stay, and the worst of
 // them bounds what comes in from there on. `capacity` is at least `wanted` and the block's threads together.
 template <class Key>
-__device__ int gather_best(const Key& key, int64_t count, int wanted, uint64_t* keys, int capacity, Selection* shared) {
-  const int threads = static_cast<int>(blockDim.x);
+__device__ int gather_best(const Key& key, unsigned count, int wanted, uint64_t* keys, int capacity,
+                           Selection* shared) {
+  const unsigned threads = blockDim.x;
   uint64_t last = kNoKey - 1;
   int size = 0;
   if (threadIdx.x == 0) shared->list_size = 0;
   __syncthreads();
-  for (int64_t first = 0; first < count;) {
-    if (size + threads > capacity) {
-      last = keep_best(keys, size, wanted, shared);
-      size = wanted;
+  for (unsigned first = 0; first < count;) {
+    const unsigned fit = (capacity - size) / threads * threads, end = min(fit, count - first) + first;
+#pragma unroll 1  // registers that the common case lacks then
+    for (; first < end; first += threads) {
+      const uint64_t k = threadIdx.x < end - first ? key(first + threadIdx.x) : kNoKey;
+      const int place = append_by_warp(k <= last, &shared->list_size);
+      if (k <= last) keys[place] = k;
     }
-    const int64_t fit = (capacity - size) / threads * threads, coming = min(fit, count - first);
-    for_each_key([&](int64_t i) { return key(first + i); }, coming,
-                 [&](uint64_t k) {
-                   const int place = append_by_warp(k <= last, &shared->list_size);
-                   if (k <= last) keys[place] = k;
-                 });
-    first += coming;
     __syncthreads();
     size = shared->list_size;
     __syncthreads();
+    if (size > (first < count ? capacity - static_cast<int>(threads) : wanted)) {
+      last = keep_best(keys, size, wanted, shared);
+      size = wanted;
+    }
   }
-  if (size <= wanted) return size;
-  keep_best(keys, size, wanted, shared);
-  return wanted;
+  return size;
 }
 
 constexpr int kShortRun = 64, kLongRun = 512, kMaxSorted = 2048;  // keys

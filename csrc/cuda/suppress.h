@@ -30,6 +30,7 @@ __device__ inline bool suppresses(Corners kept, Corners candidate, float thresho
 template <class Box, class Boxes>
 __device__ uint64_t suppressed_by(const Boxes& box, int first, int end, int step, Box low, Box high, float threshold) {
   bool low_hit = false, high_hit = false;
+#pragma unroll 1  // few registers, so that more blocks fit
   for (int k = first; k < end; k += step) {
     const Box kept = box(k);
     low_hit |= suppresses(kept, low, threshold);

@@ -15,6 +15,13 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMergeThreads = 512;  // of a block of merge_classes_kernel, which has an image to itself
 static_assert(softmax_row_size(DetectLimits::kMaxClasses) <= kTileTerms);
 
+// Blocks of suppress_class_kernel that a multiprocessor has shared memory for: registers shall not keep them out.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kBlocksAtOnce = 3;
+#else
+constexpr int kBlocksAtOnce = 5;
+#endif
+
 // All written before it is read, but for the counters, which come first and start at 0.
 struct Workspace {
   int64_t counter_bytes;
@@ -202,9 +209,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The candidates of a class of an image, from the logits again: bit for bit the keys that the list has no room for.
+// The candidates of a class of an image: from its list, or, where that had no room for all, from the logits again, bit
+// for bit the same.
 template <class T>
-struct RescoredKey {
+struct CandidateKey {
+  const uint64_t* list;  // null: without room
   const Levels<T>& levels;
   const Sizes& sizes;
   const Workspace& work;
@@ -212,10 +221,12 @@ struct RescoredKey {
   int class_index;
   float threshold;
 
-  // Of the anchor that thread i % 256 of block i / 256 of score_anchors_kernel has.
-  __device__ uint64_t operator()(int64_t i) const {
-    const auto block = static_cast<unsigned>(i / kThreads);
-    const int thread = static_cast<int>(i % kThreads);
+  __device__ uint64_t operator()(unsigned i) const {
+    return list != nullptr ? list[i] : score_again(i / kThreads, static_cast<int>(i % kThreads));
+  }
+
+  // Of the anchor that a thread of a block of score_anchors_kernel has.
+  __device__ uint64_t score_again(unsigned block, int thread) const {
     const unsigned survivors = work.survivors[(image * sizes.num_blocks + block) * kWarps + thread / kWarpSize];
     if (!(survivors >> thread % kWarpSize & 1)) return kNoKey;
     const Level<T> level = level_of_block(levels, block);
@@ -257,7 +268,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
     if (thread < kTile) shared->tile[thread] = box;
     __syncthreads();
     const uint64_t tile_key = key;
-    const Corners tile_box = box, low = shared->tile[lane], high = shared->tile[lane + kWarpSize];
+    const Corners low = shared->tile[lane], high = shared->tile[lane + kWarpSize];
     fetch(first + kTile);  // arrives while the tile is compared
     uint64_t alive = in_tile < kTile ? bits_below(in_tile) : ~uint64_t{0};
     if (kept_count > 0) {
@@ -267,6 +278,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
       __syncthreads();
       for (int w = 0; w < kWarps; ++w) alive &= ~shared->suppressed[w];
     }
+#pragma unroll 1  // few registers, so that more blocks fit
     for (int i = warp_index(); i < in_tile; i += kWarps) {
       if ((alive >> i & 1) == 0) continue;
       const Corners row = shared->tile[i];
@@ -279,7 +291,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
     if (thread < kTile && (alive >> thread & 1)) {
       const int place = kept_count + __popcll(alive & bits_below(thread));
       if (place < limit) {
-        kept[place] = tile_box;
+        kept[place] = shared->tile[thread];
         keys[place] = tile_key;
       }
     }
@@ -290,7 +302,7 @@ __device__ inline int suppress_keys(uint64_t* keys, int count, Corners* kept, in
 
 // One block: a class of an image. Its best candidates, in order, suppress each other.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     suppress_class_kernel(Levels<T> levels, Sizes sizes, DetectOptions options, Workspace work) {
   REFINEDET_DYNAMIC_SHARED(uint64_t, keys);
   REFINEDET_SHARED(Selection, selection, 1);
@@ -299,16 +311,17 @@ __global__ void __launch_bounds__(kThreads)
   const int class_index = 1 + static_cast<int>(blockIdx.x);
   const int64_t image = blockIdx.y, list = image * sizes.foreground() + blockIdx.x;
   int found = work.candidate_counts[list];
-  if (found == 0) return;  // only saves work
-  const KeyList candidates{work.candidates + list * sizes.list_size};
+  if (found == 0) return;
+  const uint64_t* const candidates = work.candidates + list * sizes.list_size;
   const int half = sizes.half_of_keys();
   if (found <= min(sizes.list_size, kLongRun)) {
-    for (int i = threadIdx.x; i < found; i += kThreads) keys[i] = candidates(i);
-  } else if (found <= sizes.list_size) {
-    found = gather_best(candidates, found, sizes.top_k, keys, 2 * half, selection);
+    for (int i = threadIdx.x; i < found; i += kThreads) keys[i] = candidates[i];
   } else {
-    const RescoredKey<T> rescored{levels, sizes, work, image, class_index, options.score_threshold};
-    found = gather_best(rescored, int64_t{sizes.num_blocks} * kThreads, sizes.top_k, keys, 2 * half, selection);
+    const bool listed = found <= sizes.list_size;
+    const CandidateKey<T> key{listed ? candidates : nullptr, levels, sizes, work, image, class_index,
+                              options.score_threshold};
+    const unsigned count = listed ? found : sizes.num_blocks * kThreads;
+    found = gather_best(key, count, sizes.top_k, keys, 2 * half, selection);
   }
   uint64_t* const other = keys + half;
   uint64_t* const sorted = sort_keys(keys, other, found);
