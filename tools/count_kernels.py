@@ -88,7 +88,7 @@ def _busiest(lines: list[Counts]) -> list[Counts]:
 def _with_source(line: Counts) -> Counts:
     path = Path(line["file"]).resolve()
     source = path.read_text().splitlines()[line["line"] - 1].strip()
-    return {**line, "file": str(path.relative_to(CSRC)), "line": source}
+    return {**line, "file": str(path.relative_to(CSRC)) if path.is_relative_to(CSRC) else path.name, "line": source}
 
 
 def count_all(cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
