@@ -143,7 +143,7 @@ def to_json(value: Any) -> str:
     """A line for every launch, so that a change shows as one."""
     if isinstance(value, dict) and any(isinstance(item, (dict, list)) for item in value.values()):
         return "{\n" + ",\n".join(f"{json.dumps(key)}: {to_json(item)}" for key, item in value.items()) + "\n}"
-    if isinstance(value, list):
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         return "[\n" + ",\n".join(map(to_json, value)) + "\n]"
     return json.dumps(value)
 
@@ -159,21 +159,15 @@ def for_the_model(table: dict[str, Any], budget: dict[str, Any]) -> dict[str, An
         name: min(blocks(kernel, architecture) for architecture in MODELLED)
         for name, kernel in budget["kernels"].items()
     }
-    names = {
-        "kernel": "kernel",
-        "blocks": "blocks",
-        "longest_block_cycles": "chain",
-        "warp_instructions": "instructions",
-    }
+
+    def numbers(launch: Counts) -> list[str | int]:
+        counts = (launch[key] for key in ("blocks", "longest_block_cycles", "warp_instructions"))
+        return [launch["kernel"], *counts, SECTOR * launch["first_sectors"]]
+
     cases = {
         operator: {
-            name: {
-                **{key: value for key, value in entry.items() if key in ("images", "kept")},
-                "launches": [
-                    {names[key]: launch[key] for key in names} | {"moved": SECTOR * launch["first_sectors"]}
-                    for launch in entry["launches"]
-                ],
-            }
+            name: {key: value for key, value in entry.items() if key in ("images", "kept")}
+            | {"launches": [numbers(launch) for launch in entry["launches"]]}
             for name, entry in entries.items()
         }
         for operator, entries in table["operators"].items()
