@@ -15,17 +15,24 @@ namespace {
 
 template <class T>
 T get(const uint64_t* lanes, int lane) {
-  if constexpr (std::same_as<T, float>) return std::bit_cast<float>(static_cast<uint32_t>(lanes[lane]));
-  else if constexpr (std::same_as<T, double>) return std::bit_cast<double>(lanes[lane]);
-  else if constexpr (std::same_as<T, bool>) return lanes[lane] != 0;
-  else return static_cast<T>(lanes[lane]);
+  if constexpr (std::same_as<T, float>)
+    return std::bit_cast<float>(static_cast<uint32_t>(lanes[lane]));
+  else if constexpr (std::same_as<T, double>)
+    return std::bit_cast<double>(lanes[lane]);
+  else if constexpr (std::same_as<T, bool>)
+    return lanes[lane] != 0;
+  else
+    return static_cast<T>(lanes[lane]);
 }
 
 template <class T>
 uint64_t bits_of(T value) {
-  if constexpr (std::same_as<T, float>) return std::bit_cast<uint32_t>(value);
-  else if constexpr (std::same_as<T, double>) return std::bit_cast<uint64_t>(value);
-  else return static_cast<uint64_t>(value);
+  if constexpr (std::same_as<T, float>)
+    return std::bit_cast<uint32_t>(value);
+  else if constexpr (std::same_as<T, double>)
+    return std::bit_cast<uint64_t>(value);
+  else
+    return static_cast<uint64_t>(value);
 }
 
 template <class T, auto compute>
@@ -46,9 +53,8 @@ template <class T, auto compute, class Third = T>
 void ternary(Warp& warp, const Instruction& i, uint32_t lanes) {
   const uint64_t *const a = warp.lanes(i.a), *const b = warp.lanes(i.b), *const c = warp.lanes(i.c);
   uint64_t* const result = warp.lanes(i.result);
-  each_lane(lanes, [&](int lane) {
-    result[lane] = bits_of(compute(get<T>(a, lane), get<T>(b, lane), get<Third>(c, lane)));
-  });
+  each_lane(lanes,
+            [&](int lane) { result[lane] = bits_of(compute(get<T>(a, lane), get<T>(b, lane), get<Third>(c, lane))); });
 }
 
 using Table = std::unordered_map<std::string, Execute>;
@@ -84,13 +90,19 @@ void add_integers(Table& table, const std::string& type) {
   table["max." + type] = binary<T, [](T a, T b) { return (a > b) ? a : b; }>;
   table["min." + type] = binary<T, [](T a, T b) { return a < b ? a : b; }>;
   // Division by zero gives all ones, which is what the hardware does (section 9.7.1.9).
-  table["div." + type] = binary<T, [](T a, T b) { return b == 0 ? wrapped<T>(~uint64_t{0}) : wrapped<T>(uint64_t(Wide<T>(a) / Wide<T>(b))); }>;
-  table["rem." + type] = binary<T, [](T a, T b) { return b == 0 ? wrapped<T>(~uint64_t{0}) : wrapped<T>(uint64_t(Wide<T>(a) % Wide<T>(b))); }>;
+  table["div." + type] = binary<T, [](T a, T b) {
+    return b == 0 ? wrapped<T>(~uint64_t{0}) : wrapped<T>(uint64_t(Wide<T>(a) / Wide<T>(b)));
+  }>;
+  table["rem." + type] = binary<T, [](T a, T b) {
+    return b == 0 ? wrapped<T>(~uint64_t{0}) : wrapped<T>(uint64_t(Wide<T>(a) % Wide<T>(b)));
+  }>;
   // Shifts by too much give zero, or the sign (section 9.7.8.8).
-  table["shr." + type] = binary<T, [](T a, uint32_t by) {
-    if (by >= kBits) return wrapped<T>(a < 0 ? ~uint64_t{0} : 0);
-    return wrapped<T>(uint64_t(Wide<T>(a) >> by));
-  }, uint32_t>;
+  table["shr." + type] = binary<T,
+                                [](T a, uint32_t by) {
+                                  if (by >= kBits) return wrapped<T>(a < 0 ? ~uint64_t{0} : 0);
+                                  return wrapped<T>(uint64_t(Wide<T>(a) >> by));
+                                },
+                                uint32_t>;
 }
 
 template <class T>
@@ -102,8 +114,10 @@ void add_bits(Table& table, const std::string& type) {
   table["not." + type] = unary<T, [](T a) { return T(~a); }>;
   table["setp.eq." + type] = binary<T, [](T a, T b) { return a == b; }>;
   table["setp.ne." + type] = binary<T, [](T a, T b) { return a != b; }>;
-  table["shl." + type] = binary<T, [](T a, uint32_t by) { return by >= kBits ? T(0) : T(uint64_t(a) << by); }, uint32_t>;
-  table["shr." + type] = binary<T, [](T a, uint32_t by) { return by >= kBits ? T(0) : T(uint64_t(a) >> by); }, uint32_t>;
+  table["shl." + type] =
+      binary<T, [](T a, uint32_t by) { return by >= kBits ? T(0) : T(uint64_t(a) << by); }, uint32_t>;
+  table["shr." + type] =
+      binary<T, [](T a, uint32_t by) { return by >= kBits ? T(0) : T(uint64_t(a) >> by); }, uint32_t>;
   table["popc." + type] = unary<T, [](T a) { return uint32_t(std::popcount(a)); }>;
   table["clz." + type] = unary<T, [](T a) { return uint32_t(std::countl_zero(a)); }>;
   table["brev." + type] = unary<T, [](T a) {
@@ -239,8 +253,7 @@ void add_conversions(Table& table) {
 
 template <class T>
 void add_findings(Table& table, const std::string& type) {
-  table["bfind.shiftamt." + type] =
-      unary<T, [](T a) { return a == 0 ? ~uint32_t{0} : uint32_t(std::countl_zero(a)); }>;
+  table["bfind.shiftamt." + type] = unary<T, [](T a) { return a == 0 ? ~uint32_t{0} : uint32_t(std::countl_zero(a)); }>;
   table["bfind." + type] =
       unary<T, [](T a) { return a == 0 ? ~uint32_t{0} : uint32_t(8 * sizeof(T) - 1) - uint32_t(std::countl_zero(a)); }>;
 }

@@ -11,13 +11,12 @@ namespace ptx_on_cpu {
 namespace {
 
 constexpr int kWord = 4;
-constexpr uint64_t kSector = 32;                    // of global memory: what a request fetches at least
-constexpr size_t kArenaBytes = size_t{1} << 34;     // of address space; memory is taken when it is touched
-constexpr uint64_t kBetweenBlocks = 256;            // so that a step too far meets nobody's block
+constexpr uint64_t kSector = 32;                 // of global memory: what a request fetches at least
+constexpr size_t kArenaBytes = size_t{1} << 34;  // of address space; memory is taken when it is touched
+constexpr uint64_t kBetweenBlocks = 256;         // so that a step too far meets nobody's block
 
 void* reserve(size_t bytes) {
-  void* const memory =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) stop("no address space for " + std::to_string(bytes) + " bytes");
   return memory;
 }
@@ -111,7 +110,8 @@ void Shadow::visit(Cell& cell, const Instruction& i, const Moment& now, const ch
                    1u << now.thread % kLanes);
   };
   const bool both_atomic = i.atomic && cell.atomic;
-  if (!both_atomic && !ordered_after_write(cell, now)) report(i.writes ? "write after write" : "read after write", cell.write_site);
+  if (!both_atomic && !ordered_after_write(cell, now))
+    report(i.writes ? "write after write" : "read after write", cell.write_site);
   if (!i.writes) return note_read(cell, i, now);
   if (!ordered_after_reads(cell, now)) report("write after read", cell.read_site);
   cell.write_tick = now.tick;
@@ -176,7 +176,8 @@ unsigned char* place(Warp& warp, const Instruction& i, int lane, int bytes, Requ
   if (i.space != Space::kGlobal) address = static_cast<uint32_t>(address);  // 32-bit windows
   address += static_cast<uint64_t>(i.offset);
   const auto size = static_cast<uint64_t>(bytes);
-  if (address % size != 0) warp.fail(i, in_space("misaligned access", i) + " at " + std::to_string(address), 1u << lane);
+  if (address % size != 0)
+    warp.fail(i, in_space("misaligned access", i) + " at " + std::to_string(address), 1u << lane);
   request.addresses[static_cast<size_t>(request.count++)] = address;
   if (i.space == Space::kParameter) {
     if (address + size > block.parameters->size()) warp.fail(i, "access out of bounds of the parameters", 1u << lane);
@@ -186,8 +187,10 @@ unsigned char* place(Warp& warp, const Instruction& i, int lane, int bytes, Requ
   if (i.space == Space::kShared) {
     now.launch_start = now.block_start;  // every block has its own
     if (address + size > block.shared.size())
-      warp.fail(i, "access out of bounds in shared memory: byte " + std::to_string(address) + " of " +
-                       std::to_string(block.shared.size()), 1u << lane);
+      warp.fail(i,
+                "access out of bounds in shared memory: byte " + std::to_string(address) + " of " +
+                    std::to_string(block.shared.size()),
+                1u << lane);
     if (!i.writes && !block.shared_shadow->written_by_block(now, address, bytes))
       warp.fail(i, "uninitialised shared memory is read: byte " + std::to_string(address), 1u << lane);
     block.shared_shadow->access(i, now, address, bytes, "shared");
@@ -291,19 +294,9 @@ void store(Warp& warp, const Instruction& i, uint32_t lanes) {
 
 namespace {
 
-// atom and red (sections 9.7.13.6, 9.7.13.7). Lanes that meet at an address go one after the other.
-template <class T, auto combine>
-void update(Warp& warp, const Instruction& i, uint32_t lanes) {
-  Request request;
-  each_lane(lanes, [&](int lane) {
-    unsigned char* const data = place(warp, i, lane, sizeof(T), request);
-    T old;
-    std::memcpy(&old, data, sizeof old);
-    const T updated = combine(old, static_cast<T>(warp.lanes(i.b)[lane]));
-    std::memcpy(data, &updated, sizeof updated);
-    if (i.result != kNoRegister) warp.lanes(i.result)[lane] = static_cast<uint64_t>(old);
-  });
-  account(warp, i, request, sizeof(T));
+// Lanes that meet at an address go one after the other.
+void account_atomics(Warp& warp, const Instruction& i, Request& request, int bytes) {
+  account(warp, i, request, bytes);
   std::sort(request.addresses.begin(), request.addresses.begin() + request.count);
   int collisions = 0, run = 0, longest = 0;
   for (int k = 1; k < request.count; ++k) {
@@ -315,6 +308,36 @@ void update(Warp& warp, const Instruction& i, uint32_t lanes) {
   i.counters.atomics += static_cast<uint64_t>(request.count);
   i.counters.atomic_collisions += static_cast<uint64_t>(collisions);
   warp.set_memory_time(1 + longest, i.space == Space::kShared ? MemoryTiming::kShared : MemoryTiming::kL2);
+}
+
+// atom and red (sections 9.7.13.6, 9.7.13.7).
+template <class T, auto combine>
+void update(Warp& warp, const Instruction& i, uint32_t lanes) {
+  Request request;
+  each_lane(lanes, [&](int lane) {
+    unsigned char* const data = place(warp, i, lane, sizeof(T), request);
+    T old;
+    std::memcpy(&old, data, sizeof old);
+    const T updated = combine(old, static_cast<T>(warp.lanes(i.b)[lane]));
+    std::memcpy(data, &updated, sizeof updated);
+    if (i.result != kNoRegister) warp.lanes(i.result)[lane] = static_cast<uint64_t>(old);
+  });
+  account_atomics(warp, i, request, sizeof(T));
+}
+
+// atom.cas: `c` in place of what equals `b`.
+template <class T>
+void compare_and_swap(Warp& warp, const Instruction& i, uint32_t lanes) {
+  Request request;
+  each_lane(lanes, [&](int lane) {
+    unsigned char* const data = place(warp, i, lane, sizeof(T), request);
+    T old;
+    std::memcpy(&old, data, sizeof old);
+    const auto expected = static_cast<T>(warp.lanes(i.b)[lane]), wanted = static_cast<T>(warp.lanes(i.c)[lane]);
+    if (old == expected) std::memcpy(data, &wanted, sizeof wanted);
+    warp.lanes(i.result)[lane] = static_cast<uint64_t>(old);
+  });
+  account_atomics(warp, i, request, sizeof(T));
 }
 
 template <class T>
@@ -339,7 +362,8 @@ Execute find_atomic(const std::string& operation_and_type) {
       {"max.s64", update<int64_t, larger<int64_t>>},    {"min.u32", update<uint32_t, smaller<uint32_t>>},
       {"min.s32", update<int32_t, smaller<int32_t>>},   {"min.u64", update<uint64_t, smaller<uint64_t>>},
       {"min.s64", update<int64_t, smaller<int64_t>>},   {"exch.b32", update<uint32_t, second<uint32_t>>},
-      {"exch.b64", update<uint64_t, second<uint64_t>>},
+      {"exch.b64", update<uint64_t, second<uint64_t>>}, {"cas.b32", compare_and_swap<uint32_t>},
+      {"cas.b64", compare_and_swap<uint64_t>},
   };
   const auto found = table.find(operation_and_type);
   return found == table.end() ? nullptr : found->second;

@@ -40,16 +40,16 @@ struct Instruction {
   int result = kNoRegister, second_result = kNoRegister;
   int a = kNoRegister, b = kNoRegister, c = kNoRegister, d = kNoRegister;
   int predicate = kNoRegister;
-  bool negated = false;  // the predicate
+  bool negated = false;                                                           // the predicate
   std::array<int, 4> vector{kNoRegister, kNoRegister, kNoRegister, kNoRegister};  // {a,b,c,d} of a load, store or mov
   int vector_size = 0;
 
-  int target = -1;    // of a branch
+  int target = -1;            // of a branch
   int members = kNoRegister;  // mask of a collective
   int64_t offset = 0;         // added to an address
   int element_bytes = 0;      // of an access
   bool sign_extends = false, writes = false, atomic = false;
-  int variant = 0;      // what `execute` has to know besides
+  int variant = 0;        // what `execute` has to know besides
   bool labelled = false;  // a branch may come here
 
   std::vector<int> sources, results;  // all of them

@@ -71,8 +71,10 @@ Variable read_variable(const std::string& text) {
   std::string name = words.back(), type;
   words.pop_back();
   for (size_t k = 0; k < words.size() && words[k] != ".ptr"; ++k) {
-    if (words[k] == ".align") variable.alignment = std::atoi(words[++k].c_str());
-    else if (words[k] != ".extern" && words[k] != ".shared" && words[k] != ".param") type = words[k].substr(1);
+    if (words[k] == ".align")
+      variable.alignment = std::atoi(words[++k].c_str());
+    else if (words[k] != ".extern" && words[k] != ".shared" && words[k] != ".param")
+      type = words[k].substr(1);
   }
   int count = 1;
   if (const size_t bracket = name.find('['); bracket != std::string::npos) {
@@ -200,8 +202,10 @@ class Reader {
     for (size_t k = 2; k < words.size(); ++k) {
       std::string name = words[k];
       if (name.back() == ',') name.pop_back();
-      if (const size_t count = name.find('<'); count != std::string::npos) prefixes_[name.substr(0, count)] = true;
-      else registers_[name] = kernel_->num_registers++;
+      if (const size_t count = name.find('<'); count != std::string::npos)
+        prefixes_[name.substr(0, count)] = true;
+      else
+        registers_[name] = kernel_->num_registers++;
     }
   }
 
@@ -220,10 +224,10 @@ class Reader {
 
   int special_register(const std::string& name) {
     static const std::unordered_map<std::string, Special> known = {
-        {"%tid.x", Special::kThread},   {"%tid.y", Special::kZero},    {"%tid.z", Special::kZero},
-        {"%ntid.x", Special::kBlockSize}, {"%ntid.y", Special::kOne},  {"%ntid.z", Special::kOne},
-        {"%ctaid.x", Special::kBlockX}, {"%ctaid.y", Special::kBlockY}, {"%ctaid.z", Special::kZero},
-        {"%nctaid.x", Special::kGridX}, {"%nctaid.y", Special::kGridY}, {"%nctaid.z", Special::kOne},
+        {"%tid.x", Special::kThread},     {"%tid.y", Special::kZero},     {"%tid.z", Special::kZero},
+        {"%ntid.x", Special::kBlockSize}, {"%ntid.y", Special::kOne},     {"%ntid.z", Special::kOne},
+        {"%ctaid.x", Special::kBlockX},   {"%ctaid.y", Special::kBlockY}, {"%ctaid.z", Special::kZero},
+        {"%nctaid.x", Special::kGridX},   {"%nctaid.y", Special::kGridY}, {"%nctaid.z", Special::kOne},
         {"%laneid", Special::kLane},
     };
     const auto found = known.find(name);
@@ -262,7 +266,7 @@ class Reader {
   static uint64_t read_number(const std::string& text) {
     const bool is_float = text.size() > 2 && text[0] == '0' && std::string("fFdD").find(text[1]) != std::string::npos;
     char* end = nullptr;
-    const uint64_t value = is_float ? std::strtoull(text.c_str() + 2, &end, 16)
+    const uint64_t value = is_float         ? std::strtoull(text.c_str() + 2, &end, 16)
                            : text[0] == '-' ? static_cast<uint64_t>(std::strtoll(text.c_str(), &end, 0))
                                             : std::strtoull(text.c_str(), &end, 0);
     if (*end != '\0' && *end != 'U') refuse("unknown operand " + text);
@@ -373,8 +377,7 @@ class Reader {
   void read_vector(Instruction& i, const std::string& text) {
     const Strings elements = text.front() == '{' ? split(text.substr(1, text.size() - 2), ',') : Strings{text};
     if (elements.size() > i.vector.size()) refuse("too many elements: " + i.text);
-    for (const std::string& element : elements)
-      i.vector[static_cast<size_t>(i.vector_size++)] = operand(element);
+    for (const std::string& element : elements) i.vector[static_cast<size_t>(i.vector_size++)] = operand(element);
   }
 
   // Without a state space an address is generic, which is global here: no pointer to shared memory becomes generic,
@@ -400,13 +403,15 @@ class Reader {
 
   void read_atomic(Instruction& i, const Strings& parts, const Strings& operands) {
     const bool returns = parts.front() == "atom";
-    if (operands.size() != (returns ? 3u : 2u)) refuse("unknown instruction: " + i.text);
+    const bool swaps = parts[parts.size() - 2] == "cas";
+    if (operands.size() != 2u + returns + swaps) refuse("unknown instruction: " + i.text);
     i.space = space_of(parts);
     i.writes = i.atomic = true;
     i.execute = known(find_atomic(parts[parts.size() - 2] + "." + parts.back()), i);
     if (returns) i.result = operand(operands[0]);
     read_address(i, operands[returns ? 1 : 0]);
     i.b = operand(operands[returns ? 2 : 1]);
+    if (swaps) i.c = operand(operands[3]);
   }
 
   void read_vote(Instruction& i, const Strings& parts, const Strings& operands) {
@@ -439,8 +444,10 @@ class Reader {
     i.execute = unpacks ? unpack : pack;
     read_vector(i, operands[unpacks ? 0 : 1]);
     i.element_bytes = bytes_of_type(type) / i.vector_size;
-    if (unpacks) i.a = operand(operands[1]);
-    else i.result = operand(operands[0]);
+    if (unpacks)
+      i.a = operand(operands[1]);
+    else
+      i.result = operand(operands[0]);
   }
 
   void read_arithmetic(Instruction& i, const std::string& operation, const Strings& operands) {

@@ -1,6 +1,7 @@
 // The CUDA runtime as nvcc's host code calls it, and what the driver asks of a runtime (../simulated/cuda_on_cpu.h).
 // Kernels come from the file that PTX_FILE names, by their demangled names: so host code of nvcc launches kernels of
-// NVRTC as well. With PTX_COUNTS set, each request reports its launches as JSON; PTX_COUNTS=lines by line of the source.
+// NVRTC as well. With PTX_COUNTS set, each request reports its launches as JSON; PTX_COUNTS=lines by line of the
+// source.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -99,8 +100,8 @@ void report(const Launch& launch, uint64_t cycles, bool by_line) {
     for (auto& [place, counters] : lines) {
       const auto& files = *launch.kernel->files;
       const auto file = static_cast<size_t>(place.first);
-      text << separator << "\n  {\"file\": \"" << (file < files.size() ? files[file] : "") << "\", \"line\": " << place.second
-           << ", " << to_json(counters) << "}";
+      text << separator << "\n  {\"file\": \"" << (file < files.size() ? files[file] : "")
+           << "\", \"line\": " << place.second << ", " << to_json(counters) << "}";
       separator = ",";
     }
     text << "]";
@@ -178,8 +179,7 @@ void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int)
 void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*, void*, void*, int*) {
   const auto& all = ptx_on_cpu::kernels();
   const auto found = all.find(ptx_on_cpu::demangled(name));
-  if (found == all.end()) ptx_on_cpu::stop("PTX_FILE has no kernel " + ptx_on_cpu::demangled(name));
-  ptx_on_cpu::kernels_of_host()[host] = found->second.get();
+  ptx_on_cpu::kernels_of_host()[host] = found == all.end() ? nullptr : found->second.get();
 }
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, void* stream) {
@@ -198,8 +198,9 @@ int __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_bytes, vo
 }
 
 int cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arguments, size_t shared_bytes, void*) {
-  ptx_on_cpu::launch_kernel(*ptx_on_cpu::kernels_of_host().at(host), position(grid), position(block), arguments,
-                            shared_bytes);
+  const ptx_on_cpu::Kernel* const kernel = ptx_on_cpu::kernels_of_host().at(host);
+  if (kernel == nullptr) ptx_on_cpu::stop("PTX_FILE lacks the kernel of a launch");
+  ptx_on_cpu::launch_kernel(*kernel, position(grid), position(block), arguments, shared_bytes);
   return 0;
 }
 

@@ -18,55 +18,55 @@ struct Row {
 // Volta, 2018; [C] the instructions that ptxas makes of it (sm_75), each 4 cycles after the other; [D] assumed.
 // The first row that fits counts.
 constexpr Row kTable[] = {
-    {"bra", "", {4, 2, Pipe::kControl}},                         // D
-    {"ret", "", {0, 1, Pipe::kControl}},                         // D
-    {"exit", "", {0, 1, Pipe::kControl}},                        // D
-    {"bar", "", {0, 1, Pipe::kControl}},                         // kBarrier follows
-    {"barrier", "", {0, 1, Pipe::kControl}},                     //
-    {"shfl", "", {22, 2, Pipe::kMemory}},                        // B
-    {"vote", "", {8, 2, Pipe::kInteger}},                        // D
-    {"match", "", {8, 2, Pipe::kInteger}},                       // D
-    {"redux", "", {22, 2, Pipe::kInteger}},                      // D
-    {"ld.param", "", {0, 1, Pipe::kInteger}},                    // an operand in constant memory
-    {"ld", "", {0, 1, Pipe::kMemory}},                           // kShared, kL1, kL2 follow
-    {"st", "", {0, 1, Pipe::kMemory}},                           //
-    {"atom", "", {0, 1, Pipe::kMemory}},                         //
-    {"red", "", {0, 1, Pipe::kMemory}},                          //
-    {"div.rn", ".f32", {39, 18, Pipe::kSpecial}},                // A; C
-    {"rcp", ".f32", {39, 18, Pipe::kSpecial}},                   // C
-    {"sqrt", ".f32", {39, 18, Pipe::kSpecial}},                  // C
-    {"div", ".u64 .s64", {280, 140, Pipe::kInteger}},            // C: a subroutine
-    {"rem", ".u64 .s64", {280, 140, Pipe::kInteger}},            // C
-    {"div", ".f64", {330, 130, Pipe::kDouble}},                  // A
-    {"div", "", {90, 36, Pipe::kInteger}},                       // C
-    {"rem", "", {94, 38, Pipe::kInteger}},                       // C
-    {"popc", "", {10, 8, Pipe::kSpecial}},                       // B
-    {"clz", "", {14, 8, Pipe::kSpecial}},                        // B
-    {"bfind", "", {14, 8, Pipe::kSpecial}},                      // B
-    {"brev", "", {14, 8, Pipe::kSpecial}},                       // B
-    {"cvt", ".f64", {64, 64, Pipe::kDouble}},                    // A
-    {"cvt.rn.f64", "", {64, 64, Pipe::kDouble}},                 // A
-    {"cvt.rzi", "", {14, 8, Pipe::kSpecial}},                    // B
-    {"cvt.rn", "", {14, 8, Pipe::kSpecial}},                     // B
-    {"cvt", "", {4, 2, Pipe::kInteger}},                         // B: a move
-    {"mul.lo", ".s64 .u64", {16, 8, Pipe::kInteger}},            // C
-    {"mad.lo", ".s64 .u64", {16, 8, Pipe::kInteger}},            // C
-    {"mul", ".u16 .s16 .u32 .s32", {5, 2, Pipe::kInteger}},      // B
-    {"mad", "", {5, 2, Pipe::kInteger}},                         // B
-    {"bfi", ".b64", {12, 6, Pipe::kInteger}},                    // C
-    {"bfi", "", {8, 4, Pipe::kInteger}},                         // C
-    {"bfe", "", {8, 4, Pipe::kInteger}},                         // C
-    {"max", ".u64 .s64", {12, 8, Pipe::kInteger}},               // C: compare, two selects
-    {"min", ".u64 .s64", {12, 8, Pipe::kInteger}},               // C
-    {"", ".f64", {64, 64, Pipe::kDouble}},                       // A
-    {"max", ".f32", {5, 2, Pipe::kInteger}},                     // B
-    {"min", ".f32", {5, 2, Pipe::kInteger}},                     // B
-    {"setp", ".f32", {4, 2, Pipe::kInteger}},                    // B
-    {"selp", ".f32", {4, 2, Pipe::kInteger}},                    // B
-    {"mov", ".f32", {4, 2, Pipe::kInteger}},                     // B
-    {"", ".f32", {4, 2, Pipe::kFloat}},                          // A, B
-    {"mov", ".pred", {4, 2, Pipe::kInteger}},                    // B
-    {"", ".u64 .s64 .b64", {8, 4, Pipe::kInteger}},              // C: two halves, one after the other
+    {"bra", "", {4, 2, Pipe::kControl}},                                  // D
+    {"ret", "", {0, 1, Pipe::kControl}},                                  // D
+    {"exit", "", {0, 1, Pipe::kControl}},                                 // D
+    {"bar", "", {0, 1, Pipe::kControl}},                                  // kBarrier follows
+    {"barrier", "", {0, 1, Pipe::kControl}},                              //
+    {"shfl", "", {22, 2, Pipe::kMemory}},                                 // B
+    {"vote", "", {8, 2, Pipe::kInteger}},                                 // D
+    {"match", "", {8, 2, Pipe::kInteger}},                                // D
+    {"redux", "", {22, 2, Pipe::kInteger}},                               // D
+    {"ld.param", "", {0, 1, Pipe::kInteger}},                             // an operand in constant memory
+    {"ld", "", {0, 1, Pipe::kMemory}},                                    // kShared, kL1, kL2 follow
+    {"st", "", {0, 1, Pipe::kMemory}},                                    //
+    {"atom", "", {0, 1, Pipe::kMemory}},                                  //
+    {"red", "", {0, 1, Pipe::kMemory}},                                   //
+    {"div.rn", ".f32", {39, 18, Pipe::kSpecial}},                         // A; C
+    {"rcp", ".f32", {39, 18, Pipe::kSpecial}},                            // C
+    {"sqrt", ".f32", {39, 18, Pipe::kSpecial}},                           // C
+    {"div", ".u64 .s64", {280, 140, Pipe::kInteger}},                     // C: a subroutine
+    {"rem", ".u64 .s64", {280, 140, Pipe::kInteger}},                     // C
+    {"div", ".f64", {330, 130, Pipe::kDouble}},                           // A
+    {"div", "", {90, 36, Pipe::kInteger}},                                // C
+    {"rem", "", {94, 38, Pipe::kInteger}},                                // C
+    {"popc", "", {10, 8, Pipe::kSpecial}},                                // B
+    {"clz", "", {14, 8, Pipe::kSpecial}},                                 // B
+    {"bfind", "", {14, 8, Pipe::kSpecial}},                               // B
+    {"brev", "", {14, 8, Pipe::kSpecial}},                                // B
+    {"cvt", ".f64", {64, 64, Pipe::kDouble}},                             // A
+    {"cvt.rn.f64", "", {64, 64, Pipe::kDouble}},                          // A
+    {"cvt.rzi", "", {14, 8, Pipe::kSpecial}},                             // B
+    {"cvt.rn", "", {14, 8, Pipe::kSpecial}},                              // B
+    {"cvt", "", {4, 2, Pipe::kInteger}},                                  // B: a move
+    {"mul.lo", ".s64 .u64", {16, 8, Pipe::kInteger}},                     // C
+    {"mad.lo", ".s64 .u64", {16, 8, Pipe::kInteger}},                     // C
+    {"mul", ".u16 .s16 .u32 .s32", {5, 2, Pipe::kInteger}},               // B
+    {"mad", "", {5, 2, Pipe::kInteger}},                                  // B
+    {"bfi", ".b64", {12, 6, Pipe::kInteger}},                             // C
+    {"bfi", "", {8, 4, Pipe::kInteger}},                                  // C
+    {"bfe", "", {8, 4, Pipe::kInteger}},                                  // C
+    {"max", ".u64 .s64", {12, 8, Pipe::kInteger}},                        // C: compare, two selects
+    {"min", ".u64 .s64", {12, 8, Pipe::kInteger}},                        // C
+    {"", ".f64", {64, 64, Pipe::kDouble}},                                // A
+    {"max", ".f32", {5, 2, Pipe::kInteger}},                              // B
+    {"min", ".f32", {5, 2, Pipe::kInteger}},                              // B
+    {"setp", ".f32", {4, 2, Pipe::kInteger}},                             // B
+    {"selp", ".f32", {4, 2, Pipe::kInteger}},                             // B
+    {"mov", ".f32", {4, 2, Pipe::kInteger}},                              // B
+    {"", ".f32", {4, 2, Pipe::kFloat}},                                   // A, B
+    {"mov", ".pred", {4, 2, Pipe::kInteger}},                             // B
+    {"", ".u64 .s64 .b64", {8, 4, Pipe::kInteger}},                       // C: two halves, one after the other
     {"", ".pred .u32 .s32 .b32 .u16 .s16 .b16", {4, 2, Pipe::kInteger}},  // A, B
 };
 

@@ -25,7 +25,7 @@ struct Timing {
 // Latency of what depends on the data.
 struct MemoryTiming {
   static constexpr int kShared = 30, kL1 = 32, kL2 = 194;
-  static constexpr int kBarrier = 20;      // from the last warp's arrival
+  static constexpr int kBarrier = 20;       // from the last warp's arrival
   static constexpr int kSectorsAtOnce = 4;  // a pass of the memory pipe
 };
 
@@ -58,7 +58,7 @@ class BlockTime {
   int num_warps_ = 0;
   uint64_t phase_start_ = 0;
   std::array<std::array<uint64_t, kPipes>, kSchedulers> busy_{};  // cycles of this phase
-  uint64_t memory_busy_ = 0;                                       // the memory pipe serves all schedulers
+  uint64_t memory_busy_ = 0;                                      // the memory pipe serves all schedulers
 };
 
 }  // namespace ptx_on_cpu

@@ -92,12 +92,19 @@ void Warp::fail(const Instruction& i, const std::string& what, uint32_t lanes) c
   stop(kernel_->name + ": " + what + "\n  " + site(*kernel_, i) + "\n  " + place(lanes));
 }
 
+void Warp::fail_exited(const Instruction& i, uint32_t exited, uint32_t lanes) const {
+  fail(i, "the member mask names lanes that have left the kernel, " + hexadecimal(exited), lanes);
+}
+
 void Warp::report_deadlock() const {
   const uint32_t waiting = lanes_in(LaneState::kAtCollective), at_barrier = lanes_in(LaneState::kAtBarrier);
   const int lane = __builtin_ctz(waiting);
   const Instruction& i = kernel_->code[static_cast<size_t>(pc_[static_cast<size_t>(lane)])];
-  fail(i, "deadlock: lanes wait for others of their member mask " +
-              (at_barrier != 0 ? "that wait at a barrier, " + hexadecimal(at_barrier) : "that wait elsewhere"),
+  const uint32_t exited = lanes_in(LaneState::kExited) & static_cast<uint32_t>(lanes(i.members)[lane]);
+  if (exited != 0) fail_exited(i, exited, waiting);
+  fail(i,
+       "deadlock: lanes wait for others of their member mask " +
+           (at_barrier != 0 ? "that wait at a barrier, " + hexadecimal(at_barrier) : "that wait elsewhere"),
        waiting);
 }
 
@@ -178,7 +185,7 @@ bool Warp::meet(const Instruction& i, int pc, uint32_t& lanes) {
     if (mask_of(lane) != members) fail(i, "wrong member mask: lanes disagree", lanes);
   });
   const uint32_t exited = lanes_in(LaneState::kExited) & members;
-  if (exited != 0) fail(i, "the member mask names lanes that have left the kernel, " + hexadecimal(exited), lanes);
+  if (exited != 0) fail_exited(i, exited, lanes);
   each_lane(waiting & members, [&](int lane) {
     if (mask_of(lane) != members) fail(i, "wrong member mask: lanes disagree", lanes | 1u << lane);
   });
@@ -214,7 +221,8 @@ void Warp::wait_at_barrier(const Instruction& i, uint32_t lanes, int pc) {
   ++i.counters.barriers;
   const uint32_t there = lanes_in(LaneState::kAtBarrier);
   each_lane(there, [&](int lane) {
-    if (pc_[static_cast<size_t>(lane)] != pc + 1) fail(i, "divergent barrier: other lanes of the warp wait at another", lanes);
+    if (pc_[static_cast<size_t>(lane)] != pc + 1)
+      fail(i, "divergent barrier: other lanes of the warp wait at another", lanes);
   });
   each_lane(lanes, [&](int lane) {
     state_[static_cast<size_t>(lane)] = LaneState::kAtBarrier;
@@ -374,7 +382,8 @@ void run_block(Block& block, std::vector<Warp>& warps, Schedule& schedule) {
 size_t shared_bytes(const Launch& launch) {
   constexpr size_t kAlignment = 16;  // of dynamic shared memory
   const auto fixed = static_cast<size_t>(launch.kernel->static_shared_bytes);
-  return launch.kernel->dynamic_shared ? (fixed + kAlignment - 1) / kAlignment * kAlignment + launch.shared_bytes : fixed;
+  return launch.kernel->dynamic_shared ? (fixed + kAlignment - 1) / kAlignment * kAlignment + launch.shared_bytes
+                                       : fixed;
 }
 
 }  // namespace

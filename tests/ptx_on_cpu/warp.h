@@ -68,6 +68,7 @@ class Warp {
   void leave(const Instruction& i, uint32_t lanes, int pc);
   void branch(const Instruction& i, uint32_t lanes, int pc);
   void wait_at_barrier(const Instruction& i, uint32_t lanes, int pc);
+  [[noreturn]] void fail_exited(const Instruction& i, uint32_t exited, uint32_t lanes) const;
   [[noreturn]] void report_deadlock() const;
 
   Block* block_ = nullptr;

@@ -86,7 +86,8 @@ int64_t take_launch_count();
 // What the runtime has to say about them: JSON, or nothing.
 std::string take_report();
 
-// Memory that kernels may touch, `bytes` after the first `before`; the rest shows accesses outside. Aligned to 256 bytes.
+// Memory that kernels may touch, `bytes` after the first `before`; the rest shows accesses outside. Aligned to 256
+// bytes.
 char* allocate(size_t before, size_t bytes, size_t after);
 void release(char* storage);
 

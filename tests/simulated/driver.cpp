@@ -44,9 +44,7 @@ struct TimeLimit {
 void Buffer::Free::operator()(char* storage) const { release(storage); }
 
 Buffer::Buffer(size_t bytes, size_t offset)
-    : bytes_(bytes),
-      before_(kGuardBytes + offset),
-      storage_(allocate(before_, bytes, kGuardBytes)) {
+    : bytes_(bytes), before_(kGuardBytes + offset), storage_(allocate(before_, bytes, kGuardBytes)) {
   std::memset(storage_.get(), kPoison, before_ + bytes + kGuardBytes);
 }
 

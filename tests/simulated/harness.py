@@ -230,6 +230,7 @@ class Harness:
         self.timeout = timeout
         self._environment = {**os.environ, **(environment or {}), **dict(VARIANTS[variant].environment)}
         self._driver = driver or build(op, variant)
+        self.last_result: Result | None = None  # of run(), for callers behind an operator's `launch`
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
 
@@ -303,7 +304,8 @@ class Harness:
         for name, (dtype, shape) in wanted.items():
             data = read_exactly(process.stdout, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             results[name] = np.frombuffer(data, dtype).reshape(shape)
-        return Result(results, launches, workspace_bytes, report)
+        self.last_result = Result(results, launches, workspace_bytes, report)
+        return self.last_result
 
     def _start_process(self) -> subprocess.Popen[bytes]:
         if self._process is None:
