@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
 from ptx_on_cpu.harness import launches_of, start, toolkit
-from simulated.harness import CSRC, Result
+from simulated.harness import CSRC
 from support.counted_cases import CASES, Case
 from tqdm import tqdm
 
@@ -51,44 +52,38 @@ Counts = dict[str, Any]  # a launch: kernel, blocks, threads, and numbers by nam
 # --- Counting ---------------------------------------------------------------------------------------------------------
 
 
-class Recorder:
-    """A harness that remembers what its last request counted."""
-
-    def __init__(self, operator: str, counts: str) -> None:
-        self.harness = start(operator, ARCHITECTURE, counts=counts, timeout=SECONDS)
-        self.launches: list[Counts] = []
-
-    def run(self, *arguments: Any, **options: Any) -> Result:
-        result = self.harness.run(*arguments, **options)
-        self.launches = launches_of(result)
-        return result
-
-
 def count(case: Case) -> dict[str, Any]:
     """The entry of a case in the table."""
-    recorder = Recorder(case.operator, "lines" if case.by_line else "launches")
-    with recorder.harness:
-        outputs = importlib.import_module(f"test_{case.operator}").launch(recorder, *case.arguments())
-    entry: dict[str, Any] = {"images": case.images}
-    if case.operator == "nms":
-        entry["kept"] = len(outputs)
-    lines = {launch["kernel"]: _busiest(launch.pop("lines", [])) for launch in recorder.launches}
-    entry["launches"] = [launch | {"blocks": launch["blocks"][0] * launch["blocks"][1]} for launch in recorder.launches]
-    return entry | ({"lines": lines} if case.by_line else {})
+    launch = importlib.import_module(f"test_{case.operator}").launch
+    with start(case.operator, ARCHITECTURE, counts="lines" if case.by_line else "launches", timeout=SECONDS) as harness:
+        outputs = launch(harness, *case.arguments())
+    assert harness.last_result is not None
+    launches = launches_of(harness.last_result)
+    lines = {launch["kernel"]: _busiest(launch.pop("lines", [])) for launch in launches}
+    return {
+        "images": case.images,
+        **({"kept": len(outputs)} if case.operator == "nms" else {}),
+        "launches": [launch | {"blocks": prod(launch["blocks"])} for launch in launches],
+        **({"lines": lines} if case.by_line else {}),
+    }
 
 
 def _busiest(lines: list[Counts]) -> list[Counts]:
-    """The lines of a launch that execute most, named by what they say: their numbers move with every change above."""
+    """What executes most of a launch, by what the lines say: their numbers move with every change above them."""
+    total: dict[tuple[str, str], Counts] = {}
+    for line in lines:
+        place = _place(Path(line["file"]).resolve(), line["line"])
+        before = total.get(place, {})
+        total[place] = {key: before.get(key, 0) + line[key] for key in line if key not in ("file", "line")}
     least = WORTH_A_LINE * sum(line["warp_instructions"] for line in lines)
-    lines = [line for line in lines if line["file"] and line["warp_instructions"] >= least]
-    lines.sort(key=lambda line: -line["warp_instructions"])
-    return [_with_source(line) for line in lines[:LINES]]
+    busy = [(place, line) for place, line in total.items() if line["warp_instructions"] >= least]
+    busy.sort(key=lambda item: -item[1]["warp_instructions"])
+    return [{"file": file, "line": source, **line} for (file, source), line in busy[:LINES]]
 
 
-def _with_source(line: Counts) -> Counts:
-    path = Path(line["file"]).resolve()
-    source = path.read_text().splitlines()[line["line"] - 1].strip()
-    return {**line, "file": str(path.relative_to(CSRC)) if path.is_relative_to(CSRC) else path.name, "line": source}
+def _place(path: Path, line: int) -> tuple[str, str]:
+    source = path.read_text().splitlines()[line - 1].strip() if line > 0 else ""
+    return str(path.relative_to(CSRC)) if path.is_relative_to(CSRC) else path.name, source
 
 
 def count_all(cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
@@ -114,11 +109,11 @@ def differences(case: Case, old: dict[str, Any], new: dict[str, Any]) -> list[st
     pairs = list(zip(kernels[0], old["launches"], new["launches"], strict=True))
     found = [line for kernel, *both in pairs for line in _moved(f"{kernel}, {place}", *both)]
     for kernel, lines in old.get("lines", {}).items():
-        others = {line["line"]: line for line in new["lines"][kernel]}
+        others = {(line["file"], line["line"]): line for line in new["lines"][kernel]}
         for line in lines:
-            where = f"{kernel}, {place}, line `{line['line']}`"
-            other = others.get(line["line"])
-            found += _moved(where, line, other) if other else [f"{where}: no longer among the busiest"]
+            where = f"{kernel}, {place}, {line['file']}, `{line['line']}`"
+            other = others.get((line["file"], line["line"]))
+            found += _moved(where, line, other) if other else [f"{where}: no longer among the busiest lines"]
     return found
 
 
@@ -132,8 +127,18 @@ def _moved(place: str, old: Counts, new: Counts) -> Iterator[str]:
             yield f"{place}: {name} was {before:,}, is {after:,}{change}"
 
 
-def explain(found: Iterable[str]) -> str:
-    return "\n".join([*found, f"If that is meant: {RENEW}"])
+def compare(cases: Iterable[Case]) -> str:
+    """Counts the cases again; what has moved, or nothing."""
+    cases = list(cases)
+    known, counted = json.loads(TABLE.read_text())["operators"], count_all(cases)
+    found = []
+    for case in cases:
+        entry = known.get(case.operator, {}).get(case.name)
+        if entry is None:
+            found.append(f"{case.operator}, {case.name}: not in {TABLE.name}")
+        else:
+            found += differences(case, entry, counted[case.operator][case.name])
+    return "\n".join([*found, f"If that is meant: {RENEW}"]) if found else ""
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -148,12 +153,13 @@ def to_json(value: Any) -> str:
     return json.dumps(value)
 
 
-def for_the_model(table: dict[str, Any], budget: dict[str, Any]) -> dict[str, Any]:
+def for_the_model(table: dict[str, Any]) -> dict[str, Any]:
     """What refinedet/profiling/cost.py needs of the table, and of docs/kernels/resources.json."""
+    budget = json.loads((KERNELS / "resources.json").read_text())
 
     def blocks(kernel: dict[str, Any], architecture: str) -> int:
-        warps = kernel["architectures"][architecture]["occupancy"] * MULTIPROCESSORS[architecture].warps
-        return round(warps / (kernel["threads"] / WARP))
+        occupancy: float = kernel["architectures"][architecture]["occupancy"]
+        return round(occupancy * MULTIPROCESSORS[architecture].warps * WARP / kernel["threads"])
 
     resident = {
         name: min(blocks(kernel, architecture) for architecture in MODELLED)
@@ -194,8 +200,10 @@ again, `make test-cuda` all, and a number that has moved by more than 1 % fails.
   so.
 """
 
-COLUMNS = ("kernel", "blocks", "instructions", "lanes", "requests", "sectors", "memory", "conflicts", "divergent")
-COLUMNS = (*COLUMNS, "barriers", "atomics", "longest block")
+COLUMNS = (
+    *("kernel", "blocks", "instructions", "lanes", "requests", "sectors", "memory", "conflicts", "divergent"),
+    *("barriers", "atomics", "longest block"),
+)
 
 
 def _sum(launches: list[Counts]) -> Counts:
@@ -260,11 +268,13 @@ def to_markdown(table: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def write(table: dict[str, Any]) -> None:
-    budget = json.loads((KERNELS / "resources.json").read_text())
-    write_text(TABLE, to_json(table) + "\n")
-    write_text(PAGE, to_markdown(table))
-    write_text(FOR_THE_MODEL, to_json(for_the_model(table, budget)) + "\n")
+def files(table: dict[str, Any]) -> dict[Path, str]:
+    """What is written of a table."""
+    return {
+        TABLE: to_json(table) + "\n",
+        PAGE: to_markdown(table),
+        FOR_THE_MODEL: to_json(for_the_model(table)) + "\n",
+    }
 
 
 def main() -> int:
@@ -276,18 +286,14 @@ def main() -> int:
     if arguments.write and (not arguments.reason or arguments.case):
         parser.error("--write counts all cases, and needs --reason")
 
-    cases = [case for case in CASES if arguments.case in f"{case.operator}, {case.name}"]
-    counted = count_all(cases)
     if arguments.write:
-        write({"reason": arguments.reason, "nvcc": toolkit().version, "operators": counted})
+        table = {"reason": arguments.reason, "nvcc": toolkit().version, "operators": count_all(CASES)}
+        for path, text in files(table).items():
+            write_text(path, text)
         return 0
-    known = json.loads(TABLE.read_text())["operators"]
-    found = [
-        line
-        for case in cases
-        for line in differences(case, known[case.operator][case.name], counted[case.operator][case.name])
-    ]
-    print(explain(found) if found else f"{len(cases)} cases as in {TABLE.name}")
+    cases = [case for case in CASES if arguments.case in f"{case.operator}, {case.name}"]
+    found = compare(cases)
+    print(found or f"{len(cases)} cases as in {TABLE.name}")
     return int(bool(found))
 
 
