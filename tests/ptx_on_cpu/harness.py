@@ -13,8 +13,8 @@ from typing import Any
 
 import kernel_budget
 import nvrtc
-from simulated import harness as simulated
 from kernel_budget import cuda_build
+from simulated import harness as simulated
 from simulated.harness import CSRC, OPERATORS, ROOT, SAMPLES, Harness, Result, kernel_file, locked
 
 HERE = Path(__file__).resolve().parent
