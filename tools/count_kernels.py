@@ -3,7 +3,8 @@
     python tools/count_kernels.py [--case TEXT]                  compares with the table; exit status 1 if it differs
     python tools/count_kernels.py --write --reason "why"         counts all cases and writes the table anew
 
-Beside the table it writes counts.md, the same for people, and refinedet/profiling/counts.json, for the cost model.
+Beside the table it writes counts.md, the same for people, refinedet/profiling/counts.json, for the cost model, and what
+that predicts into the other pages of docs/kernels.
 tests/support/counted_cases.py has the cases.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ from support.counted_cases import CASES, Case
 from tqdm import tqdm
 
 from refinedet.files import write_text
+from refinedet.profiling import cost
 from refinedet.profiling.resources import MULTIPROCESSORS, WARP
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,8 +161,8 @@ def for_the_model(table: dict[str, Any]) -> dict[str, Any]:
     budget = json.loads((KERNELS / "resources.json").read_text())
 
     def blocks(kernel: dict[str, Any], architecture: str) -> int:
-        occupancy: float = kernel["architectures"][architecture]["occupancy"]
-        return round(occupancy * MULTIPROCESSORS[architecture].warps * WARP / kernel["threads"])
+        warps = float(kernel["architectures"][architecture]["occupancy"]) * MULTIPROCESSORS[architecture].warps
+        return round(warps * WARP / int(kernel["threads"]))
 
     resident = {
         name: min(blocks(kernel, architecture) for architecture in MODELLED)
@@ -277,6 +280,18 @@ def files(table: dict[str, Any]) -> dict[Path, str]:
     }
 
 
+def renew_predictions() -> None:
+    """The tables of the cost model in the pages of docs/kernels."""
+    cost.read_counts.cache_clear()
+    pages = {f"{name}.md": cost.table(name) for name in (*cost.OPERATORS, "nms")} | {"cost.md": cost.summary()}
+    for name, text in pages.items():
+        page = (KERNELS / name).read_text()
+        old = re.search(r"^\| case \| batch \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
+        if old is None:
+            raise RuntimeError(f"docs/kernels/{name} has no table of predictions")
+        write_text(KERNELS / name, page.replace(old[0], text))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Counts what the CUDA kernels execute.")
     parser.add_argument("--case", default="", metavar="TEXT", help='only cases like this: "detect, VOC 320"')
@@ -290,6 +305,7 @@ def main() -> int:
         table = {"reason": arguments.reason, "nvcc": toolkit().version, "operators": count_all(CASES)}
         for path, text in files(table).items():
             write_text(path, text)
+        renew_predictions()
         return 0
     cases = [case for case in CASES if arguments.case in f"{case.operator}, {case.name}"]
     found = compare(cases)

@@ -104,17 +104,15 @@ class Network:
     anchors: int
     classes: int
     pairs: float  # candidates (anchor, class) per surviving anchor
-    kept: float  # of them, per surviving anchor, after suppression
     touch: float  # of match: share of the pairs (32 anchors, ground truth) that touch (docs/kernels/match.md)
     survivors: float = 0.02  # share of anchors with an object in them
-    busiest: float = 0.4  # share of the largest class
 
 
 NETWORKS = (
-    Network("VOC 320", 6375, 21, pairs=1.16, kept=0.60, touch=0.35),
-    Network("VOC 512", 16320, 21, pairs=1.16, kept=0.60, touch=0.20),
-    Network("COCO 320", 6375, 81, pairs=2.32, kept=1.55, touch=0.35),
-    Network("COCO 512", 16320, 81, pairs=2.32, kept=1.55, touch=0.20),
+    Network("VOC 320", 6375, 21, pairs=1.16, touch=0.35),
+    Network("VOC 512", 16320, 21, pairs=1.16, touch=0.20),
+    Network("COCO 320", 6375, 81, pairs=2.32, touch=0.35),
+    Network("COCO 512", 16320, 81, pairs=2.32, touch=0.20),
 )
 
 
@@ -122,14 +120,15 @@ NETWORKS = (
 
 
 @cache
-def _counts() -> dict[str, Any]:
+def read_counts() -> dict[str, Any]:
+    """`tools/count_kernels.py` writes them; docs/kernels/counts.md says more of the same."""
     counts: dict[str, Any] = json.loads(Path(__file__).with_name("counts.json").read_text())
     return counts
 
 
 def _kernels(entry: dict[str, Any], scale: float = 1) -> tuple[Kernel, ...]:
     """Those of a counted call, with so many times its images: they are alike, and so are their blocks."""
-    resident = _counts()["resident"]
+    resident = read_counts()["resident"]
     return tuple(
         Kernel(
             name.partition("<")[0],
@@ -148,7 +147,7 @@ def _of_network(operator: str, net: Network, batch: int, what: str = "") -> tupl
 
     Raises ValueError where none of the network was counted.
     """
-    counted = _counts()["operators"][operator]
+    counted = read_counts()["operators"][operator]
     names = [f"{net.name}, {what}batch {number}" for number in reversed(BATCHES) if number <= max(batch, 1)]
     entry = next((counted[name] for name in names if name in counted), None)
     if entry is None:
@@ -230,7 +229,7 @@ def nms(boxes: int) -> Cost:
 
     Raises ValueError for a number that was not counted: what is kept decides, and it does not grow with the boxes.
     """
-    counted = _counts()["operators"]["nms"]
+    counted = read_counts()["operators"]["nms"]
     entry = counted.get(f"{boxes:,} boxes of 20 classes")
     if entry is None:
         raise ValueError(f"boxes is {boxes}, but counted are: {', '.join(counted)}")
