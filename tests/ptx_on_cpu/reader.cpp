@@ -292,7 +292,7 @@ class Reader {
     const Strings operands = space == std::string::npos ? Strings{} : split(rest.substr(space), ',');
     i.timing = timing_of(operation);
     read_operation(i, operation, operands);
-    for (const int reg : {i.a, i.b, i.c, i.d, i.members})
+    for (const int reg : {i.predicate, i.a, i.b, i.c, i.d, i.members})
       if (reg != kNoRegister) i.sources.push_back(reg);
     for (const int reg : {i.result, i.second_result})
       if (reg != kNoRegister) i.results.push_back(reg);

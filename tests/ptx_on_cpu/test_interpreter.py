@@ -158,6 +158,56 @@ DONE:"""
     assert counts["thread_instructions"] == 64 * (10 + 3 + 1) + 32
 
 
+def bits(number: float) -> int:
+    return int(np.float32(number).view(np.int32))
+
+
+NAN = bits(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "expected"),  # %r4 of %r3
+    [
+        ("add.s32 %r4, %r3, 1;", 2**31 - 1, -(2**31)),
+        ("mul.lo.s32 %r4, %r3, %r3;", 65537, 131073),
+        ("mul.hi.u32 %r4, %r3, %r3;", -1, -2),
+        ("mad.lo.s32 %r4, %r3, -3, 5;", 7, -16),
+        ("div.u32 %r4, %r3, 0;", 7, -1),
+        ("div.s32 %r4, %r3, -2;", -7, 3),
+        ("rem.s32 %r4, %r3, 4;", -7, -3),
+        ("shl.b32 %r4, %r3, 32;", 7, 0),
+        ("shr.s32 %r4, %r3, 77;", -7, -1),
+        ("shr.u32 %r4, %r3, 1;", -2, 2**31 - 1),
+        ("brev.b32 %r4, %r3;", 1, -(2**31)),
+        ("clz.b32 %r4, %r3;", 0, 32),
+        ("bfind.shiftamt.u32 %r4, %r3;", 1, 31),
+        ("bfind.u32 %r4, %r3;", 0, -1),
+        ("popc.b32 %r4, %r3;", -1, 32),
+        ("bfi.b32 %r4, %r3, 0, 28, 9;", 0x1F, -(2**28)),
+        ("bfe.u32 %r4, %r3, 4, 8;", 0x12345, 0x34),
+        ("min.s32 %r4, %r3, 0;", -7, -7),
+        ("min.u32 %r4, %r3, 0;", -7, 0),
+        ("selp.b32 %r4, 1, 2, %p1;", 0, 2),
+        ("mov.b32 {%rs1, %rs2}, %r3; mov.b32 %r4, {%rs2, %rs1};", 0x00010002, 0x00020001),
+        ("cvt.s64.s32 %rd6, %r3; shr.s64 %rd6, %rd6, 40; cvt.u32.u64 %r4, %rd6;", -5, -1),
+        ("cvt.u16.u32 %rs1, %r3; cvt.s32.s16 %r4, %rs1;", 0x18000, -32768),
+        ("mov.b32 %f1, %r3; max.f32 %f2, %f1, 0f3F800000; mov.b32 %r4, %f2;", NAN, bits(1)),
+        ("mov.b32 %f1, %r3; max.f32 %f2, %f1, 0f00000000; mov.b32 %r4, %f2;", bits(-0.0), 0),
+        ("mov.b32 %f1, %r3; setp.neu.f32 %p2, %f1, %f1; selp.b32 %r4, 1, 0, %p2;", NAN, 1),
+        ("mov.b32 %f1, %r3; setp.ne.f32 %p2, %f1, %f1; selp.b32 %r4, 1, 0, %p2;", NAN, 0),
+        ("mov.b32 %f1, %r3; cvt.rzi.s32.f32 %r4, %f1;", bits(-3e9), -(2**31)),
+        ("mov.b32 %f1, %r3; cvt.rzi.s32.f32 %r4, %f1;", NAN, 0),
+        ("mov.b32 %f1, %r3; fma.rn.f32 %f2, %f1, %f1, 0fBF800002; mov.b32 %r4, %f2;", bits(1 + 2**-23), bits(2**-46)),
+        ("mov.b32 %f1, %r3; div.rn.f32 %f2, %f1, 0f40400000; mov.b32 %r4, %f2;", bits(1), bits(1 / 3)),
+        ("cvt.rn.f32.u32 %f1, %r3; mov.b32 %r4, %f1;", -1, bits(2**32)),
+    ],
+)
+def test_instructions_at_their_edges(tmp_path: Path, code: str, value: int, expected: int) -> None:
+    lines = "\n".join(f"    {statement.strip()};" for statement in code.strip(";").split(";"))
+    body = f"    setp.ne.s32 %p1, %r3, 0;\n{lines}\n    st.global.u32 [%rd5], %r4;"
+    assert outcome(tmp_path, body, [value]).tolist() == [expected]
+
+
 # --- Planted bugs -----------------------------------------------------------------------------------------------------
 
 RACES = {
@@ -230,7 +280,7 @@ def test_uninitialised_registers(tmp_path: Path) -> None:
 
 
 def test_misaligned_access_in_shared_memory(tmp_path: Path) -> None:
-    body = "    .shared .align 4 .b8 buffer[512];\n    mov.u32 %r4, buffer;\n    add.s32 %r4, %r4, 2;\n    st.shared.u32 [%r4], %r3;"
+    body = "    .shared .align 4 .b8 buffer[8];\n    mov.u32 %r4, buffer;\n    st.shared.u32 [%r4+2], %r3;"
     assert "misaligned access in shared memory at 2" in message(tmp_path, body, [1])
 
 

@@ -9,7 +9,7 @@
 namespace ptx_on_cpu {
 namespace {
 
-constexpr unsigned char kPoison = 0xcb;  // of shared memory and registers, before they are written
+constexpr unsigned char kPoison = 0xcb;  // of shared memory, before it is written
 constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
 constexpr int64_t kLongestTurn = 40;  // instructions of a warp before another has its turn, when shuffled
 
@@ -37,27 +37,30 @@ uint64_t special_value(Special special, const Block& block, int warp, int lane) 
 }  // namespace
 
 void Warp::start(Block& block, int index, int threads) {
+  const bool same_kernel = kernel_ == block.kernel;
   block_ = &block;
   kernel_ = block.kernel;
   index_ = index;
-  registers_.resize(static_cast<size_t>(kernel_->num_registers));
-  for (Register& reg : registers_) {
-    std::memset(reg.lanes.data(), kPoison, sizeof reg.lanes);
-    reg.written = 0;
+  if (!same_kernel) prepare_registers();
+  std::fill(written_.begin(), written_.end(), 0);
+  for (const Constant& constant : kernel_->constants) written(constant.reg) = kAllLanes;
+  for (const auto& [reg, special] : kernel_->specials) {
+    for (int lane = 0; lane < kLanes; ++lane) lanes(reg)[lane] = special_value(special, block, index, lane);
+    written(reg) = kAllLanes;
   }
-  const auto set = [this](int reg, const auto& value) {
-    for (int lane = 0; lane < kLanes; ++lane) lanes(reg)[lane] = value(lane);
-    registers_[static_cast<size_t>(reg)].written = kAllLanes;
-  };
-  for (const Constant& constant : kernel_->constants) set(constant.reg, [&](int) { return constant.value; });
-  for (const auto& [reg, special] : kernel_->specials)
-    set(reg, [&, kind = special](int lane) { return special_value(kind, block, index, lane); });
   for (size_t lane = 0; lane < kLanes; ++lane) {
     pc_[lane] = 0;
     state_[lane] = static_cast<int>(lane) < threads ? LaneState::kRunning : LaneState::kExited;
     seen_[lane].fill(0);
     seen_[lane][lane] = 1;
   }
+}
+
+// Nothing writes constants, so a kernel's next block finds them.
+void Warp::prepare_registers() {
+  registers_.resize(static_cast<size_t>(kernel_->num_registers));
+  written_.resize(registers_.size());
+  for (const Constant& constant : kernel_->constants) std::fill_n(lanes(constant.reg), kLanes, constant.value);
 }
 
 uint32_t Warp::lanes_in(LaneState state) const {
@@ -154,11 +157,11 @@ uint32_t Warp::predicated(const Instruction& i, uint32_t lanes) const {
 
 // Counts, checks, executes.
 void Warp::step(const Instruction& i, uint32_t lanes) {
-  if (i.predicate != kNoRegister && (lanes & ~registers_[static_cast<size_t>(i.predicate)].written) != 0)
+  if (i.predicate != kNoRegister && (lanes & ~written(i.predicate)) != 0)
     fail(i, "an uninitialised register decides", lanes);
   const uint32_t active = i.flow == Flow::kStraight ? predicated(i, lanes) : lanes;
   for (const int source : i.sources)
-    if (const uint32_t missing = active & ~registers_[static_cast<size_t>(source)].written; missing != 0)
+    if (const uint32_t missing = active & ~written(source); missing != 0)
       fail(i, "an uninitialised register is read", missing);
   ++i.counters.warp_instructions;
   i.counters.thread_instructions += static_cast<uint64_t>(__builtin_popcount(active));
@@ -166,7 +169,7 @@ void Warp::step(const Instruction& i, uint32_t lanes) {
   latency_ = i.timing.latency;
   if (i.execute != nullptr && active != 0) {
     i.execute(*this, i, active);
-    for (const int result : i.results) registers_[static_cast<size_t>(result)].written |= active;
+    for (const int result : i.results) written(result) |= active;
   }
   block_->time->issue(index_, i.timing, i.sources, i.results, passes_, latency_);
 }
@@ -244,7 +247,7 @@ void Warp::pass_barrier() {
     state_[static_cast<size_t>(lane)] = LaneState::kRunning;
     if (i.result != kNoRegister) lanes(i.result)[lane] = found[static_cast<size_t>(i.variant % kNegated)];
   });
-  if (i.result != kNoRegister) registers_[static_cast<size_t>(i.result)].written |= waiting;
+  if (i.result != kNoRegister) written(i.result) |= waiting;
 }
 
 // --- Collectives ------------------------------------------------------------------------------------------------------

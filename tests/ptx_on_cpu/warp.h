@@ -21,10 +21,9 @@ enum class LaneState : uint8_t { kRunning, kAtCollective, kAtBarrier, kExited };
 
 struct Block;
 
-// A register of 32 lanes, and which lanes have written it.
+// A register of 32 lanes.
 struct alignas(64) Register {
   std::array<uint64_t, kLanes> lanes;
-  uint32_t written;
 };
 
 class Warp {
@@ -40,6 +39,7 @@ class Warp {
   // Lets the lanes go on, with what bar.red has found.
   void pass_barrier();
 
+  uint32_t& written(int reg) { return written_[static_cast<size_t>(reg)]; }
   uint64_t* lanes(int reg) { return registers_[static_cast<size_t>(reg)].lanes.data(); }
   const uint64_t* lanes(int reg) const { return registers_[static_cast<size_t>(reg)].lanes.data(); }
   int index() const { return index_; }
@@ -61,6 +61,7 @@ class Warp {
   [[noreturn]] void fail(const Instruction& i, const std::string& what, uint32_t lanes) const;
 
  private:
+  void prepare_registers();
   uint32_t predicated(const Instruction& i, uint32_t lanes) const;
   void step(const Instruction& i, uint32_t lanes);
   bool meet(const Instruction& i, int pc, uint32_t& lanes);  // a collective
@@ -75,6 +76,7 @@ class Warp {
   const Kernel* kernel_ = nullptr;
   int index_ = 0;
   std::vector<Register> registers_;
+  std::vector<uint32_t> written_;  // which lanes have written a register
   std::array<int, kLanes> pc_{};
   std::array<LaneState, kLanes> state_{};
   std::array<std::array<uint16_t, kLanes>, kLanes> seen_{};
