@@ -241,7 +241,8 @@ def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], left: 
 def _case_to_markdown(name: str, entry: dict[str, Any]) -> str:
     kernels = dict.fromkeys(launch["kernel"] for launch in entry["launches"])
     of_kernel = {name: [launch for launch in entry["launches"] if launch["kernel"] == name] for name in kernels}
-    some = f", {entry['images']} images counted" if not name.endswith(f"batch {entry['images']}") else ""
+    images = entry["images"]
+    some = "" if images == 1 or name.endswith(f"batch {images}") else f", {images} images counted"
     text = f"\n### {name}{some}\n\n"
     text += _markdown_table(COLUMNS, (_row(name, _sum(launches)) for name, launches in of_kernel.items()))
     for kernel, lines in entry.get("lines", {}).items():
