@@ -10,7 +10,8 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,17 @@ class Job:
 
     def skip(self, reason: str) -> None:
         self._write({"state": SKIPPED, "reason": reason})
+
+    @contextmanager
+    def tolerated(self, what: str) -> Iterator[None]:
+        """An error of other people's code becomes a note; in a dry run it stays an error."""
+        try:
+            yield
+        except Exception as error:
+            if self.dry_run:
+                raise
+            traceback.print_exc()
+            self.note(f"skipped: {what}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with self.records.open("a", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ from problems import arguments_of, crowd
 from support.gpu import to
 
 from gpu_report import machine
-from gpu_report.cases import BATCHES, Case, model_device
+from gpu_report.cases import BATCHES, Case, measure_bandwidth, model_device
 from gpu_report.worker import Job, Skip
 from refinedet import ops
 from refinedet.profiling import cost, resources
@@ -36,7 +36,8 @@ COUNTERS = {
     "smsp__inst_executed.sum": ("warp instructions", "count", 1),
     "launch__registers_per_thread": ("registers", "count", 1),
     "sm__maximum_warps_per_active_cycle_pct": ("occupancy", "%", 1),
-    "smsp__inst_executed_op_local.sum": ("local memory instructions", "count", 1),
+    "smsp__inst_executed_op_local_ld.sum": ("local loads", "count", 1),
+    "smsp__inst_executed_op_local_st.sum": ("local stores", "count", 1),
 }
 
 
@@ -53,7 +54,7 @@ def run(job: Job) -> None:
         call_operators(job.device, 1)
         job.note("a dry run: the operators were called without ncu")
         return
-    device = model_device(job, bandwidth=0)
+    device = model_device(job, measure_bandwidth(job))
     for batch in BATCHES:
         file = job.out / f"kernels-batch-{batch}.ncu-rep"
         profile(file, batch)
@@ -111,7 +112,7 @@ def operators_of_kernels() -> dict[str, str]:
 
 def read(text: str) -> list[Launch]:
     """The launches in ncu's table, whose second row has the units. A counter that a GPU lacks is left out."""
-    header, _, *rows = csv.reader(io.StringIO(text[text.index('"ID"') :]))
+    header, _, *rows = filter(None, csv.reader(io.StringIO(text[text.index('"ID"') :])))
     return [_launch(dict(zip(header, row, strict=True))) for row in rows]
 
 
@@ -140,7 +141,7 @@ def tell(job: Job, operator: str, batch: int, launches: list[Launch], device: co
 
 def predictions(name: str, kernel: cost.Kernel | None, device: cost.Device) -> dict[str, float]:
     """What the cost model and the table of resources say, by the names of COUNTERS."""
-    found: dict[str, float] = {"local memory instructions": 0}
+    found: dict[str, float] = {"local loads": 0, "local stores": 0}
     if kernel is not None:
         found |= {"time": kernel.microseconds(device), "DRAM": kernel.moved}
         if kernel.instructions:

@@ -6,7 +6,9 @@ network. In float32 convolutions may use TF32, as torch sets it. The paper's tim
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from problems import network_outputs
@@ -40,13 +42,16 @@ class Network:
 
     def build(self, device: torch.device) -> tuple[RefineDet, Tensor]:
         """The network, and images for it."""
-        torch.manual_seed(0)
-        with torch.device(device):
-            model = build("vgg16", size=self.size, num_classes=21).eval()
-            images = 50 * torch.randn(self.batch, 3, self.size, self.size)
         layout = LAYOUTS[self.layout]
-        model = model.to(device, self.dtype).to(memory_format=layout)
-        return model, images.to(self.dtype, memory_format=layout)
+        model = deepcopy(_on_cpu(self.size)).to(device, self.dtype).to(memory_format=layout)
+        images = 50 * torch.randn(self.batch, 3, self.size, self.size)
+        return model, images.to(device, self.dtype, memory_format=layout)
+
+
+@cache
+def _on_cpu(size: int) -> RefineDet:
+    torch.manual_seed(0)
+    return build("vgg16", size=size, num_classes=21).eval()
 
 
 DRY = Network(320, 1, torch.float32, "nhwc")

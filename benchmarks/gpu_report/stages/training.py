@@ -15,7 +15,6 @@ from refinedet.training.step import Trainer
 
 RECIPE = "vgg16_voc07_320"
 BATCH = 32
-SIDE = 320
 RATE = 1e-9  # noise would make a network diverge that learns from it
 ROUNDS = 10
 
@@ -25,14 +24,14 @@ def run(job: Job) -> None:
     for amp in [False] if job.dry_run else [False, True]:
         torch.manual_seed(0)
         settings = replace(recipe.train, amp=amp, lr=RATE, normalize_groups=1)
-        model = build("vgg16", size=SIDE, num_classes=21)
+        model = build("vgg16", size=64 if job.dry_run else recipe.model.size, num_classes=21)
         trainer = Trainer(model, replace(recipe, train=settings), job.device)
-        measure(job, f"VGG-16 {SIDE}, {'float16 (amp)' if amp else 'float32'}", trainer)
+        measure(job, f"VGG-16 {model.config.size[0]}, {'float16 (amp)' if amp else 'float32'}", trainer)
 
 
 def measure(job: Job, name: str, trainer: Trainer) -> None:
     count = 1 if job.dry_run else BATCH
-    batch = Batch(torch.randn(count, 3, SIDE, SIDE), Targets(*ground_truth(count)), ("noise",) * count)
+    batch = Batch(torch.randn(count, 3, *trainer.model.config.size), Targets(*ground_truth(count)), ("noise",) * count)
     case = f"{name}, batch {count}"
     whole = job.host_milliseconds(lambda: trainer.step(batch), ROUNDS)
     job.figure(case, "whole step", whole, "ms")
