@@ -61,6 +61,14 @@ def ground_truth(images: int, objects: int = 8) -> tuple[Tensor, Tensor, Tensor]
     return torch.cat([center - half, center + half], dim=1), labels, torch.arange(images + 1) * objects
 
 
+def random_boxes(count: int) -> tuple[Tensor, Tensor]:
+    """Arguments of nms: boxes anywhere, of which suppression keeps some two thirds."""
+    generator = torch.Generator().manual_seed(0)
+    center = torch.rand(count, 2, generator=generator)
+    half = torch.rand(count, 2, generator=generator) * 0.1 + 0.01
+    return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator)
+
+
 def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments of batched_nms: boxes around 40 objects, scores, labels of 20 classes."""
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,8 @@
-"""The budget of the CUDA kernels: registers, shared memory and occupancy per architecture, docs/kernels/resources.json.
+"""The budget of the CUDA kernels: registers, shared memory and occupancy per architecture, docs/kernels/resources.json,
+and what their machine code consists of, sass.json.
 
-``python tools/kernel_budget.py`` compiles all kernels and writes it anew, with resources.md, a table of the same.
+``python tools/kernel_budget.py`` compiles all kernels and writes both anew, with resources.md and sass.md, for
+people.
 """
 
 import json
@@ -16,6 +18,7 @@ from typing import Any
 
 import nvrtc
 import ptxas
+import sass
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # of cuda_build, which is part of no package
@@ -28,6 +31,8 @@ SOURCES = sorted(CSRC.glob("ops/*/*.cu"))
 FOLDER = ROOT / "docs" / "kernels"
 BUDGET = FOLDER / "resources.json"
 TABLE = FOLDER / "resources.md"
+CODE = FOLDER / "sass.json"
+CODE_TABLE = FOLDER / "sass.md"
 OLD_ARCHITECTURES = ("5.2", "6.1", "7.0")  # Titan X (Maxwell), Titan X (Pascal), V100
 
 ABOUT = """\
@@ -43,10 +48,11 @@ NVRTC {nvrtc} compiled for sm_52, sm_61 and sm_70, nvcc {nvcc} for the others.
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler says: the table, and its warnings."""
+    """What a compiler says: the table, its warnings, and what nvdisasm says of the code where it can read it."""
 
     rows: list[KernelResources]
     warnings: list[str]
+    code: list[sass.MachineCode]
 
 
 def site_packages() -> Path:
@@ -59,12 +65,12 @@ def table(logs: Iterable[str], ptx: Iterable[str]) -> list[KernelResources]:
     return [KernelResources(**row) for row in ptxas.parse(logs, ptx)]
 
 
-def with_nvcc(toolkit: cuda_build.Toolkit) -> list[KernelResources]:
+def with_nvcc(toolkit: cuda_build.Toolkit) -> Compiled:
     """For every default architecture that nvcc knows. Warnings are errors."""
     architectures = cuda_build.gencode_flags(cuda_build.default_architectures(toolkit))
     flags = [toolkit.nvcc, *toolkit.flags(warnings_are_errors=True), f"-I{CSRC}"]
 
-    def compile_source(source: Path) -> tuple[str, str]:
+    def compile_source(source: Path) -> tuple[str, str, list[sass.MachineCode]]:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / source.stem
             ptx = [*flags, "-arch=compute_75", "-ptx", str(source), "-o", str(output)]
@@ -74,11 +80,11 @@ def with_nvcc(toolkit: cuda_build.Toolkit) -> list[KernelResources]:
             done = subprocess.run(code, capture_output=True, text=True)
             if done.returncode != 0:
                 raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
-            return done.stderr, text
+            return done.stderr, text, sass.table(output)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        logs, ptx = zip(*pool.map(compile_source, SOURCES), strict=True)
-    return table(logs, ptx)
+        logs, ptx, code = zip(*pool.map(compile_source, SOURCES), strict=True)
+    return Compiled(table(logs, ptx), [], sass.sort(row for rows in code for row in rows))
 
 
 def with_nvrtc() -> Compiled:
@@ -87,7 +93,7 @@ def with_nvrtc() -> Compiled:
         *(nvrtc.compile_kernels(source, name, CSRC) for source in SOURCES for name in OLD_ARCHITECTURES), strict=True
     )
     warnings = [line for log in logs for line in log.splitlines() if "warning" in line]
-    return Compiled(table(logs, ptx), [line for line in warnings if "Architectures prior to" not in line])
+    return Compiled(table(logs, ptx), [line for line in warnings if "Architectures prior to" not in line], [])
 
 
 def to_json(rows: list[KernelResources], versions: dict[str, str]) -> str:
@@ -115,12 +121,14 @@ def to_markdown(budget: dict[str, Any]) -> str:
 
 def main() -> None:
     toolkit = cuda_build.find_toolkit(os.environ, site_packages())
-    old = with_nvrtc()
-    rows = old.rows + with_nvcc(toolkit)
-    rows.sort(key=lambda row: (row.kernel, *map(int, row.architecture.split("."))))
-    text = to_json(rows, {"nvcc": toolkit.version, "nvrtc": nvrtc.version()})
-    BUDGET.write_text(text)
-    TABLE.write_text(to_markdown(json.loads(text)))
+    old, new = with_nvrtc(), with_nvcc(toolkit)
+    rows = sorted(old.rows + new.rows, key=lambda row: (row.kernel, float(row.architecture)))
+    resources = to_json(rows, {"nvcc": toolkit.version, "nvrtc": nvrtc.version()})
+    code = sass.to_json(new.code, {"nvcc": toolkit.version, "nvdisasm": sass.version()})
+    BUDGET.write_text(resources)
+    TABLE.write_text(to_markdown(json.loads(resources)))
+    CODE.write_text(code)
+    CODE_TABLE.write_text(sass.to_markdown(json.loads(code)))
 
 
 if __name__ == "__main__":

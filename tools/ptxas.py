@@ -21,7 +21,7 @@ def parse(ptxas: Iterable[str], ptx: Iterable[str]) -> list[Row]:
     """The table from the output of ``nvcc -Xptxas -v`` and, for the size of the blocks, the kernels' PTX."""
     compiled = [row for text in ptxas for row in _COMPILED.findall(text)]
     blocks = [row for text in ptx for row in _BLOCK_SIZE.findall(text)]
-    names = _readable([mangled for mangled, *_ in compiled + blocks])
+    names = readable([mangled for mangled, *_ in compiled + blocks])
     threads = {names[mangled]: int(size) for mangled, size in blocks}
     rows = [_resources(names[mangled], threads[names[mangled]], *facts) for mangled, *facts in compiled]
     return sorted(rows, key=lambda row: (row["kernel"], float(row["architecture"])))
@@ -49,7 +49,7 @@ def _resources(kernel: str, threads: int, major: str, minor: str, properties: st
     }
 
 
-def _readable(mangled: list[str]) -> dict[str, str]:
+def readable(mangled: list[str]) -> dict[str, str]:
     """Mangled name -> ``score_anchors_kernel<Half>``. c++filt comes with every C++ compiler."""
     done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
     return dict(zip(mangled, map(_short, done.stdout.splitlines()), strict=True))

@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import kernel_budget
 import nvrtc
 import ptxas
 import pytest
+import sass
 import torch
-from kernel_budget import BUDGET, OLD_ARCHITECTURES, ROOT, TABLE
+from kernel_budget import BUDGET, CODE, CODE_TABLE, OLD_ARCHITECTURES, ROOT, TABLE
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from refinedet.errors import ExtensionError
@@ -584,7 +586,7 @@ def test_every_default_architecture_is_compiled(toolkit, build_info) -> None:
     """Warnings are errors. What the installed extension has need not be compiled again."""
     if set(cuda_build.default_architectures(toolkit)) <= set(build_info["architectures"].split()):
         return
-    rows = kernel_budget.with_nvcc(toolkit)
+    rows = kernel_budget.with_nvcc(toolkit).rows
     assert {row.kernel for row in rows} == {row.kernel for row in kernel_resources.table()}
 
 
@@ -595,6 +597,27 @@ def test_kernels_compile_for_architectures_that_nvcc_has_dropped(budget) -> None
         (kernel, architecture) for kernel in budget["kernels"] for architecture in OLD_ARCHITECTURES
     }
     check_budget(compiled.rows, budget)
+
+
+def test_tables_of_machine_code_are_those_of_the_file() -> None:
+    assert CODE_TABLE.read_text() == sass.to_markdown(json.loads(CODE.read_text()))
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_machine_code_is_that_of_the_table(build_info, budget, every: bool) -> None:
+    """Of the installed extension, so that nothing is compiled for it; of the newest architecture in it, or of all."""
+    expected = json.loads(CODE.read_text())
+    newest = max({row.architecture for row in kernel_resources.table()} & set(MULTIPROCESSORS), key=float)
+    rows = sass.table(Path(sys.modules["refinedet._C"].__file__), "*" if every else newest)
+    assert {row.kernel for row in rows} == set(expected["kernels"]) == set(budget["kernels"])
+    assert all(row.local_accesses == 0 for row in rows)
+    if build_info["nvcc"] != expected["nvcc"]:
+        pytest.skip(f"the table is for nvcc {expected['nvcc']}, the kernels were compiled by {build_info['nvcc']}")
+    table = {(row.kernel, row.architecture): row for row in sass.from_json(expected)}
+    compared = [(row, table[row.kernel, row.architecture]) for row in rows if row.architecture in MULTIPROCESSORS]
+    for row, other in compared:
+        assert row.instructions == pytest.approx(other.instructions, rel=0.01), (row, other)
+        assert replace(row, instructions=other.instructions) == other, "renew: python tools/kernel_budget.py"
 
 
 @pytest.mark.parametrize("source", kernel_budget.SOURCES, ids=lambda source: source.stem)
@@ -683,6 +706,47 @@ def test_parse() -> None:
     (row,) = ptxas.parse([PTXAS], [PTX])
     expected = KernelResources("move_kernel<Half>", "10.0", 30, spills=24, stack=24, shared=2656, threads=128)
     assert KernelResources(**row) == expected
+
+
+SASS = """\
+\t.target\tsm_75
+.text._Z11move_kernelPKf:
+        /*0000*/                   LDG.E.128.SYS R4, [R2] ;
+.L_x_1:
+        /*0010*/                   R2UR UR4, R4 ;
+        /*0020*/                   LDS.U.128 R4, [R8] ;
+        /*0030*/                   ISETP.NE.U32.AND P0, PT, RZ, UR4, PT ;
+        /*0040*/                   BRA.DIV ~URZ, `(.L_x_3) ;
+.L_x_4:
+        /*0050*/               @P0 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0060*/                   ISETP.NE.U32.AND P0, PT, R5, UR4, PT ;
+        /*0070*/               @P0 BRA `(.L_x_2) ;
+        /*0080*/                   STL [R1], R4 ;
+        /*0090*/                   EXIT ;
+.L_x_3:
+        /*00a0*/                   BRA `(.L_x_4) ;
+.L_x_5:
+        /*00b0*/                   BRA `(.L_x_5);
+        /*00c0*/                   NOP;
+//--------------------- SYMBOLS
+"""
+
+
+def test_parse_machine_code() -> None:
+    """Two loops, one of them uniform; the jump back from behind the end makes none, nor does the one that fills up."""
+    (row,) = sass.parse(SASS)
+    assert row == sass.MachineCode(
+        "move_kernel",
+        "7.5",
+        instructions=12,
+        wide_global_loads=1,
+        wide_shared_loads=1,
+        loops=2,
+        uniform_loops=1,
+        moves_in_loops=1,
+        local_accesses=1,
+    )
 
 
 def test_summary() -> None:

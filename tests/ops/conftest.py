@@ -1,8 +1,11 @@
 """The kernels of an operator on the harness, for tests/ops/test_<op>.py: what runs on it bears the mark `simulated`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
+from kernel_budget import cuda_build
+from ptx_on_cpu import harness as ptx_on_cpu
 from simulated.harness import Harness
 
 HARNESSES = {"harness", "fast_harness", "racing_harness"}
@@ -34,3 +37,15 @@ def fast_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 def racing_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """Under ThreadSanitizer, for what is small."""
     yield from start(request, "thread")
+
+
+@pytest.fixture(scope="module")
+def ptx_harness(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Harness]]:
+    """Starts the interpreter of the kernels' PTX of an architecture."""
+    try:
+        ptx_on_cpu.toolkit()
+    except cuda_build.ToolkitError as error:
+        pytest.skip(f"there is no PTX: {error}")
+    op = request.module.__name__.removeprefix("test_")
+    with ExitStack() as started:
+        yield lambda architecture: started.enter_context(ptx_on_cpu.start(op, architecture))

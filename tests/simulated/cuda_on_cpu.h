@@ -83,6 +83,14 @@ void set_seed(uint64_t seed);
 // Kernels run since the last call.
 int64_t take_launch_count();
 
+// What the runtime has to say about them: JSON, or nothing.
+std::string take_report();
+
+// Memory that kernels may touch, `bytes` after the first `before`; the rest shows accesses outside. Aligned to 256
+// bytes.
+char* allocate(size_t before, size_t bytes, size_t after);
+void release(char* storage);
+
 // Runs `body` once per thread of the grid.
 void run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 

@@ -10,14 +10,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "cuda_on_cpu.h"
 
 namespace cuda_on_cpu {
 namespace {
-
-constexpr std::align_val_t kAlignment{256};  // of cudaMalloc
 
 enum Status : int64_t { kOk = 0, kLauncherError = 1, kRequestError = 2 };
 
@@ -44,12 +41,10 @@ struct TimeLimit {
 
 }  // namespace
 
-void Buffer::Free::operator()(char* storage) const { ::operator delete(storage, kAlignment); }
+void Buffer::Free::operator()(char* storage) const { release(storage); }
 
 Buffer::Buffer(size_t bytes, size_t offset)
-    : bytes_(bytes),
-      before_(kGuardBytes + offset),
-      storage_(static_cast<char*>(::operator new(before_ + bytes + kGuardBytes, kAlignment))) {
+    : bytes_(bytes), before_(kGuardBytes + offset), storage_(allocate(before_, bytes, kGuardBytes)) {
   std::memset(storage_.get(), kPoison, before_ + bytes + kGuardBytes);
 }
 
@@ -128,6 +123,7 @@ class Session {
       get_fields(request);
       set_seed(seed);
       take_launch_count();
+      take_report();
       reply(request, seconds);
       std::fflush(out_);
     }
@@ -181,10 +177,13 @@ class Session {
   void put(T value) {
     std::fwrite(&value, sizeof value, 1, out_);
   }
+  void put_text(const std::string& text) {
+    put(static_cast<uint32_t>(text.size()));
+    std::fwrite(text.data(), 1, text.size(), out_);
+  }
   void put_error(Status status, const std::string& message) {
     put<int64_t>(status);
-    put(static_cast<uint32_t>(message.size()));
-    std::fwrite(message.data(), 1, message.size(), out_);
+    put_text(message);
   }
   void reply(Request& request, unsigned seconds) {
     try {
@@ -199,6 +198,7 @@ class Session {
     int64_t workspace = 0;
     for (const Buffer& buffer : request.workspaces_) workspace += static_cast<int64_t>(buffer.bytes());
     put(workspace);
+    put_text(take_report());
     for (const auto& [name, array] : request.outputs_) std::fwrite(array.buffer.data(), 1, array.buffer.bytes(), out_);
   }
   void run(Request& request, unsigned seconds) {

@@ -83,6 +83,7 @@ class Result:
     outputs: dict[str, np.ndarray]
     launches: int
     workspace_bytes: int
+    report: str  # what the runtime has to say about the launches: ../ptx_on_cpu/README.md
 
 
 # --- Building ---------------------------------------------------------------------------------------------------------
@@ -229,6 +230,7 @@ class Harness:
         self.timeout = timeout
         self._environment = {**os.environ, **(environment or {}), **dict(VARIANTS[variant].environment)}
         self._driver = driver or build(op, variant)
+        self.last_result: Result | None = None  # of run(), for callers behind an operator's `launch`
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
 
@@ -297,11 +299,13 @@ class Harness:
             message = read_exactly(process.stdout, read("I")).decode()
             raise LauncherError(message) if status == LAUNCHER_ERROR else RequestError(message)
         launches, workspace_bytes = read("q"), read("q")
+        report = read_exactly(process.stdout, read("I")).decode()
         results = {}
         for name, (dtype, shape) in wanted.items():
             data = read_exactly(process.stdout, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             results[name] = np.frombuffer(data, dtype).reshape(shape)
-        return Result(results, launches, workspace_bytes)
+        self.last_result = Result(results, launches, workspace_bytes, report)
+        return self.last_result
 
     def _start_process(self) -> subprocess.Popen[bytes]:
         if self._process is None:

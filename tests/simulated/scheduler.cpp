@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <span>
 #include <utility>
 #include <vector>
@@ -535,6 +536,16 @@ void check_launch(dim3 grid, dim3 block) {
 void set_seed(uint64_t seed) { machine.random = seed * 0x9e3779b97f4a7c15ull + 0x1234567; }
 
 int64_t take_launch_count() { return std::exchange(machine.launches, 0); }
+
+std::string take_report() { return {}; }
+
+constexpr std::align_val_t kAllocationAlignment{256};  // of cudaMalloc
+
+char* allocate(size_t before, size_t bytes, size_t after) {
+  return static_cast<char*>(::operator new(before + bytes + after, kAllocationAlignment));
+}
+
+void release(char* storage) { ::operator delete(storage, kAllocationAlignment); }
 
 void run_grid(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   machine.kernel = name;

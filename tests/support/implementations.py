@@ -29,6 +29,11 @@ def simulated(schedules: int, request: pytest.FixtureRequest, operator: Operator
     return under_schedules(schedules, partial(launch, request.getfixturevalue("harness")))
 
 
+def ptx(architecture: str, request: pytest.FixtureRequest, operator: Operator, launch: Operator) -> Operator:
+    """The kernels' PTX, interpreted: tests/ptx_on_cpu/README.md."""
+    return under_schedules(1, partial(launch, request.getfixturevalue("ptx_harness")(architecture)))
+
+
 def gpu(request: pytest.FixtureRequest, operator: Operator, launch: Operator) -> Operator:
     return on_gpu(operator)
 
@@ -49,6 +54,10 @@ def under_schedules(number: int, launch: Operator) -> Operator:
 KERNELS = [
     pytest.param(partial(simulated, 1), id="simulated", marks=pytest.mark.simulated),
     pytest.param(partial(simulated, 5), id="five-schedules", marks=[pytest.mark.simulated, pytest.mark.long]),
+    *(
+        pytest.param(partial(ptx, architecture), id=f"ptx-{architecture}", marks=[pytest.mark.ptx, *marks])
+        for architecture, marks in (("7.5", []), *((other, [pytest.mark.long]) for other in ("5.2", "9.0", "12.0")))
+    ),
     pytest.param(gpu, id="gpu", marks=pytest.mark.gpu),
 ]
 IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), *KERNELS]
