@@ -438,36 +438,57 @@ def test_measured(report: Report, tmp_path: Path) -> None:
 
 # --- Nsight Compute ---------------------------------------------------------------------------------------------------
 
-NAMES = ["ID", "Kernel Name", *counters.COUNTERS]
-ROWS = [
-    ["0", "void score_anchors_kernel<float>(Levels)", "3,400", "90000", "99999", "1e+05", "38", "100", "0", "0"],
-    ["1", "refinedet::refine_anchors_kernel(float*)", "2500", "306000", "n/a", "2000", "20", "100", "0", "0"],
-]
+METRICS = [metric for counter in counters.COUNTERS.values() for metric in counter.metrics]
 
 
-def ncu_table() -> str:
-    lines = [NAMES, ["", "", "nsecond", "byte", "byte", "inst", "", "%", "inst", "inst"], *ROWS]
+def ncu_table(*launches: tuple[str, dict[str, str]]) -> str:
+    """As ``ncu --csv --page raw`` prints it; a metric that is not given is 0."""
+    lines = [["ID", "Kernel Name", *METRICS], ["", "", *("unit" for _ in METRICS)]]
+    lines += [[str(i), name, *(cells.get(m, "0") for m in METRICS)] for i, (name, cells) in enumerate(launches)]
     return "==PROF== a line before\n" + "".join(",".join(f'"{cell}"' for cell in line) + "\n" for line in lines)
 
 
+SCORE = ("void score_anchors_kernel<float>(Levels)", {"gpu__time_duration.sum": "3,400", METRICS[3]: "1e+05"})
+REFINE = ("refinedet::refine_anchors_kernel(float*)", {"gpu__time_duration.sum": "2500", "lts__t_bytes.sum": "n/a"})
+
+
 def test_counters_are_read_from_the_table_of_ncu() -> None:
-    score, refine = counters.read(ncu_table())
+    score, refine = counters.read(ncu_table(SCORE, REFINE))
     assert (score.kernel, refine.kernel) == ("score_anchors_kernel", "refine_anchors_kernel")
-    assert score.counters["gpu__time_duration.sum"] == 3400
-    assert score.counters["smsp__inst_executed.sum"] == 1e5
-    assert "lts__t_bytes.sum" not in refine.counters
+    assert (score.values["time"], score.values["warp instructions"]) == (3.4, 1e5)
+    assert "L2" in score.values
+    assert "L2" not in refine.values
+
+
+def test_counters_of_loads_and_stores_are_added_up() -> None:
+    cells = {counters.SECTORS.format("ld"): "300", counters.SECTORS.format("st"): "200"}
+    (launch,) = counters.read(ncu_table(("refine_anchors_kernel", cells)))
+    assert launch.values["global sectors"] == 500
+
+
+def told(folder: Path, operator: str, batch: int, *launches: counters.Launch) -> list[dict]:
+    job = worker.Job(folder / "records", folder, dry_run=True)
+    counters.tell(job, operator, batch, list(launches), H100)
+    return [json.loads(line)["figure"] for line in (folder / "records").read_text().splitlines()]
 
 
 def test_counters_stand_beside_their_prediction(tmp_path: Path) -> None:
-    job = worker.Job(tmp_path / "records", tmp_path, dry_run=True)
-    counters.tell(job, "refine", 1, counters.read(ncu_table())[1:], H100)
-    figures = [json.loads(line)["figure"] for line in (tmp_path / "records").read_text().splitlines()]
+    figures = told(tmp_path, "refine", 1, *counters.read(ncu_table(REFINE)))
     values = {figure["name"]: figure["value"] for figure in figures}
     (kernel,) = cost.refine(cost.NETWORKS[0], 1).kernels
     assert (values["time"], values["time, predicted"]) == (2.5, kernel.microseconds(H100))
-    assert (values["DRAM"], values["DRAM, predicted"]) == (306000, kernel.moved)
-    assert values["local loads, predicted"] == 0
+    assert values["DRAM, predicted"] == kernel.moved
+    assert values["warp instructions, predicted"] == kernel.instructions
+    assert (values["local loads and stores"], values["local loads and stores, predicted"]) == (0, 0)
     assert {figure["case"] for figure in figures} == {"refine, VOC 320, batch 1, refine_anchors_kernel"}
+
+
+def test_launches_of_one_kernel_have_predictions_of_their_own(tmp_path: Path) -> None:
+    """nms of 6,375 boxes compares a large band and a small one."""
+    launches = [counters.Launch("compare_band_kernel", {}) for _ in range(2)]
+    figures = told(tmp_path, "nms", 32, *launches)
+    first, second = [figure["value"] for figure in figures if figure["name"] == "warp instructions, predicted"]
+    assert first > second > 0
 
 
 def test_every_kernel_of_the_model_belongs_to_an_operator() -> None:

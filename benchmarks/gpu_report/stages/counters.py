@@ -5,6 +5,7 @@ ncu runs this module, once for each batch size, which calls every operator once.
 
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -26,18 +27,34 @@ from refinedet.profiling import cost, resources
 
 NET = cost.NETWORKS[0]
 BOXES = {1: 1000, 32: 6375}  # of nms, which has no batch
+COUNTS = machine.ROOT / "docs" / "kernels" / "counts.json"
 DENIED = "ERR_NVGPUCTRPERM"
 
-# What ncu calls it -> what it is called here, unit, and units of ncu in one of ours.
+
+@dataclass(frozen=True)
+class Counter:
+    """The sum of some metrics of ncu. ``counted``: the same in docs/kernels/counts.json."""
+
+    unit: str
+    metrics: tuple[str, ...]
+    scale: float = 1  # units of ncu in one of ours
+    counted: str = ""
+
+
+SECTORS = "l1tex__t_sectors_pipe_lsu_mem_global_op_{}.sum"
+CONFLICTS = "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_{}.sum"
+LOCAL = "smsp__inst_executed_op_local_{}.sum"
+
 COUNTERS = {
-    "gpu__time_duration.sum": ("time", "us", 1e3),
-    "dram__bytes.sum": ("DRAM", "B", 1),
-    "lts__t_bytes.sum": ("L2", "B", 1),
-    "smsp__inst_executed.sum": ("warp instructions", "count", 1),
-    "launch__registers_per_thread": ("registers", "count", 1),
-    "sm__maximum_warps_per_active_cycle_pct": ("occupancy", "%", 1),
-    "smsp__inst_executed_op_local_ld.sum": ("local loads", "count", 1),
-    "smsp__inst_executed_op_local_st.sum": ("local stores", "count", 1),
+    "time": Counter("us", ("gpu__time_duration.sum",), 1e3),
+    "DRAM": Counter("B", ("dram__bytes.sum",)),
+    "L2": Counter("B", ("lts__t_bytes.sum",)),
+    "warp instructions": Counter("count", ("smsp__inst_executed.sum",), counted="warp_instructions"),
+    "global sectors": Counter("count", (SECTORS.format("ld"), SECTORS.format("st")), counted="global_sectors"),
+    "bank conflicts": Counter("count", (CONFLICTS.format("ld"), CONFLICTS.format("st")), counted="bank_conflicts"),
+    "registers": Counter("count", ("launch__registers_per_thread",)),
+    "occupancy": Counter("%", ("sm__maximum_warps_per_active_cycle_pct",)),
+    "local loads and stores": Counter("count", (LOCAL.format("ld"), LOCAL.format("st"))),
 }
 
 
@@ -46,7 +63,7 @@ class Launch:
     """One kernel under ncu."""
 
     kernel: str
-    counters: dict[str, float]  # by the names of COUNTERS
+    values: dict[str, float]  # by the names of COUNTERS
 
 
 def run(job: Job) -> None:
@@ -81,7 +98,8 @@ def call_operators(device: torch.device, batch: int) -> None:
 
 def profile(file: Path, batch: int) -> None:
     options = ["--set", "full", "--clock-control", "none", "--import-source", "yes", "--force-overwrite"]
-    options += ["--metrics", ",".join(COUNTERS), "--kernel-name", f"regex:^({'|'.join(operators_of_kernels())})$"]
+    metrics = [metric for counter in COUNTERS.values() for metric in counter.metrics]
+    options += ["--metrics", ",".join(metrics), "--kernel-name", f"regex:^({'|'.join(operators_of_kernels())})$"]
     program = [sys.executable, "-m", "gpu_report.stages.counters", str(batch)]
     command = [ncu(), *options, "--export", str(file), *program]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -118,35 +136,50 @@ def read(text: str) -> list[Launch]:
 
 def _launch(cells: dict[str, str]) -> Launch:
     (kernel,) = re.findall(r"\w+_kernel", cells["Kernel Name"])[:1]
-    texts = {name: cells.get(name, "").replace(",", "") for name in COUNTERS}
-    numbers = {name: float(text) for name, text in texts.items() if re.fullmatch(r"[\d.]+(e[+-]?\d+)?", text)}
-    return Launch(kernel, numbers)
+    values = {}
+    for name, counter in COUNTERS.items():
+        texts = [cells.get(metric, "").replace(",", "") for metric in counter.metrics]
+        if all(re.fullmatch(r"[\d.]+(e[+-]?\d+)?", text) for text in texts):
+            values[name] = sum(map(float, texts)) / counter.scale
+    return Launch(kernel, values)
 
 
 def tell(job: Job, operator: str, batch: int, launches: list[Launch], device: cost.Device) -> None:
     """Every counter, with its prediction where there is one."""
     label, expected, _, _ = calls(batch)[operator]
-    modelled = list(expected.kernels)
+    modelled, counted = list(expected.kernels), count(operator, batch)
     for launch in launches:
-        kernel = next((kernel for kernel in modelled if kernel.name == launch.kernel), None)
-        if kernel is not None:
-            modelled.remove(kernel)  # the next launch of the same kernel is the next of the model
-        predicted = predictions(launch.kernel, kernel, device)
-        for counter, (name, unit, scale) in COUNTERS.items():
-            if counter in launch.counters:
-                job.figure(f"{label}, {launch.kernel}", name, launch.counters[counter] / scale, unit)
-            if name in predicted:
-                job.figure(f"{label}, {launch.kernel}", f"{name}, predicted", predicted[name], unit)
+        predicted = resources_of(launch.kernel)
+        # The next launch of the same kernel is the next one here.
+        if (kernel := next((each for each in modelled if each.name == launch.kernel), None)) is not None:
+            modelled.remove(kernel)
+            predicted |= {"time": kernel.microseconds(device), "DRAM": kernel.moved}
+        if (counts := next((each for each in counted if each.kernel == launch.kernel), None)) is not None:
+            counted.remove(counts)
+            predicted |= counts.values
+        for name, counter in COUNTERS.items():
+            for what, values in ((name, launch.values), (f"{name}, predicted", predicted)):
+                if name in values:
+                    job.figure(f"{label}, {launch.kernel}", what, values[name], counter.unit)
 
 
-def predictions(name: str, kernel: cost.Kernel | None, device: cost.Device) -> dict[str, float]:
-    """What the cost model and the table of resources say, by the names of COUNTERS."""
-    found: dict[str, float] = {"local loads": 0, "local stores": 0}
-    if kernel is not None:
-        found |= {"time": kernel.microseconds(device), "DRAM": kernel.moved}
-        if kernel.instructions:
-            found["warp instructions"] = kernel.instructions
-    rows = [row for row in resources.table() if row.kernel.partition("<")[0] == name]
+def count(operator: str, batch: int) -> list[Launch]:
+    """What was counted of a call when its PTX ran on the CPU. Where fewer images were counted, as many times that."""
+    entry = json.loads(COUNTS.read_text())["operators"][operator][
+        f"{BOXES[batch]:,} boxes of 20 classes" if operator == "nms" else f"{NET.name}, batch {batch}"
+    ]
+    scale = 1 if operator == "nms" else batch / entry["images"]
+    names = {name: counter.counted for name, counter in COUNTERS.items() if counter.counted}
+    return [
+        Launch(launch["kernel"].partition("<")[0], {name: scale * launch[key] for name, key in names.items()})
+        for launch in entry["launches"]
+    ]
+
+
+def resources_of(kernel: str) -> dict[str, float]:
+    """What the compiler says of a kernel: nothing spills, so that nothing is loaded from local memory."""
+    found: dict[str, float] = {"local loads and stores": 0}
+    rows = [row for row in resources.table() if row.kernel.partition("<")[0] == kernel]
     rows.sort(key=lambda row: "float" not in row.kernel)  # of the types, the one that is called
     if rows:
         found |= {"registers": rows[0].registers, "occupancy": 100 * rows[0].occupancy()}
