@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/installed.stamp
 CPP := $(shell find csrc tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
-.PHONY: demo test test-cuda test-gpu lint benchmark clean
+.PHONY: demo test test-cuda test-gpu gpu-report lint benchmark clean
 
 # What `make test` has installed will do.
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
@@ -45,6 +45,11 @@ test-cuda: $(INSTALLED)
 # On a machine with a GPU, where `make test` runs the short ones as well; fails where there is none.
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest tests -m gpu
+
+# Everything a GPU can tell, in nine minutes (docs/profiling.md); ARGS=--dry-run: every part on the CPU. It installs
+# nothing: it takes the interpreter that PYTHON names, else that of .venv, where `make test` has made one.
+gpu-report:
+	$(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(INSTALLED))),$(BIN)/python,$(PYTHON)) benchmarks/gpu_report $(ARGS)
 
 clean:
 	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(DEMO_INSTALLED) $(INSTALLED)

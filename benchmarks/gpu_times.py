@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 ROUNDS = 50
+WARM_UP = 5  # calls that do not count
 
 
 def nothing() -> None:
@@ -17,10 +18,10 @@ def busy() -> None:
     torch.cuda._sleep(200_000)
 
 
-def microseconds(call: Callable[[], object], before: Callable[[], object]) -> float:
+def microseconds(call: Callable[[], object], before: Callable[[], object], rounds: int = ROUNDS) -> float:
     """Median over many calls, each between two events; ``before`` is queued ahead of the first."""
     times = []
-    for _ in range(ROUNDS + 5):
+    for _ in range(rounds + WARM_UP):
         before()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -28,4 +29,4 @@ def microseconds(call: Callable[[], object], before: Callable[[], object]) -> fl
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(times[5:])
+    return statistics.median(times[WARM_UP:])

@@ -58,9 +58,9 @@ def match(
     anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_offsets: Tensor, iou_threshold: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels, targets, indices and best IoUs by vectorised PyTorch: a loop only where two objects want one anchor."""
-    size = (len(gt_offsets) - 1, len(anchors))
-    labels, indices = torch.zeros(size, dtype=torch.int64), torch.full(size, -1)
-    targets, ious = torch.zeros(*size, 4), torch.zeros(size)
+    size, device = (len(gt_offsets) - 1, len(anchors)), anchors.device
+    labels, indices = torch.zeros(size, dtype=torch.int64, device=device), torch.full(size, -1, device=device)
+    targets, ious = torch.zeros(*size, 4, device=device), torch.zeros(size, device=device)
     corners = to_corners(anchors)
     for image, (first, last) in enumerate(pairwise(gt_offsets.tolist())):
         iou = box_iou(gt_boxes[first:last], corners)
@@ -80,7 +80,7 @@ def _bipartite(iou: Tensor) -> tuple[Tensor, Tensor]:
     """Greedy pairs of rows and columns of ``iou``, which it overwrites."""
     best, column = iou.max(dim=1)
     if len(column.unique()) == len(column):
-        return torch.arange(len(column)), column
+        return torch.arange(len(column), device=column.device), column
     rows, columns = [], []
     for _ in range(len(iou)):
         row = best.argmax()

@@ -1,6 +1,7 @@
 """Inputs that several benchmarks share."""
 
 import json
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from refinedet.profiling import cost
 SIDES = {6375: 320, 16320: 512}
 
 
+@lru_cache(maxsize=1)  # the operators of one case follow one another
 def network_outputs(net: cost.Network, batch: int) -> tuple[Tensor, ...]:
     """Arguments of detect as a trained network puts them out: as many survivors as the cost model assumes, each with
     one candidate, which suppression nearly always keeps."""
@@ -26,6 +28,21 @@ def network_outputs(net: cost.Network, batch: int) -> tuple[Tensor, ...]:
     offsets = [torch.randn(*size, 4, generator=generator) for _ in range(2)]
     side = SIDES[net.anchors]
     return offsets[0], arm_conf, offsets[1], odm_conf, generate_anchors((side, side))
+
+
+def arguments_of(name: str, net: cost.Network, batch: int) -> tuple[Tensor, ...]:
+    """Arguments of an operator of `cost.OPERATORS`, on the CPU."""
+    outputs = network_outputs(net, batch)
+    if name == "detect":
+        return outputs
+    if name == "refine":
+        return outputs[4], outputs[0]
+    if name == "match":
+        return outputs[4], *ground_truth(batch)
+    if name == "mine":
+        labels = (torch.rand(batch, net.anchors, generator=torch.Generator().manual_seed(1)) < 0.005).long()
+        return outputs[3], labels, torch.zeros(batch, net.anchors)
+    raise KeyError(name)
 
 
 def golden_outputs(name: str) -> tuple[Tensor, ...]:

@@ -1,19 +1,22 @@
 """What the CUDA kernels execute, counted in their PTX on the CPU (tests/ptx_on_cpu): docs/kernels/counts.json.
 
     python tools/count_kernels.py [--case TEXT]                  compares with the table; exit status 1 if it differs
-    python tools/count_kernels.py --write --reason "why"         counts all cases and writes the table anew
+    python tools/count_kernels.py --write --reason "why"         makes the tables anew (two minutes)
 
-Beside the table it writes counts.md, the same for people, and refinedet/profiling/counts.json, for the cost model.
-tests/support/counted_cases.py has the cases.
+These are counts.json, counts.md, the same for people, refinedet/profiling/counts.json, what the cost model takes of it,
+its predictions in README.md and docs/kernels, and before them those of tools/kernel_budget.py: how many blocks a
+multiprocessor holds decides about the predictions. tests/support/counted_cases.py has the cases.
 """
 
 import argparse
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
+import kernel_budget
 from ptx_on_cpu.harness import launches_of, start, toolkit
-from simulated.harness import CSRC, Result
+from simulated.harness import CSRC
 from support.counted_cases import CASES, Case
 from tqdm import tqdm
 
 from refinedet.files import write_text
+from refinedet.profiling import cost
 from refinedet.profiling.resources import MULTIPROCESSORS, WARP
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 KERNELS = ROOT / "docs" / "kernels"
 TABLE = KERNELS / "counts.json"
 PAGE = KERNELS / "counts.md"
@@ -51,44 +57,38 @@ Counts = dict[str, Any]  # a launch: kernel, blocks, threads, and numbers by nam
 # --- Counting ---------------------------------------------------------------------------------------------------------
 
 
-class Recorder:
-    """A harness that remembers what its last request counted."""
-
-    def __init__(self, operator: str, counts: str) -> None:
-        self.harness = start(operator, ARCHITECTURE, counts=counts, timeout=SECONDS)
-        self.launches: list[Counts] = []
-
-    def run(self, *arguments: Any, **options: Any) -> Result:
-        result = self.harness.run(*arguments, **options)
-        self.launches = launches_of(result)
-        return result
-
-
 def count(case: Case) -> dict[str, Any]:
     """The entry of a case in the table."""
-    recorder = Recorder(case.operator, "lines" if case.by_line else "launches")
-    with recorder.harness:
-        outputs = importlib.import_module(f"test_{case.operator}").launch(recorder, *case.arguments())
-    entry: dict[str, Any] = {"images": case.images}
-    if case.operator == "nms":
-        entry["kept"] = len(outputs)
-    lines = {launch["kernel"]: _busiest(launch.pop("lines", [])) for launch in recorder.launches}
-    entry["launches"] = [launch | {"blocks": launch["blocks"][0] * launch["blocks"][1]} for launch in recorder.launches]
-    return entry | ({"lines": lines} if case.by_line else {})
+    launch = importlib.import_module(f"test_{case.operator}").launch
+    with start(case.operator, ARCHITECTURE, counts="lines" if case.by_line else "launches", timeout=SECONDS) as harness:
+        outputs = launch(harness, *case.arguments())
+    assert harness.last_result is not None
+    launches = launches_of(harness.last_result)
+    lines = {launch["kernel"]: _busiest(launch.pop("lines", [])) for launch in launches}
+    return {
+        "images": case.images,
+        **({"kept": len(outputs)} if case.operator == "nms" else {}),
+        "launches": [launch | {"blocks": prod(launch["blocks"])} for launch in launches],
+        **({"lines": lines} if case.by_line else {}),
+    }
 
 
 def _busiest(lines: list[Counts]) -> list[Counts]:
-    """The lines of a launch that execute most, named by what they say: their numbers move with every change above."""
+    """What executes most of a launch, by what the lines say: their numbers move with every change above them."""
+    total: dict[tuple[str, str], Counts] = {}
+    for line in lines:
+        place = _place(Path(line["file"]).resolve(), line["line"])
+        before = total.get(place, {})
+        total[place] = {key: before.get(key, 0) + line[key] for key in line if key not in ("file", "line")}
     least = WORTH_A_LINE * sum(line["warp_instructions"] for line in lines)
-    lines = [line for line in lines if line["file"] and line["warp_instructions"] >= least]
-    lines.sort(key=lambda line: -line["warp_instructions"])
-    return [_with_source(line) for line in lines[:LINES]]
+    busy = [(place, line) for place, line in total.items() if line["warp_instructions"] >= least]
+    busy.sort(key=lambda item: -item[1]["warp_instructions"])
+    return [{"file": file, "line": source, **line} for (file, source), line in busy[:LINES]]
 
 
-def _with_source(line: Counts) -> Counts:
-    path = Path(line["file"]).resolve()
-    source = path.read_text().splitlines()[line["line"] - 1].strip()
-    return {**line, "file": str(path.relative_to(CSRC)), "line": source}
+def _place(path: Path, line: int) -> tuple[str, str]:
+    source = path.read_text().splitlines()[line - 1].strip() if line > 0 else ""
+    return str(path.relative_to(CSRC)) if path.is_relative_to(CSRC) else path.name, source
 
 
 def count_all(cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
@@ -114,11 +114,11 @@ def differences(case: Case, old: dict[str, Any], new: dict[str, Any]) -> list[st
     pairs = list(zip(kernels[0], old["launches"], new["launches"], strict=True))
     found = [line for kernel, *both in pairs for line in _moved(f"{kernel}, {place}", *both)]
     for kernel, lines in old.get("lines", {}).items():
-        others = {line["line"]: line for line in new["lines"][kernel]}
+        others = {(line["file"], line["line"]): line for line in new["lines"][kernel]}
         for line in lines:
-            where = f"{kernel}, {place}, line `{line['line']}`"
-            other = others.get(line["line"])
-            found += _moved(where, line, other) if other else [f"{where}: no longer among the busiest"]
+            where = f"{kernel}, {place}, {line['file']}, `{line['line']}`"
+            other = others.get((line["file"], line["line"]))
+            found += _moved(where, line, other) if other else [f"{where}: no longer among the busiest lines"]
     return found
 
 
@@ -132,8 +132,18 @@ def _moved(place: str, old: Counts, new: Counts) -> Iterator[str]:
             yield f"{place}: {name} was {before:,}, is {after:,}{change}"
 
 
-def explain(found: Iterable[str]) -> str:
-    return "\n".join([*found, f"If that is meant: {RENEW}"])
+def compare(cases: Iterable[Case]) -> str:
+    """Counts the cases again; what has moved, or nothing."""
+    cases = list(cases)
+    known, counted = json.loads(TABLE.read_text())["operators"], count_all(cases)
+    found = []
+    for case in cases:
+        entry = known.get(case.operator, {}).get(case.name)
+        if entry is None:
+            found.append(f"{case.operator}, {case.name}: not in {TABLE.name}")
+        else:
+            found += differences(case, entry, counted[case.operator][case.name])
+    return "\n".join([*found, f"If that is meant: {RENEW}"]) if found else ""
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -143,37 +153,32 @@ def to_json(value: Any) -> str:
     """A line for every launch, so that a change shows as one."""
     if isinstance(value, dict) and any(isinstance(item, (dict, list)) for item in value.values()):
         return "{\n" + ",\n".join(f"{json.dumps(key)}: {to_json(item)}" for key, item in value.items()) + "\n}"
-    if isinstance(value, list):
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         return "[\n" + ",\n".join(map(to_json, value)) + "\n]"
     return json.dumps(value)
 
 
-def for_the_model(table: dict[str, Any], budget: dict[str, Any]) -> dict[str, Any]:
+def for_the_model(table: dict[str, Any]) -> dict[str, Any]:
     """What refinedet/profiling/cost.py needs of the table, and of docs/kernels/resources.json."""
+    budget = json.loads((KERNELS / "resources.json").read_text())
 
     def blocks(kernel: dict[str, Any], architecture: str) -> int:
-        warps = kernel["architectures"][architecture]["occupancy"] * MULTIPROCESSORS[architecture].warps
-        return round(warps / (kernel["threads"] / WARP))
+        warps = float(kernel["architectures"][architecture]["occupancy"]) * MULTIPROCESSORS[architecture].warps
+        return round(warps * WARP / int(kernel["threads"]))
 
     resident = {
         name: min(blocks(kernel, architecture) for architecture in MODELLED)
         for name, kernel in budget["kernels"].items()
     }
-    names = {
-        "kernel": "kernel",
-        "blocks": "blocks",
-        "longest_block_cycles": "chain",
-        "warp_instructions": "instructions",
-    }
+
+    def numbers(launch: Counts) -> list[str | int]:
+        counts = (launch[key] for key in ("blocks", "longest_block_cycles", "warp_instructions"))
+        return [launch["kernel"], *counts, SECTOR * launch["first_sectors"]]
+
     cases = {
         operator: {
-            name: {
-                **{key: value for key, value in entry.items() if key in ("images", "kept")},
-                "launches": [
-                    {names[key]: launch[key] for key in names} | {"moved": SECTOR * launch["first_sectors"]}
-                    for launch in entry["launches"]
-                ],
-            }
+            name: {key: value for key, value in entry.items() if key in ("images", "kept")}
+            | {"launches": [numbers(launch) for launch in entry["launches"]]}
             for name, entry in entries.items()
         }
         for operator, entries in table["operators"].items()
@@ -200,8 +205,10 @@ again, `make test-cuda` all, and a number that has moved by more than 1 % fails.
   so.
 """
 
-COLUMNS = ("kernel", "blocks", "instructions", "lanes", "requests", "sectors", "memory", "conflicts", "divergent")
-COLUMNS = (*COLUMNS, "barriers", "atomics", "longest block")
+COLUMNS = (
+    *("kernel", "blocks", "instructions", "lanes", "requests", "sectors", "memory", "conflicts", "divergent"),
+    *("barriers", "atomics", "longest block"),
+)
 
 
 def _sum(launches: list[Counts]) -> Counts:
@@ -234,7 +241,8 @@ def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], left: 
 def _case_to_markdown(name: str, entry: dict[str, Any]) -> str:
     kernels = dict.fromkeys(launch["kernel"] for launch in entry["launches"])
     of_kernel = {name: [launch for launch in entry["launches"] if launch["kernel"] == name] for name in kernels}
-    some = f", {entry['images']} images counted" if not name.endswith(f"batch {entry['images']}") else ""
+    images = entry["images"]
+    some = "" if images == 1 or name.endswith(f"batch {images}") else f", {images} images counted"
     text = f"\n### {name}{some}\n\n"
     text += _markdown_table(COLUMNS, (_row(name, _sum(launches)) for name, launches in of_kernel.items()))
     for kernel, lines in entry.get("lines", {}).items():
@@ -266,34 +274,61 @@ def to_markdown(table: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def write(table: dict[str, Any]) -> None:
-    budget = json.loads((KERNELS / "resources.json").read_text())
-    write_text(TABLE, to_json(table) + "\n")
-    write_text(PAGE, to_markdown(table))
-    write_text(FOR_THE_MODEL, to_json(for_the_model(table, budget)) + "\n")
+def files(table: dict[str, Any]) -> dict[Path, str]:
+    """What is written of a table."""
+    return {
+        TABLE: to_json(table) + "\n",
+        PAGE: to_markdown(table),
+        FOR_THE_MODEL: to_json(for_the_model(table)) + "\n",
+    }
+
+
+def headline() -> str:
+    """What README.md says of the predictions."""
+    call = cost.detect(cost.NETWORKS[0], 1)
+    maxwell, *_, hopper = (call.predicted(device) for device in cost.DEVICES)
+    return f"{hopper:.0f} us on an H100 and {maxwell:.0f} us on a Titan X"
+
+
+def renew_predictions() -> None:
+    """What the cost model says, in the pages of docs/kernels and in README.md."""
+    cost.read_counts.cache_clear()
+    table = r"^\| case \| batch \|.*\n(?:\|.*\n)+"
+    _renew(README, r"\d+ us on an H100 and \d+ us on a Titan X", headline())
+    _renew(KERNELS / "cost.md", table, cost.summary())
+    for name in (*cost.OPERATORS, "nms"):
+        _renew(KERNELS / f"{name}.md", table, cost.table(name))
+
+
+def _renew(page: Path, pattern: str, text: str) -> None:
+    old = page.read_text()
+    new, number = re.subn(pattern, text, old, flags=re.MULTILINE)
+    if number != 1:
+        raise RuntimeError(f"{page} has {number} places like {pattern}, expected one")
+    if new != old:
+        write_text(page, new)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Counts what the CUDA kernels execute.")
     parser.add_argument("--case", default="", metavar="TEXT", help='only cases like this: "detect, VOC 320"')
-    parser.add_argument("--write", action="store_true", help="write the tables")
+    parser.add_argument("--write", action="store_true", help="make the tables anew")
     parser.add_argument("--reason", metavar="TEXT", help="why the numbers are others; kept in the table")
     arguments = parser.parse_args()
     if arguments.write and (not arguments.reason or arguments.case):
         parser.error("--write counts all cases, and needs --reason")
 
-    cases = [case for case in CASES if arguments.case in f"{case.operator}, {case.name}"]
-    counted = count_all(cases)
     if arguments.write:
-        write({"reason": arguments.reason, "nvcc": toolkit().version, "operators": counted})
+        print("compiling for all architectures")
+        kernel_budget.main()
+        table = {"reason": arguments.reason, "nvcc": toolkit().version, "operators": count_all(CASES)}
+        for path, text in files(table).items():
+            write_text(path, text)
+        renew_predictions()
         return 0
-    known = json.loads(TABLE.read_text())["operators"]
-    found = [
-        line
-        for case in cases
-        for line in differences(case, known[case.operator][case.name], counted[case.operator][case.name])
-    ]
-    print(explain(found) if found else f"{len(cases)} cases as in {TABLE.name}")
+    cases = [case for case in CASES if arguments.case in f"{case.operator}, {case.name}"]
+    found = compare(cases)
+    print(found or f"{len(cases)} cases as in {TABLE.name}")
     return int(bool(found))
 
 

@@ -14,48 +14,25 @@ import peers
 import pytest
 import torch
 from gpu_times import busy, microseconds, nothing
-from problems import crowd, golden_outputs, ground_truth, network_outputs
+from problems import arguments_of, crowd, golden_outputs
 from pytest_benchmark.fixture import BenchmarkFixture
 from support.gpu import DEVICE, assert_same, captured, to
-from torch import Tensor
 from torchvision.ops import batched_nms
 
 from refinedet import ops
 from refinedet.profiling import cost
+from refinedet.profiling.calibration import find_device
 
 pytestmark = pytest.mark.gpu
 
 CACHE = 256 << 20  # bytes, more than any L2
 
 
-def arguments_of(name: str, net: cost.Network, batch: int) -> tuple[Tensor, ...]:
-    outputs = network_outputs(net, batch)
-    if name == "detect":
-        return outputs
-    if name == "refine":
-        return outputs[4], outputs[0]
-    if name == "match":
-        return outputs[4], *ground_truth(batch)
-    if name == "mine":
-        labels = (torch.rand(batch, net.anchors, generator=torch.Generator().manual_seed(1)) < 0.005).long()
-        return outputs[3], labels, torch.zeros(batch, net.anchors)
-    raise KeyError(name)
-
-
-def this_device() -> cost.Device | None:
-    """The GPU here, if the cost model knows it: by the family in its name and by its multiprocessors."""
-    here = torch.cuda.get_device_properties(DEVICE)
-    for device in cost.DEVICES:
-        family = device.name.split(" (")[0].lower()
-        if family in here.name.lower() and here.multi_processor_count == device.multiprocessors:
-            return device
-    return None
-
-
 def report(case: str, expected: cost.Cost, graph: float, cold: float, eager: float) -> str:
     line = f"{case:<28} graph {graph:8.1f} us   cold {cold:8.1f} us   eager {eager:8.1f} us"
     line += f"   {expected.minimum / graph / 1e3:7.1f} GB/s"
-    device = this_device()
+    here = torch.cuda.get_device_properties(DEVICE)
+    device = find_device(here.name, here.multi_processor_count)
     if device is None:
         return line
     return f"{line}   predicted {expected.predicted(device):7.1f} us   floor {expected.floor(device) / graph:4.0%}"

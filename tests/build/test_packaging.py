@@ -22,6 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SHIPPED = ("*.py", "*.pyi", "*.toml", "*.safetensors", "*.json")  # of the package
 NOT_SOURCES = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__")
 
 
@@ -66,15 +67,14 @@ def test_sdist_contains_every_source(sdist):
     prefix = f"refinedet-{refinedet.__version__}/"
     with tarfile.open(sdist) as archive:
         names = {member.name.removeprefix(prefix) for member in archive.getmembers() if member.isfile()}
-    expected = _files("csrc", "*.cpp", "*.cu", "*.h") | _files("refinedet", "*.py", "*.pyi", "*.toml", "*.safetensors")
-    assert expected <= names
+    assert _files("csrc", "*.cpp", "*.cu", "*.h") | _files("refinedet", *SHIPPED) <= names
     assert {"setup.py", "cuda_build.py", "pyproject.toml", "LICENSE", "README.md", "refinedet/py.typed"} <= names
     assert {name for name in names if name.startswith("tools/")} == {"tools/ptxas.py"}
     assert not [name for name in names if name.startswith(("tests/", "build/")) or name.endswith(".so")]
 
 
 def test_wheel_contains_the_package_and_nothing_else(wheel_names):
-    expected = _files("refinedet", "*.py", "*.pyi", "*.toml", "*.safetensors", "py.typed")
+    expected = _files("refinedet", *SHIPPED, "py.typed")
     (compiled,) = {name for name in wheel_names if name.endswith(".so")}
     metadata = {name for name in wheel_names if name.startswith(f"refinedet-{refinedet.__version__}.dist-info/")}
     assert compiled.startswith("refinedet/_C.cpython-")
@@ -100,6 +100,8 @@ import json, torch
 from refinedet import ops
 from refinedet.ops import extension
 kept = ops.nms(torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2], [5, 5, 6, 6]]), torch.tensor([0.5, 0.9, 0.7]), 0.5)
+from refinedet.profiling import cost
+assert cost.detect(cost.NETWORKS[0], 1).launches == 4
 print(json.dumps([extension.__file__, extension.build_info()["version"], kept.tolist()]))
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -31,9 +31,9 @@ def commands(workflow: Path) -> list[str]:
 def test_workflows_run_targets_that_exist(targets):
     used = {workflow.stem: make_targets("\n".join(commands(workflow))) for workflow in WORKFLOWS}
     assert used == {
-        "gpu": {"clean", "demo", "test-gpu", "benchmark"},
+        "gpu": {"clean", "demo", "gpu-report", "test-gpu", "benchmark"},
         "lint": {"lint"},
-        "test": {"test", "test-cuda", "demo"},
+        "test": {"test", "test-cuda", "gpu-report", "demo"},
     }
     assert set().union(*used.values()) <= targets
 

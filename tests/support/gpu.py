@@ -1,19 +1,28 @@
-"""What tests and benchmarks on a GPU share: those with the mark `gpu`, which are skipped elsewhere."""
+"""What tests and benchmarks on a GPU share: those with the mark `gpu`, which are skipped elsewhere.
+
+pytest is imported where it is used: `make gpu-report` also runs where it is not installed.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from refinedet.ops import extension
+
+if TYPE_CHECKING:
+    import pytest
 
 DEVICE = torch.device("cuda", 0)
 
 
 def skip_without_gpu(items: Iterable[pytest.Item]) -> None:
     """For the hook `pytest_collection_modifyitems`."""
+    import pytest
+
     reason = _why_not()
     for item in items:
         if reason is not None and item.get_closest_marker("gpu"):
