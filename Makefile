@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEMO_INSTALLED := $(VENV)/demo.stamp
 INSTALLED := $(VENV)/installed.stamp
-CPP := $(shell find csrc tests/simulated -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
 .PHONY: demo test test-cuda test-gpu gpu-report lint benchmark clean

@@ -1,11 +1,11 @@
 """What the CUDA kernels execute, counted in their PTX on the CPU (tests/ptx_on_cpu): docs/kernels/counts.json.
 
     python tools/count_kernels.py [--case TEXT]                  compares with the table; exit status 1 if it differs
-    python tools/count_kernels.py --write --reason "why"         counts all cases and writes the table anew
+    python tools/count_kernels.py --write --reason "why"         makes the tables anew (two minutes)
 
-Beside the table it writes counts.md, the same for people, refinedet/profiling/counts.json, for the cost model, and what
-that predicts into the other pages of docs/kernels.
-tests/support/counted_cases.py has the cases.
+These are counts.json, counts.md, the same for people, refinedet/profiling/counts.json, what the cost model takes of it,
+its predictions in README.md and docs/kernels, and before them those of tools/kernel_budget.py: how many blocks a
+multiprocessor holds decides about the predictions. tests/support/counted_cases.py has the cases.
 """
 
 import argparse
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
 
+import kernel_budget
 from ptx_on_cpu.harness import launches_of, start, toolkit
 from simulated.harness import CSRC
 from support.counted_cases import CASES, Case
@@ -35,6 +36,7 @@ from refinedet.profiling import cost
 from refinedet.profiling.resources import MULTIPROCESSORS, WARP
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 KERNELS = ROOT / "docs" / "kernels"
 TABLE = KERNELS / "counts.json"
 PAGE = KERNELS / "counts.md"
@@ -239,7 +241,8 @@ def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], left: 
 def _case_to_markdown(name: str, entry: dict[str, Any]) -> str:
     kernels = dict.fromkeys(launch["kernel"] for launch in entry["launches"])
     of_kernel = {name: [launch for launch in entry["launches"] if launch["kernel"] == name] for name in kernels}
-    some = f", {entry['images']} images counted" if not name.endswith(f"batch {entry['images']}") else ""
+    images = entry["images"]
+    some = "" if images == 1 or name.endswith(f"batch {images}") else f", {images} images counted"
     text = f"\n### {name}{some}\n\n"
     text += _markdown_table(COLUMNS, (_row(name, _sum(launches)) for name, launches in of_kernel.items()))
     for kernel, lines in entry.get("lines", {}).items():
@@ -280,28 +283,44 @@ def files(table: dict[str, Any]) -> dict[Path, str]:
     }
 
 
+def headline() -> str:
+    """What README.md says of the predictions."""
+    call = cost.detect(cost.NETWORKS[0], 1)
+    maxwell, *_, hopper = (call.predicted(device) for device in cost.DEVICES)
+    return f"{hopper:.0f} us on an H100 and {maxwell:.0f} us on a Titan X"
+
+
 def renew_predictions() -> None:
-    """The tables of the cost model in the pages of docs/kernels."""
+    """What the cost model says, in the pages of docs/kernels and in README.md."""
     cost.read_counts.cache_clear()
-    pages = {f"{name}.md": cost.table(name) for name in (*cost.OPERATORS, "nms")} | {"cost.md": cost.summary()}
-    for name, text in pages.items():
-        page = (KERNELS / name).read_text()
-        old = re.search(r"^\| case \| batch \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
-        if old is None:
-            raise RuntimeError(f"docs/kernels/{name} has no table of predictions")
-        write_text(KERNELS / name, page.replace(old[0], text))
+    table = r"^\| case \| batch \|.*\n(?:\|.*\n)+"
+    _renew(README, r"\d+ us on an H100 and \d+ us on a Titan X", headline())
+    _renew(KERNELS / "cost.md", table, cost.summary())
+    for name in (*cost.OPERATORS, "nms"):
+        _renew(KERNELS / f"{name}.md", table, cost.table(name))
+
+
+def _renew(page: Path, pattern: str, text: str) -> None:
+    old = page.read_text()
+    new, number = re.subn(pattern, text, old, flags=re.MULTILINE)
+    if number != 1:
+        raise RuntimeError(f"{page} has {number} places like {pattern}, expected one")
+    if new != old:
+        write_text(page, new)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Counts what the CUDA kernels execute.")
     parser.add_argument("--case", default="", metavar="TEXT", help='only cases like this: "detect, VOC 320"')
-    parser.add_argument("--write", action="store_true", help="write the tables")
+    parser.add_argument("--write", action="store_true", help="make the tables anew")
     parser.add_argument("--reason", metavar="TEXT", help="why the numbers are others; kept in the table")
     arguments = parser.parse_args()
     if arguments.write and (not arguments.reason or arguments.case):
         parser.error("--write counts all cases, and needs --reason")
 
     if arguments.write:
+        print("compiling for all architectures")
+        kernel_budget.main()
         table = {"reason": arguments.reason, "nvcc": toolkit().version, "operators": count_all(CASES)}
         for path, text in files(table).items():
             write_text(path, text)

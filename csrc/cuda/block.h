@@ -52,19 +52,24 @@ struct Selection {
   static constexpr int kDigitBits = 8;
   static constexpr int kDigits = 1 << kDigitBits;
 
-  int histogram[kDigits];
+  alignas(16) int histogram[kDigits];
   int digit, wanted, members;  // the digit found; how many of the keys that have it are wanted, how many there are
   unsigned ones, zeros;        // bits of the scores that are 1, and 0, in some key
   int list_size;
 };
 
 // Warp 0 finds the digit of the `wanted`-th smallest key in the histogram: the first whose running total reaches it.
+// Leaves the histogram empty, for the next digit.
 __device__ inline void find_digit(int wanted, Selection* shared) {
   constexpr int kEach = Selection::kDigits / kWarpSize;  // counters per lane
   if (warp_index() != 0) return;
   const int first = lane_index() * kEach;
-  int sum = 0;
-  for (int i = 0; i < kEach; ++i) sum += shared->histogram[first + i];
+  int counts[kEach], sum = 0;
+  for (int i = 0; i < kEach; ++i) {
+    counts[i] = shared->histogram[first + i];
+    shared->histogram[first + i] = 0;
+    sum += counts[i];
+  }
   int before = sum;  // becomes the total of the lanes below
   for (int distance = 1; distance < kWarpSize; distance *= 2) {
     const int other = __shfl_up_sync(kFullWarp, before, distance);
@@ -72,15 +77,19 @@ __device__ inline void find_digit(int wanted, Selection* shared) {
   }
   before -= sum;
   if (before >= wanted || before + sum < wanted) return;  // another lane's
-  int digit = first;
-  while (before + shared->histogram[digit] < wanted) before += shared->histogram[digit++];
-  shared->digit = digit;
-  shared->wanted = wanted - before;
-  shared->members = shared->histogram[digit];
+  for (int i = 0; i < kEach; ++i) {
+    if (before < wanted) {  // holds up to the digit that is looked for
+      shared->digit = first + i;
+      shared->wanted = wanted - before;
+      shared->members = counts[i];
+    }
+    before += counts[i];
+  }
 }
 
 // Calls visit(k) for every key; threads whose turn is beyond the end get kNoKey, so that all call equally often. Loads
-// several keys before it visits the first: one block alone has few threads to hide the latency of memory behind.
+// several keys before it visits the first: one block alone has few threads to hide the latency of memory behind. Keys
+// that need not be loaded again and again have an overload of their own.
 template <class Key, class Visit>
 __device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) {
   constexpr int kLoads = 4;
@@ -95,10 +104,11 @@ __device__ void for_each_key(const Key& key, int64_t count, const Visit& visit) 
 }
 
 // Gathers which bits of the scores differ between keys, so that the selection need not look at the others: scores
-// between 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow.
+// between 0.01 and 1 share their first 5 bits or more, and counting equal digits is slow. Empties the histogram.
 template <class Key>
 __device__ void compare_scores(const Key& key, int64_t count, Selection* shared) {
   if (threadIdx.x == 0) shared->ones = shared->zeros = 0;
+  for (int i = threadIdx.x; i < Selection::kDigits; i += blockDim.x) shared->histogram[i] = 0;
   __syncthreads();
   unsigned ones = 0, zeros = 0;
   for_each_key(key, count, [&](uint64_t k) {
@@ -129,8 +139,6 @@ __device__ uint64_t select_key(const Key& key, int64_t count, int wanted, Select
   bool exact = false;  // all keys that agree with the known bits are wanted
   while (bits > 0 && !exact) {
     const int shift = bits > Selection::kDigitBits ? bits - Selection::kDigitBits : 0;
-    for (int i = threadIdx.x; i < Selection::kDigits; i += blockDim.x) shared->histogram[i] = 0;
-    __syncthreads();
     for_each_key(key, count, [&](uint64_t k) {
       if (k != kNoKey && (k & known) == answer) atomicAdd(&shared->histogram[(k & ~known) >> shift], 1);
     });
@@ -146,57 +154,130 @@ __device__ uint64_t select_key(const Key& key, int64_t count, int wanted, Select
   return answer | ~known;
 }
 
-// Sorts `size` keys, a power of two, in shared memory: bitonic, ascending. Begins and ends with a barrier.
-__device__ inline void sort_keys(uint64_t* keys, int size) {
-  for (int width = 2; width <= size; width *= 2) {
-    for (int distance = width / 2; distance > 0; distance /= 2) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < size / 2; i += blockDim.x) {
-        const int low = 2 * i - (i & (distance - 1)), high = low + distance;
-        const bool ascending = (low & width) == 0;
-        const uint64_t a = keys[low], b = keys[high];
-        if ((a > b) == ascending) {
-          keys[low] = b;
-          keys[high] = a;
-        }
-      }
-    }
+struct KeyList {
+  const uint64_t* keys;
+
+  __device__ uint64_t operator()(int64_t i) const { return keys[i]; }
+};
+
+// Moves the `wanted` best of `count` > `wanted` keys, in shared memory, to the front, in any order. Returns the worst
+// of them. `shared->list_size` is `wanted` then.
+__device__ inline uint64_t keep_best(uint64_t* keys, int count, int wanted, Selection* shared) {
+  const uint64_t last = select_key(KeyList{keys}, count, wanted, shared);
+  if (threadIdx.x == 0) shared->list_size = 0;
+  for (int first = 0; first < count; first += static_cast<int>(blockDim.x)) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    const uint64_t key = i < count ? keys[i] : kNoKey;
+    __syncthreads();  // all have read: what is written now lies before what will be
+    const int place = append_by_warp(key <= last, &shared->list_size);
+    if (key <= last) keys[place] = key;
   }
   __syncthreads();
+  return last;
 }
 
-__host__ __device__ inline int power_of_two_at_least(int64_t n) {
-  int size = 1;
-  while (size < n) size *= 2;
+// Gathers the `wanted` best of key(0) .. key(count - 1) in `keys`, in shared memory, in any order; returns how many
+// there are. One pass: keys come in while there is room for one of every thread; then the best stay, and the worst of
+// them bounds what comes in from there on. `capacity` is at least `wanted` and the block's threads together.
+template <class Key>
+__device__ int gather_best(const Key& key, unsigned count, int wanted, uint64_t* keys, int capacity,
+                           Selection* shared) {
+  const unsigned threads = blockDim.x;
+  uint64_t last = kNoKey - 1;
+  int size = 0;
+  if (threadIdx.x == 0) shared->list_size = 0;
+  __syncthreads();
+  for (unsigned first = 0; first < count;) {
+    const unsigned fit = (capacity - size) / threads * threads, end = min(fit, count - first) + first;
+#pragma unroll 1  // registers that the common case lacks then
+    for (; first < end; first += threads) {
+      const uint64_t k = threadIdx.x < end - first ? key(first + threadIdx.x) : kNoKey;
+      const int place = append_by_warp(k <= last, &shared->list_size);
+      if (k <= last) keys[place] = k;
+    }
+    __syncthreads();
+    size = shared->list_size;
+    __syncthreads();
+    if (size > (first < count ? capacity - static_cast<int>(threads) : wanted)) {
+      last = keep_best(keys, size, wanted, shared);
+      size = wanted;
+    }
+  }
   return size;
 }
 
-// Copies the keys <= last into `list`, in any order, as far as they fit in `capacity`; returns how many there are.
-template <class Key>
-__device__ int list_keys(const Key& key, int64_t count, uint64_t last, uint64_t* list, int capacity, int* list_size) {
-  if (threadIdx.x == 0) *list_size = 0;
-  __syncthreads();
-  for_each_key(key, count, [&](uint64_t k) {
-    const int place = append_by_warp(k <= last, list_size);
-    if (k <= last && place < capacity) list[place] = k;
-  });
-  __syncthreads();
-  return *list_size;
+constexpr int kShortRun = 64, kLongRun = 512, kMaxSorted = 2048;  // keys
+
+// Keys that sort_keys needs room for: it looks at whole groups of runs.
+__host__ __device__ constexpr int sort_capacity(int count) {
+  const int unit = count <= kShortRun ? kShortRun : count <= kLongRun ? kLongRun / 2 : kMaxSorted / 2;
+  return (count + unit - 1) / unit * unit;
 }
 
-// Gathers the `wanted` smallest of the keys key(0) .. key(count - 1) in `keys`, ascending; returns how many there are.
-// `keys`, in shared memory, has room for power_of_two_at_least(wanted); its rest is overwritten.
-template <class Key>
-__device__ int gather_best(const Key& key, int64_t count, int wanted, uint64_t* keys, Selection* shared) {
-  int found = list_keys(key, count, kNoKey - 1, keys, wanted, &shared->list_size);
-  if (found > wanted) {
-    const uint64_t last = select_key(key, count, wanted, shared);
-    found = list_keys(key, count, last, keys, wanted, &shared->list_size);
+struct alignas(2 * sizeof(uint64_t)) KeyPair {
+  uint64_t first, second;
+};
+
+// Sorts runs of 64 keys: a key's place is the number of smaller ones. `lanes` of a warp, a power of two, share the work
+// for a key. The keys from `count` on, up to whole runs, are kNoKey.
+__device__ inline void sort_runs(const uint64_t* from, uint64_t* to, int count, int lanes) {
+  constexpr int kPairs = kShortRun / 2, kLoads = 4;  // loads hide their latency behind each other
+  const int end = (count + kShortRun - 1) / kShortRun * kShortRun * lanes;
+  for (int turn = threadIdx.x; turn < end; turn += static_cast<int>(blockDim.x)) {
+    const int i = turn / lanes, part = turn % lanes, first = i - i % kShortRun;
+    const KeyPair* const pairs = reinterpret_cast<const KeyPair*>(from + first);
+    const uint64_t key = from[i];
+    int smaller = 0;
+    for (int k = part; k < kPairs; k += kLoads * lanes) {
+      KeyPair loaded[kLoads];
+      for (int load = 0; load < kLoads; ++load) loaded[load] = pairs[k + load * lanes];
+      for (int load = 0; load < kLoads; ++load)
+        smaller += (loaded[load].first < key ? 1 : 0) + (loaded[load].second < key ? 1 : 0);
+    }
+    for (int distance = 1; distance < lanes; distance *= 2) smaller += __shfl_xor_sync(kFullWarp, smaller, distance);
+    if (part == 0 && i < count) to[first + smaller] = key;
   }
-  const int size = power_of_two_at_least(found);
-  for (int i = found + threadIdx.x; i < size; i += blockDim.x) keys[i] = kNoKey;
-  sort_keys(keys, size);
-  return found;
+  __syncthreads();
+}
+
+// Merges every 8 runs of kWidth keys into one: a key's place is the sum of its places in all of them. kTogether binary
+// searches go in step, for one alone waits for memory at every step.
+template <int kWidth, int kTogether>
+__device__ void merge_runs(const uint64_t* from, uint64_t* to, int count, int padded) {
+  constexpr int kGroup = 8 * kWidth;
+  for (int i = threadIdx.x; i < count; i += static_cast<int>(blockDim.x)) {
+    const uint64_t key = from[i];
+    const int first = i - i % kGroup, end = min(first + kGroup, padded);
+    int place = first;
+    for (int run = first; run < end; run += kTogether * kWidth) {
+      int smaller[kTogether] = {};
+      uint64_t other[kTogether];
+      const auto look = [&](int step) {
+        for (int r = 0; r < kTogether; ++r) other[r] = from[run + r * kWidth + smaller[r] + step - 1];
+        for (int r = 0; r < kTogether; ++r) smaller[r] += other[r] < key ? step : 0;
+      };
+      for (int step = kWidth / 2; step > 0; step /= 2) look(step);
+      look(1);  // all may be smaller
+      for (int r = 0; r < kTogether; ++r) place += smaller[r];
+    }
+    to[place] = key;
+  }
+  __syncthreads();
+}
+
+// Sorts `count` <= 2048 distinct keys in shared memory, ascending: in runs of 64, of 512, at last in one. Few barriers,
+// and little that waits for each other, where a bitonic sort is a chain. Both arrays have room for sort_capacity(count)
+// and begin at 16 bytes; returns the one that is sorted. Ends with a barrier.
+__device__ inline uint64_t* sort_keys(uint64_t* keys, uint64_t* spare, int count) {
+  const int padded = sort_capacity(count), threads = static_cast<int>(blockDim.x);
+  for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += threads) keys[i] = spare[i] = kNoKey;
+  __syncthreads();
+  sort_runs(keys, spare, count, 4 * padded <= threads ? 4 : 2 * padded <= threads ? 2 : 1);
+  if (count <= kShortRun) return spare;
+  merge_runs<kShortRun, 4>(spare, keys, count, padded);
+  if (count <= kLongRun) return keys;
+  merge_runs<kLongRun, 2>(keys, spare, count, padded);
+  return spare;
 }
 
 }  // namespace refinedet::cuda

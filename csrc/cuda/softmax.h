@@ -33,9 +33,10 @@ __device__ inline int lanes_per_anchor(int num_anchors, int num_classes, int log
   return lanes;
 }
 
-// Fills the terms. `logits` is the row of the block's first anchor. All threads of the block call; ends with a barrier.
-template <class T>
-__device__ void take_exponentials(const SoftmaxTile& tile, const T* logits, int num_classes) {
+// Fills the terms, and calls visit(i, highest logit of anchor i) once per anchor. `logits` is the row of the block's
+// first anchor. All threads of the block call; ends with a barrier.
+template <class T, class Visit>
+__device__ void take_exponentials(const SoftmaxTile& tile, const T* logits, int num_classes, const Visit& visit) {
   constexpr int kLogitsAtOnce = 4;  // that a thread loads: hides latency, and leaves few threads idle
   const float minus_infinity = bits_float(0xff800000u);
   const int lanes = lanes_per_anchor(tile.count, num_classes, kLogitsAtOnce);
@@ -60,9 +61,15 @@ __device__ void take_exponentials(const SoftmaxTile& tile, const T* logits, int 
       highest = other > highest ? other : highest;
     }
     if (!used) continue;
+    if (lane == 0) visit(i, highest);
     for (int c = lane; c < num_classes; c += lanes) terms[c] = portable_exp(terms[c] - highest);
   }
   __syncthreads();
+}
+
+template <class T>
+__device__ void take_exponentials(const SoftmaxTile& tile, const T* logits, int num_classes) {
+  take_exponentials(tile, logits, num_classes, [](int, float) {});
 }
 
 // Sum of an anchor's terms, in class order as the CPU does it: the same bit for bit.

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from kernel_budget import cuda_build
-from ptx_on_cpu import harness as ptx_on_cpu
 from simulated.harness import Harness
 
 HARNESSES = {"harness", "fast_harness", "racing_harness"}
@@ -42,6 +40,10 @@ def racing_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 @pytest.fixture(scope="module")
 def ptx_harness(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Harness]]:
     """Starts the interpreter of the kernels' PTX of an architecture."""
+    # Imported here: it finds the package in this checkout, and these tests run on other copies of it as well.
+    from kernel_budget import cuda_build
+    from ptx_on_cpu import harness as ptx_on_cpu
+
     try:
         ptx_on_cpu.toolkit()
     except cuda_build.ToolkitError as error:

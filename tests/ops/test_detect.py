@@ -489,6 +489,8 @@ def check(harness: Harness) -> None:
     # More exponentials than a block has room for, two tiles of candidates, fewer survivors than rows.
     inputs = random_inputs(1, 1, 230, 21, arm_conf=False)
     check_case(harness, inputs, score_threshold=0.0, iou_threshold=0.1, top_k=100, keep_top_k=900, seed=2)
+    # More candidates than a list holds, more than are gathered at once, and runs of sorted keys that are not full.
+    check_case(harness, random_inputs(2, 1, 1100, 6), **ALL, levels=[700, 400], top_k=530, keep_top_k=20, seed=3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -554,6 +556,77 @@ def test_suppression_of_nearly_everything(harness: Harness) -> None:
         assert check_case(harness, (None, None, odm_loc, odm_conf, anchors), **options).counts.item() < 20
 
 
+LIST = 571  # room of a list for 1500 anchors, 7 classes, 500 kept boxes of a class: 5 * 1500 / 7 - 500
+
+
+@pytest.mark.parametrize(
+    "count", [63, 64, 65, 127, 128, 129, 511, 512, 513, LIST - 1, LIST, LIST + 1, 1024, 1025, 1500]
+)
+def test_number_of_candidates(harness: Harness, count: int) -> None:
+    """Of one class: sorted in runs, listed as they come, selected from the list, or scored again for want of room."""
+    arm_loc, _, odm_loc, odm_conf, anchors = random_inputs(count, 1, 1500, 8, steps=count % 2 == 0)
+    likely = torch.from_numpy(np.random.default_rng(count).permutation(1500)[:count])
+    odm_conf[..., 1] = -30
+    odm_conf[0, likely, 1] = torch.linspace(0, 2, count).round(decimals=2)  # ties
+    check_case(
+        harness, (arm_loc, None, odm_loc, odm_conf, anchors), score_threshold=1e-4, iou_threshold=0.8, seed=count
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [1, 100, 700, 2048])
+@pytest.mark.parametrize("steps", [False, True])
+def test_more_candidates_than_room(fast_harness: Harness, dtype: torch.dtype, top_k: int, steps: bool) -> None:
+    """All scores are taken again, in levels and half types; with ties at the cut."""
+    inputs = random_inputs(top_k, 2, 1400, 9, dtype=dtype, steps=steps)
+    options = {"objectness_threshold": 0.05, "score_threshold": -1.0, "iou_threshold": 0.9, "top_k": top_k}
+    check_case(fast_harness, inputs, levels=[1000, 257, 0, 143], **options, keep_top_k=1024, seed=top_k)
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+@pytest.mark.parametrize("order", [1, -1])
+def test_every_candidate_is_better_than_the_one_before(fast_harness: Harness, classes: int, order: int) -> None:
+    """The selection starts anew as often as it can, or never; from a list and from scores taken again."""
+    *boxes, odm_conf, anchors = random_inputs(0, 1, 3000, classes, arm_loc=False, arm_conf=False)
+    odm_conf[0, :, 1] = torch.linspace(-2, 2, 3000) * order
+    check_case(fast_harness, (*boxes, odm_conf, anchors), top_k=500, iou_threshold=0.9, keep_top_k=700)
+
+
+@pytest.mark.parametrize("classes", [3, 12])
+def test_equal_scores_of_many(fast_harness: Harness, classes: int) -> None:
+    """Which of 1400 equal candidates are wanted follows the anchors alone, whether they have room or not."""
+    *boxes, odm_conf, anchors = random_inputs(0, 1, 1400, classes, arm_conf=False)
+    found = check_case(fast_harness, (*boxes, torch.zeros_like(odm_conf), anchors), top_k=600, iou_threshold=1.0)
+    assert found.counts.item() == 500
+
+
+@pytest.mark.parametrize("classes", [4, 7, 21])
+@pytest.mark.parametrize("keep_top_k", [1, 513, 1024])
+def test_many_kept_boxes(fast_harness: Harness, classes: int, keep_top_k: int) -> None:
+    """Of 900, 1800 and 6000 kept boxes of an image, fewer or more than are gathered at once, the best are rows."""
+    inputs = random_inputs(classes, 1, 300, classes, steps=classes == 7)
+    check_case(fast_harness, inputs, **ALL, iou_threshold=5.0, keep_top_k=keep_top_k)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_scores_at_the_threshold(harness: Harness, seed: int) -> None:
+    """A threshold that is some candidate's score, or one of its neighbours; or no number to divide by."""
+    inputs = random_inputs(seed, 1, 200, 3, arm_conf=False, steps=seed == 0)
+    scores = ops.detect(*inputs, score_threshold=-1.0, iou_threshold=5.0, keep_top_k=400).scores[0]
+    score = float(scores[40 * seed + 20])
+    counts = []
+    for threshold in (
+        np.nextafter(np.float32(score), np.float32(0)),
+        score,
+        np.nextafter(np.float32(score), np.float32(1)),
+    ):
+        found = check_case(harness, inputs, score_threshold=float(threshold), iou_threshold=5.0, keep_top_k=400)
+        counts.append(found.counts.item())
+    assert counts[0] > counts[1] >= counts[2]
+    for threshold in (0.0, -0.0, 1e-45, 3e-39, 1e-30, float("inf"), -float("inf")):
+        check_case(harness, inputs, score_threshold=threshold)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("stages", [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("levels", [[300], [256, 44], [0, 257, 0, 43], [200, 60, 30, 10], [300, 0]])
@@ -602,11 +675,18 @@ def workspace_bytes(harness: Harness, **sizes: int) -> int:
     return int(result.outputs["workspace_bytes"][0])
 
 
-def test_workspace(harness: Harness) -> None:
-    """Sizes are counted in 64 bits; the lists of candidates dominate."""
-    lists = 8 * 256 * 599 * 300_000
-    assert lists < workspace_bytes(harness) < 1.02 * lists
-    assert workspace_bytes(harness, batch=1, num_anchors=6375, num_classes=21) < 1.3e6
+@pytest.mark.parametrize(("anchors", "classes"), [(300_000, 600), (16_320, 81), (16_320, 21), (6_375, 21)])
+def test_workspace(harness: Harness, anchors: int, classes: int) -> None:
+    """About 64 bytes per anchor, counted in 64 bits: 33 MB for COCO 512 and 32 images."""
+    images = 32 if anchors < 300_000 else 256
+    size = workspace_bytes(harness, batch=images, num_anchors=anchors, num_classes=classes)
+    assert 0.98 < size / (images * 64 * anchors) < 1.01
+
+
+def test_workspace_of_few_anchors_and_many_classes(harness: Harness) -> None:
+    """A list has room for 512 candidates."""
+    sizes = {"batch": 32, "num_anchors": 6375, "num_classes": 81}
+    assert workspace_bytes(harness, **sizes) < 32 * (24.2 * 6375 + 80 * 8 * (512 + 500)) + 32768
 
 
 @pytest.mark.parametrize(

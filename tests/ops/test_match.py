@@ -494,7 +494,7 @@ def test_number_of_anchors(harness: Harness, anchors: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("boxes", [1, 31, 32, 33, 63, 64, 65, 255, 256, 257])
+@pytest.mark.parametrize("boxes", [1, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257])
 def test_number_of_boxes(harness: Harness, boxes: int, seed: int) -> None:
     check_case(harness, random_inputs(seed, 300, [boxes, 1]), seed=seed)
 

@@ -283,6 +283,7 @@ def test_export_with_any_number_of_anchors() -> None:
 
 SEEDS = range(5)  # of schedules
 SIZES = [1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025]
+HELD = 12_288  # anchors whose ranks are held in registers, kHeld and kImageThreads of csrc/ops/mine/mine_cuda.cu
 
 
 def check_case(harness: Harness, inputs: Inputs, **arguments: Any) -> Tensor:
@@ -332,6 +333,9 @@ def check(harness: Harness) -> None:
     check_case(harness, near_ties(1, 300, 41), negative_ratio=1.0, seed=3)
     check_case(harness, near_ties(2, 100, 6), negative_ratio=1.0, seed=4)
     check_case(harness, near_ties(3, 40, 600), negative_ratio=1.0, seed=5)
+    # More anchors than the threads hold in registers.
+    if harness.variant == "plain":
+        check_case(harness, random_inputs(4, 1, HELD + 100), seed=6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -374,6 +378,14 @@ def test_all_losses_are_equal(harness: Harness) -> None:
 
 def test_many_images(harness: Harness) -> None:
     check_case(harness, random_inputs(1, 256, 40, positives=0.1))
+
+
+@pytest.mark.parametrize("anchors", [HELD - 1, HELD, HELD + 1, HELD + 4097])
+def test_more_anchors_than_registers(fast_harness: Harness, anchors: int) -> None:
+    """The last anchor is the hardest one, and is selected wherever its rank is held."""
+    losses, labels, *others = random_inputs(anchors, 1, anchors, positives=0.01, objectness=False)
+    losses[0, -1], labels[0, -1], others[0][0, -1] = 9, 0, 0
+    assert check_case(fast_harness, (losses, labels, *others))[0, -1]
 
 
 def test_largest_image(fast_harness: Harness) -> None:

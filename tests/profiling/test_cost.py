@@ -2,6 +2,7 @@
 
 import json
 
+import count_kernels
 import pytest
 import test_detect
 import test_match
@@ -115,6 +116,7 @@ def test_kernels_are_those_of_the_budget() -> None:
 def test_documents(name: str) -> None:
     assert cost.table(name) in (KERNELS / f"{name}.md").read_text()
     assert (KERNELS / "cost.md").read_text().endswith(cost.summary())
+    assert f"predicted to take {count_kernels.headline()}\n" in (ROOT / "README.md").read_text()
 
 
 def test_images_of_a_batch_are_alike() -> None:

@@ -109,7 +109,7 @@ def test_operator(tests: str, package: Path) -> None:
         "no:cacheprovider",
         ROOT / "tests" / tests,
         "-m",
-        "not simulated and not gpu and not cpu_only",
+        "not simulated and not ptx and not gpu and not cpu_only",
     ]
     environment = os.environ | {"PYTHONPATH": str(package)}
     done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True)

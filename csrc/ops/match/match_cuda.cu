@@ -15,6 +15,7 @@ namespace {
 constexpr int kThreads = 256;       // of match_anchors_kernel: an anchor each
 constexpr int kTile = kThreads;     // ground truths in shared memory at once: loaded by a thread each
 constexpr int kImageThreads = 512;  // of assign_truths_kernel: a search waits for memory
+constexpr int kImageWarps = kImageThreads / kWarpSize;
 
 struct Box {
   Corners corners;
@@ -55,15 +56,16 @@ __device__ inline Box nowhere() {
   return {{infinity, infinity, -infinity, -infinity}, 0.0f};
 }
 
+__device__ inline Box to_box(const Corners& corners) { return {corners, area(corners)}; }
+
 __device__ inline Box to_box(Center anchor) {
   const bool usable = finite(anchor.cx) & finite(anchor.cy) & finite(anchor.w) & finite(anchor.h);
-  const Corners corners = to_corners(anchor);
-  return usable ? Box{corners, area(corners)} : nowhere();
+  return usable ? to_box(to_corners(anchor)) : nowhere();
 }
 
 __device__ inline Box load_truth(const MatchInputs& in, int64_t row) {
   const Corners corners = load_corners(in.gt_boxes, row);
-  return finite(corners) ? Box{corners, area(corners)} : nowhere();
+  return finite(corners) ? to_box(corners) : nowhere();
 }
 
 __device__ inline Center load_anchor(const MatchInputs& in, int64_t image, int64_t anchor) {
@@ -91,15 +93,24 @@ __device__ inline Truths truths_of(const MatchInputs& in, int64_t image) {
   return {first, static_cast<int>(clamped(in.gt_offsets[image + 1], first, in.num_truths) - first)};
 }
 
+// The corners of a ground truth of an image; what has no ground truth overlaps nothing.
+__device__ inline Corners load_truth_of(const MatchInputs& in, const Truths& truths, int truth) {
+  return truth < truths.count ? load_truth(in, truths.first + truth).corners : nowhere().corners;
+}
+
+__device__ inline Corners corners_of(const Quad<float>& row) { return {row.x, row.y, row.z, row.w}; }
+
 // Writes what an anchor learns; `truth` is its ground truth within the image, or -1.
-__device__ inline void write_row(const MatchInputs& in, Variances v, const MatchOutputs& out, int64_t row,
-                                 Center anchor, int64_t first_truth, int truth) {
+__device__ inline void write_row(const MatchInputs& in, Variances v, const MatchOutputs& out, int64_t image,
+                                 int64_t index, int64_t first_truth, int truth) {
+  const int64_t row = image * in.num_anchors + index;
   out.indices[row] = truth;
   if (truth < 0) {
     out.labels[row] = 0;
     store_row(out.targets, row, 0.0f, 0.0f, 0.0f, 0.0f);
     return;
   }
+  const Center anchor = load_anchor(in, image, index);
   const Corners box = load_corners(in.gt_boxes, first_truth + truth);
   out.labels[row] = in.gt_labels[first_truth + truth];
   store_row(out.targets, row, ((box.x1 + box.x2) * 0.5f - anchor.cx) / anchor.w / v.x,
@@ -107,38 +118,82 @@ __device__ inline void write_row(const MatchInputs& in, Variances v, const Match
             logf((box.y2 - box.y1) / anchor.h) / v.h);
 }
 
-__device__ inline float smallest_of_warp(float x) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
-    const float other = __shfl_xor_sync(kFullWarp, x, lanes);
-    x = other < x ? other : x;
-  }
-  return x;
+__device__ inline float smaller_over(float x, int lanes) {
+  const float other = __shfl_xor_sync(kFullWarp, x, lanes);
+  return other < x ? other : x;
 }
 
+// Of two numbers, the smallest over a pair of lanes: of the first one where `second` is false, else of the other.
+__device__ inline float smaller_over(float a, float b, bool second, int lanes) {
+  const float mine = second ? b : a, other = __shfl_xor_sync(kFullWarp, second ? a : b, lanes);
+  return other < mine ? other : mine;
+}
+
+// The box around the boxes of a warp. In each of the first steps a lane hands on half of its numbers, so that ten
+// shuffles do instead of twenty: then eight lanes each have the smallest of one number.
 __device__ inline Corners region_of_warp(const Corners& box) {
-  return {smallest_of_warp(box.x1), smallest_of_warp(box.y1), -smallest_of_warp(-box.x2), -smallest_of_warp(-box.y2)};
+  const bool high = lane_index() & 16, odd = lane_index() & 8;
+  const float first = smaller_over(box.x1, -box.x2, high, 16), second = smaller_over(box.y1, -box.y2, high, 16);
+  float smallest = smaller_over(first, second, odd, 8);
+  for (int lanes = 4; lanes > 0; lanes /= 2) smallest = smaller_over(smallest, lanes);
+  return {__shfl_sync(kFullWarp, smallest, 0), __shfl_sync(kFullWarp, smallest, 8),
+          -__shfl_sync(kFullWarp, smallest, 16), -__shfl_sync(kFullWarp, smallest, 24)};
 }
 
-// A warp's best anchor for a ground truth.
-__device__ inline Offer best_of_warp(float iou, int64_t anchor) {
-  const unsigned bits = float_bits(iou);  // of numbers >= 0: ordered like them
-  unsigned largest = bits;
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2)
-    largest = max(largest, __shfl_xor_sync(kFullWarp, largest, lanes));
-  const int lane = __ffs(static_cast<int>(__ballot_sync(kFullWarp, bits == largest))) - 1;  // the lowest anchor
-  return to_offer(bits_float(largest), anchor - lane_index() + lane);
+// Largest over so many neighbouring lanes.
+__device__ inline Offer largest_of_lanes(Offer value, int lanes) {
+  for (lanes /= 2; lanes > 0; lanes /= 2) value = max(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  return value;
 }
+
+// A warp looks for the best of its anchors for several ground truths together: IoUs go through shared memory, a row
+// each, and a few lanes share a row. Rows are longer than a warp, so that the lanes meet every memory bank.
+struct Rows {
+  static constexpr int kCount = 8;
+  static constexpr int kLanes = kWarpSize / kCount;
+  static constexpr int kSize = kWarpSize + kLanes;
+
+  float ious[kCount * kSize];
+
+  // The best offer of this lane's row, `first_anchor` being the warp's. A row that is not used has none.
+  __device__ Offer best(int64_t first_anchor, bool used) const {
+    Offer offer = 0;
+    if (used) {
+      const int first = lane_index() % kLanes;
+      const float* const row = ious + lane_index() / kLanes * kSize + first;
+      float iou = row[0];
+      int best = 0;
+      for (int i = kLanes; i < kWarpSize; i += kLanes) {
+        const float other = row[i];
+        if (other > iou) {
+          iou = other;
+          best = i;
+        }
+      }
+      offer = to_offer(iou, first_anchor + first + best);
+    }
+    return largest_of_lanes(offer, kLanes);
+  }
+};
 
 // One block: 256 anchors of an image and all its ground truths. Writes per-prediction matches, complete, the best
 // anchor of each ground truth, and the regions. A warp looks only at ground truths that touch its region.
 __global__ void __launch_bounds__(kThreads)
     match_anchors_kernel(MatchInputs in, MatchOptions options, MatchOutputs out, Workspace work) {
-  REFINEDET_SHARED(Box, tile, kTile);
+  REFINEDET_SHARED(Quad<float>, tile, kTile);  // corners
   REFINEDET_SHARED(Offer, best_of_tile, kTile);
+  REFINEDET_SHARED(Rows, rows_of_warps, kThreads / kWarpSize);
+  Rows* const rows = rows_of_warps + warp_index();
   const int64_t image = blockIdx.y, anchor = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const bool inside = anchor < in.num_anchors;
   const Truths truths = truths_of(in, image);
-  const Center center = inside ? load_anchor(in, image, anchor) : Center{};
+  const Center center = inside ? load_anchor(in, image, anchor) : Center{};  // on its way while the first tile is
+  const auto fill = [&](int first) {
+    const Corners truth = load_truth_of(in, truths, first + static_cast<int>(threadIdx.x));
+    tile[threadIdx.x] = {truth.x1, truth.y1, truth.x2, truth.y2};
+    best_of_tile[threadIdx.x] = 0;
+  };
+  fill(0);
   const Box box = inside ? to_box(center) : nowhere();
   const Corners region = region_of_warp(box.corners);
   if (inside && lane_index() == 0)
@@ -146,40 +201,45 @@ __global__ void __launch_bounds__(kThreads)
   float best_iou = 0.0f;
   int best_truth = -1;
   for (int first = 0; first < truths.count; first += kTile) {
-    const int own = first + static_cast<int>(threadIdx.x);
-    tile[threadIdx.x] = own < truths.count ? load_truth(in, truths.first + own) : nowhere();
-    best_of_tile[threadIdx.x] = 0;
     __syncthreads();
     for (int group = 0; group < kTile; group += kWarpSize) {
       if (first + group >= truths.count) break;  // only saves work: the rest of the tile touches nothing
-      unsigned touching = __ballot_sync(kFullWarp, touch(region, tile[group + lane_index()].corners));
-      for (; touching != 0; touching &= touching - 1) {
-        const int i = group + __ffs(static_cast<int>(touching)) - 1;
-        const float value = box_iou(box, tile[i]);
-        if (value > best_iou) {
-          best_iou = value;
-          best_truth = first + i;
+      unsigned touching = __ballot_sync(kFullWarp, touch(region, corners_of(tile[group + lane_index()])));
+      while (touching != 0) {
+        int own = -1;  // the ground truth of this lane's row
+        for (int row = 0; touching != 0 && row < Rows::kCount; ++row, touching &= touching - 1) {
+          const int i = group + __ffs(static_cast<int>(touching)) - 1;
+          const float value = box_iou(box, to_box(corners_of(tile[i])));
+          if (value > best_iou) {
+            best_iou = value;
+            best_truth = first + i;
+          }
+          rows->ious[row * Rows::kSize + lane_index()] = value;
+          if (lane_index() / Rows::kLanes == row) own = i;
         }
-        const Offer offer = best_of_warp(value, anchor);
-        if (lane_index() == 0 && offer != 0) atomicMax(&best_of_tile[i], offer);
+        __syncwarp();
+        const Offer offer = rows->best(anchor - lane_index(), own >= 0);
+        if (lane_index() % Rows::kLanes == 0 && offer != 0) atomicMax(&best_of_tile[own], offer);
+        __syncwarp();
       }
     }
     __syncthreads();
+    const int own = first + static_cast<int>(threadIdx.x);
     if (best_of_tile[threadIdx.x] != 0) atomicMax(&work.wishes[truths.first + own], best_of_tile[threadIdx.x]);
+    fill(first + kTile);
   }
   if (!inside) return;
-  const int64_t row = image * in.num_anchors + anchor;
-  out.ious[row] = best_iou;
-  write_row(in, options.variances, out, row, center, truths.first, best_iou >= options.iou_threshold ? best_truth : -1);
+  out.ious[image * in.num_anchors + anchor] = best_iou;
+  const int truth = best_iou >= options.iou_threshold ? best_truth : -1;
+  write_row(in, options.variances, out, image, anchor, truths.first, truth);
 }
 
 // Largest of the block's values. `warp_maxima`: one number per warp.
 __device__ inline Offer largest_of_block(Offer value, Offer* warp_maxima) {
-  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) value = max(value, __shfl_xor_sync(kFullWarp, value, lanes));
+  value = largest_of_lanes(value, kWarpSize);
   if (lane_index() == 0) warp_maxima[warp_index()] = value;
   __syncthreads();
-  for (int w = 0; w < warps_of_block(); ++w) value = max(value, warp_maxima[w]);
-  return value;
+  return largest_of_lanes(warp_maxima[lane_index() % kImageWarps], kImageWarps);
 }
 
 // Of the ground truths whose wish is another's, what this thread knows of the one with the largest IoU.
@@ -194,15 +254,17 @@ __device__ inline Claim best_loser(const Offer* wishes, int count, const Claim* 
 }
 
 // This thread's best anchor that is free or whose ground truth has to yield to this one. Whole warps take 32 regions,
-// then the anchors of those that the ground truth touches. `regions` are the image's.
+// then the anchors of those that the ground truth touches: neighbours mostly, so neighbours go to different warps.
+// `regions` are the image's.
 __device__ inline Offer best_obtainable(const MatchInputs& in, int64_t image, const Box& box, int truth,
                                         const float* regions, const Claim* claims) {
   Offer best = 0;
-  for (int64_t first = warp_index() * kWarpSize; first < num_regions(in.num_anchors); first += kImageThreads) {
-    const int64_t own = first + lane_index();
+  for (int64_t first = warp_index(); first < num_regions(in.num_anchors); first += kImageThreads) {
+    const int64_t own = first + lane_index() * kImageWarps;
     const bool touches = own < num_regions(in.num_anchors) && touch(load_corners(regions, own), box.corners);
     for (unsigned touching = __ballot_sync(kFullWarp, touches); touching != 0; touching &= touching - 1) {
-      const int64_t anchor = (first + __ffs(static_cast<int>(touching)) - 1) * kWarpSize + lane_index();
+      const int64_t region = first + (__ffs(static_cast<int>(touching)) - 1) * kImageWarps;
+      const int64_t anchor = region * kWarpSize + lane_index();
       if (anchor >= in.num_anchors) continue;
       const Offer offer = to_offer(box_iou(to_box(load_anchor(in, image, anchor)), box), anchor);
       if (offer > best && claims[anchor] < to_claim(offer, truth)) best = offer;
@@ -224,10 +286,15 @@ __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: el
   Offer* const wishes = work.wishes + truths.first;
   const float* const regions = work.regions + 4 * image * num_regions(in.num_anchors);
   Claim* const claims = reinterpret_cast<Claim*>(out.indices + image * in.num_anchors);
-  for (int g = threadIdx.x; g < truths.count; g += kImageThreads)
-    if (wishes[g] != 0) atomicMax(&claims[anchor_of(wishes[g])], to_claim(wishes[g], g));
-  __syncthreads();
-  while (true) {
+  bool contested = false;
+  for (int g = threadIdx.x; g < truths.count; g += kImageThreads) {
+    if (wishes[g] == 0) continue;
+    const Claim before = atomicMax(&claims[anchor_of(wishes[g])], to_claim(wishes[g], g));
+    contested = contested || before > MatchLimits::kMaxTruths;  // which no index is
+  }
+  // Also makes the claims visible to the search for losers.
+  bool settled = !__syncthreads_or(contested);
+  while (!settled) {
     // The best loser first: it is seldom displaced again, so there are few more searches than losers.
     const Offer loser = largest_of_block(best_loser(wishes, truths.count, claims), losers);
     if (loser == 0) break;
@@ -242,9 +309,7 @@ __global__ void __launch_bounds__(kImageThreads, 1)  // 1 per multiprocessor: el
   }
   for (int g = threadIdx.x; g < truths.count; g += kImageThreads) {
     if (wishes[g] == 0) continue;
-    const int64_t anchor = anchor_of(wishes[g]);
-    const int64_t row = image * in.num_anchors + anchor;
-    write_row(in, variances, out, row, load_anchor(in, image, anchor), truths.first, g);
+    write_row(in, variances, out, image, anchor_of(wishes[g]), truths.first, g);
   }
 }
 

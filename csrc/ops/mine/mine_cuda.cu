@@ -92,14 +92,39 @@ __global__ void __launch_bounds__(kThreads) rank_logits_kernel(MineInputs in, Mi
   }
 }
 
-// The anchors of an image as sort keys, hardest first.
-struct RankKey {
-  const uint32_t* ranks;
+// The anchors of an image as sort keys, hardest first. A thread holds the ranks of its first anchors in registers, for
+// every pass of the selection needs them; it loads those of the others again.
+struct RankKeys {
+  static constexpr int kHeld = 12;  // 12,288 of an image: with 16 some compilers run out of registers
+  static constexpr int64_t kRest = int64_t{kHeld} * kImageThreads;
 
-  __device__ uint64_t operator()(int64_t i) const {
-    return ranks[i] == kNoRank ? kNoKey : static_cast<uint64_t>(ranks[i]) << 32 | static_cast<uint32_t>(i);
+  const uint32_t* ranks;
+  uint32_t held[kHeld];
+
+  __device__ RankKeys(const uint32_t* image_ranks, int64_t count) : ranks(image_ranks) {
+    for (int k = 0; k < kHeld; ++k) held[k] = anchor(k) < count ? ranks[anchor(k)] : kNoRank;
   }
+
+  __device__ static int anchor(int k) { return k * kImageThreads + static_cast<int>(threadIdx.x); }
+
+  __device__ static uint64_t to_key(uint32_t rank, int64_t anchor) {
+    return rank == kNoRank ? kNoKey : static_cast<uint64_t>(rank) << 32 | static_cast<uint32_t>(anchor);
+  }
+
+  __device__ uint64_t held_key(int k) const { return to_key(held[k], anchor(k)); }
+
+  __device__ uint64_t operator()(int64_t i) const { return to_key(ranks[i], i); }
 };
+
+template <class Visit>
+__device__ void for_each_key(const RankKeys& keys, int64_t count, const Visit& visit) {
+  for (int k = 0; k < RankKeys::kHeld; ++k) {
+    if (k * kImageThreads >= count) break;  // only saves work: what is beyond the end is no key
+    visit(keys.held_key(k));
+  }
+  const auto rest = [&](int64_t i) { return keys(RankKeys::kRest + i); };
+  for_each_key(rest, count - RankKeys::kRest, visit);
+}
 
 __device__ inline double num_wanted(double negative_ratio, int positives) {
   return positives == 0 ? 0.0 : negative_ratio * positives;  // the ratio may be infinity
@@ -110,15 +135,18 @@ __global__ void __launch_bounds__(kImageThreads)
     select_negatives_kernel(int64_t num_anchors, double negative_ratio, Workspace work, bool* mask) {
   REFINEDET_SHARED(Selection, selection, 1);
   const int64_t image = blockIdx.x, first_row = image * num_anchors;
-  const RankKey key{work.ranks + first_row};
+  const RankKeys keys(work.ranks + first_row, num_anchors);
   const double wanted = num_wanted(negative_ratio, work.positives[image]);  // rounded down where it matters
   uint64_t last = kNoKey - 1;
   if (wanted < 1.0) {
     last = 0;  // which no key is
   } else if (wanted < work.candidates[image]) {
-    last = select_key(key, num_anchors, static_cast<int>(wanted), selection);
+    last = select_key(keys, num_anchors, static_cast<int>(wanted), selection);
   }
-  for (int64_t i = threadIdx.x; i < num_anchors; i += kImageThreads) mask[first_row + i] = key(i) <= last;
+  for (int k = 0; k < RankKeys::kHeld; ++k)
+    if (RankKeys::anchor(k) < num_anchors) mask[first_row + RankKeys::anchor(k)] = keys.held_key(k) <= last;
+  for (int64_t i = RankKeys::kRest + threadIdx.x; i < num_anchors; i += kImageThreads)
+    mask[first_row + i] = keys(i) <= last;
 }
 
 template __global__ void rank_losses_kernel<float>(MineInputs, MineOptions, Workspace);

@@ -20,22 +20,28 @@ constexpr int kGroups = kThreads / kBandTiles;
 
 struct Box {
   Corners corners;
+  float area;
   int64_t label;
 };
 
 __device__ bool suppresses(const Box& kept, const Box& candidate, float threshold) {
-  return kept.label == candidate.label && cuda::suppresses(kept.corners, candidate.corners, threshold);
+  return kept.label == candidate.label &&
+         overlaps(intersection(kept.corners, candidate.corners), kept.area, candidate.area, threshold);
 }
 
 struct Boxes {
   float* corners;
   int64_t* labels;
 
-  __device__ Box operator()(int64_t i) const { return {load_corners(corners, i), labels[i]}; }
+  __device__ Box operator()(int64_t i) const {
+    const int64_t label = labels[i];  // on its way before the area waits for the corners
+    const Corners box = load_corners(corners, i);
+    return {box, area(box), label};
+  }
 
-  __device__ void store(int64_t i, const Box& box) const {
-    store_corners(corners, i, box.corners);
-    labels[i] = box.label;
+  __device__ void store(int64_t i, Corners box, int64_t label) const {
+    store_corners(corners, i, box);
+    labels[i] = label;
   }
 };
 
@@ -54,18 +60,22 @@ __global__ void __launch_bounds__(kThreads)
                         int64_t num_boxes, int64_t num_tiles, Workspace work) {
   const int64_t tile = int64_t{blockIdx.x} * kWarps + warp_index();
   if (tile >= num_tiles) return;
+  const int64_t first = tile * kTile + lane_index();
   bool dead[2];
+  Corners box[2] = {};
+  int64_t label[2] = {};
   for (int half = 0; half < 2; ++half) {
-    const int64_t i = tile * kTile + half * kWarpSize + lane_index();
+    const int64_t i = first + half * kWarpSize;
     dead[half] = true;
-    Box box{};
     if (i < num_boxes) {
       const int64_t source = order[i];
-      box = {load_corners(boxes, source), labels == nullptr ? 0 : labels[source]};
-      dead[half] = !finite(box.corners) || scores[source] != scores[source];
+      const float score = scores[source];  // no &&: the loads do not wait for each other
+      box[half] = load_corners(boxes, source);
+      if (labels != nullptr) label[half] = labels[source];
+      dead[half] = !finite(box[half]) | (score != score);
     }
-    work.candidates.store(i, box);
   }
+  for (int half = 0; half < 2; ++half) work.candidates.store(first + half * kWarpSize, box[half], label[half]);
   const uint64_t word = ballot_tile(dead[0], dead[1]);
   if (lane_index() == 0) work.suppressed[tile] = word;
 }
@@ -73,70 +83,133 @@ __global__ void __launch_bounds__(kThreads)
 // One block: two tiles of the band, the one of the rows not after the other.
 __global__ void __launch_bounds__(kThreads)
     compare_band_kernel(Workspace work, int64_t first_tile, int num_tiles, float threshold) {
+  REFINEDET_SHARED(Box, rows, kTile);
   const int row_tile = blockIdx.y, column_tile = blockIdx.x;
   if (row_tile > column_tile) return;  // only saves work: nobody reads words before the diagonal
   const int64_t first_row = (first_tile + row_tile) * kTile, first_column = (first_tile + column_tile) * kTile;
   const Box low = work.candidates(first_column + lane_index());
   const Box high = work.candidates(first_column + kWarpSize + lane_index());
-  for (int i = warp_index(); i < kTile; i += kWarps) {
-    const Box box = work.candidates(first_row + i);
+  if (threadIdx.x < kTile) rows[threadIdx.x] = work.candidates(first_row + threadIdx.x);
+  __syncthreads();
+  constexpr int kRows = kTile / kWarps;
+  const int first = warp_index() * kRows;
+  uint64_t own = 0;  // word of the row `lane`
+  for (int i = 0; i < kRows; ++i) {
+    const Box box = rows[first + i];
     const uint64_t word = ballot_tile(suppresses(box, low, threshold), suppresses(box, high, threshold));
-    if (lane_index() == 0) work.rows[(row_tile * kTile + i) * num_tiles + column_tile] = word;
+    if (lane_index() == i) own = word;
+  }
+  if (lane_index() < kRows) work.rows[(row_tile * kTile + first + lane_index()) * num_tiles + column_tile] = own;
+}
+
+// The candidates of a band that are kept: a word per tile, and how many are before it.
+struct Survivors {
+  uint64_t* words;
+  int* before;
+
+  __device__ bool has(int i) const { return words[i / kTile] >> i % kTile & 1; }
+
+  __device__ int place(int i) const { return before[i / kTile] + __popcll(words[i / kTile] & bits_below(i % kTile)); }
+};
+
+// Lists what is kept of a band, for the caller and for suppress_rest_kernel. Loads several boxes before it stores the
+// first: one block alone has few threads to hide the latency of memory behind.
+__device__ void list_kept(const Workspace& work, const int64_t* order, int64_t first_candidate, int count,
+                          const Survivors& survivors, int64_t* kept) {
+  constexpr int kLoads = 4;
+  for (int first = threadIdx.x; first < count; first += kLoads * kThreads) {
+    Corners boxes[kLoads];
+    int64_t labels[kLoads], sources[kLoads];
+    for (int load = 0; load < kLoads; ++load) {
+      const int i = first + load * kThreads;
+      if (i >= count || !survivors.has(i)) continue;
+      boxes[load] = load_corners(work.candidates.corners, first_candidate + i);
+      labels[load] = work.candidates.labels[first_candidate + i];
+      sources[load] = order[first_candidate + i];
+    }
+    for (int load = 0; load < kLoads; ++load) {
+      const int i = first + load * kThreads;
+      if (i >= count || !survivors.has(i)) continue;
+      work.kept.store(survivors.place(i), boxes[load], labels[load]);
+      kept[survivors.place(i)] = sources[load];
+    }
   }
 }
 
-// One block: the band. Every thread has a column of tiles and a quarter of the rows; it reads them while the tile on
-// the diagonal is on its way, before it is known which of them count.
+// One block: the band. Every thread has a column of tiles and a quarter of the rows. It fetches the words of the next
+// tile as soon as those of the last are used, before it is known which of them count: they arrive during the walk.
 __global__ void __launch_bounds__(kThreads)
     resolve_band_kernel(Workspace work, const int64_t* order, int64_t first_tile, int num_tiles, NmsOutputs out) {
   REFINEDET_SHARED(unsigned long long, suppressed, kBandTiles);
-  REFINEDET_SHARED(uint64_t, diagonal, kTile);
+  REFINEDET_SHARED(uint64_t, diagonals, 2 * kTile);  // of this tile and the next
+  REFINEDET_SHARED(uint64_t, kept_words, kBandTiles);
+  REFINEDET_SHARED(int, kept_before, kBandTiles);
   constexpr int kRows = kTile / kGroups;
   const int thread = threadIdx.x, column = thread % kBandTiles, group = thread / kBandTiles;
   if (thread < num_tiles) suppressed[thread] = work.suppressed[first_tile + thread];
-  const int64_t kept_before = first_tile == 0 ? 0 : *out.count;
+  const auto word = [&](int tile, int row, int column) { return work.rows[(tile * kTile + row) * num_tiles + column]; };
+  const auto diagonal_word = [&](int tile) {
+    return thread < kTile && tile < num_tiles ? word(tile, thread, tile) : 0;
+  };
+  uint64_t words[kRows];
+  const auto fetch = [&](int tile) {
+    if (column <= tile || column >= num_tiles) return;
+    for (int r = 0; r < kRows; ++r) words[r] = word(tile, group * kRows + r, column);
+  };
+  if (thread < kTile) diagonals[thread] = diagonal_word(0);
+  uint64_t next_diagonal = diagonal_word(1);
+  fetch(0);
   int kept = 0;
   for (int tile = 0; tile < num_tiles; ++tile) {
-    const uint64_t* const rows = work.rows + tile * kTile * num_tiles;
-    if (thread < kTile) diagonal[thread] = rows[thread * num_tiles + tile];
-    uint64_t words[kRows];
-    for (int r = 0; r < kRows; ++r)
-      words[r] = column > tile && column < num_tiles ? rows[(group * kRows + r) * num_tiles + column] : 0;
     __syncthreads();
-    const uint64_t alive = pick_greedily(diagonal, ~suppressed[tile]);
-    uint64_t hit = 0;
-    for (int r = 0; r < kRows; ++r) hit |= alive >> (group * kRows + r) & 1 ? words[r] : 0;
-    if (hit != 0) atomicOr(&suppressed[column], hit);
-    if (thread < kTile && (alive >> thread & 1)) {
-      const int64_t candidate = (first_tile + tile) * kTile + thread;
-      const int position = kept + __popcll(alive & bits_below(thread));
-      work.kept.store(position, work.candidates(candidate));
-      out.kept[kept_before + position] = order[candidate];
+    const uint64_t chosen = pick_greedily(diagonals + tile % 2 * kTile, ~suppressed[tile]);
+    const unsigned rows = static_cast<unsigned>(chosen >> (group * kRows));
+    if (column > tile && column < num_tiles) {
+      uint64_t hit = 0;
+      for (int r = 0; r < kRows; ++r) hit |= rows >> r & 1 ? words[r] : 0;
+      if (hit != 0) atomicOr(&suppressed[column], hit);
     }
-    kept += __popcll(alive);
-    __syncthreads();
+    fetch(tile + 1);
+    if (thread < kTile) diagonals[(tile + 1) % 2 * kTile + thread] = next_diagonal;
+    next_diagonal = diagonal_word(tile + 2);
+    if (thread == 0) {
+      kept_words[tile] = chosen;
+      kept_before[tile] = kept;
+    }
+    kept += __popcll(chosen);
   }
+  const int64_t earlier = first_tile == 0 ? 0 : *out.count;
+  __syncthreads();
+  list_kept(work, order, first_tile * kTile, num_tiles * kTile, {kept_words, kept_before}, out.kept + earlier);
   if (thread == 0) {
     *work.kept_count = kept;
-    *out.count = kept_before + kept;
+    *out.count = earlier + kept;
   }
 }
 
-// One block: a tile after the band, which meets the kept boxes of the band.
+// One block: a tile after the band, which meets the kept boxes of the band. A warp fetches 32 of them at once.
 __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work, int64_t first_tile, float threshold) {
   REFINEDET_SHARED(uint64_t, words, kWarps);
+  REFINEDET_SHARED(Box, boxes, kThreads);
   const int64_t tile = first_tile + blockIdx.x;
-  const uint64_t before = work.suppressed[tile];
-  if (~before == 0) return;
+  uint64_t word = work.suppressed[tile];
+  if (~word == 0) return;
   const Box low = work.candidates(tile * kTile + lane_index());
   const Box high = work.candidates(tile * kTile + kWarpSize + lane_index());
-  const uint64_t word = suppressed_by(work.kept, warp_index(), *work.kept_count, kWarps, low, high, threshold);
+  const int count = *work.kept_count;
+  const Box* const own = boxes + warp_index() * kWarpSize;
+  for (int first = warp_index() * kWarpSize; first < count; first += kThreads) {
+    if (first + lane_index() < count) boxes[threadIdx.x] = work.kept(first + lane_index());
+    __syncwarp();
+    const auto box = [&](int k) { return own[k]; };
+    word |= suppressed_by(box, 0, min(kWarpSize, count - first), 1, low, high, threshold);
+    __syncwarp();
+  }
   if (lane_index() == 0) words[warp_index()] = word;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  uint64_t all = before;
-  for (int w = 0; w < kWarps; ++w) all |= words[w];
-  work.suppressed[tile] = all;
+  for (int w = 1; w < kWarps; ++w) word |= words[w];
+  work.suppressed[tile] = word;
 }
 
 #define INSTANTIATE(T)                                                                                          \
