@@ -1,15 +1,15 @@
 """The calls whose kernels are counted: `tools/count_kernels.py`, docs/kernels/counts.md.
 
-The cost model takes what it says of a network from the cases that are named by it: "VOC 320, batch 32". Of a large
-batch a part may do, for its images are alike: `images` says how many are counted.
+The cost model takes what it says of a network from the cases that are named by it, "VOC 320, batch 32": the calls that
+benchmarks measure. Of a large batch a part may do, for its images are alike: `images` says how many are counted.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
-from problems import crowd, ground_truth, network_outputs, random_boxes
+from problems import arguments_of, crowd, network_outputs, random_boxes
 from support.detect_cases import load_golden
 from torch import Tensor
 
@@ -32,40 +32,35 @@ class Case:
     by_line: bool = False  # by line of the source, too
 
 
-outputs = lru_cache(maxsize=2)(network_outputs)  # neighbours in the list share them
-
-
 def detect(net: cost.Network, images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    *heads, anchors = outputs(net, images)
+    *heads, anchors = arguments_of("detect", net, images)
     return *(head.to(dtype) for head in heads), anchors
 
 
 def refine(net: cost.Network, images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    offsets, *_, anchors = outputs(net, images)
+    anchors, offsets = arguments_of("refine", net, images)
     return anchors, offsets.to(dtype)
 
 
 def match(net: cost.Network, images: int, _: torch.dtype) -> tuple[Tensor, ...]:
-    return outputs(net, 1)[-1], *ground_truth(images)
+    return arguments_of("match", net, images)
 
 
 def match_crowd(objects: int) -> tuple[Tensor, ...]:
     """Ground truths that want the same anchors: losers have to search."""
     boxes, _, labels = crowd(objects)
-    return outputs(VOC, 1)[-1], boxes, labels + 1, torch.tensor([0, objects])
+    return arguments_of("match", VOC, 1)[0], boxes, labels + 1, torch.tensor([0, objects])
 
 
 def mine(net: cost.Network, images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Logits, every anchor eligible, as in the first steps of training."""
-    logits = outputs(net, images)[3]
-    size = logits.shape[:2]
-    labels = (torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.005).long()
-    return logits.to(dtype), labels, torch.zeros(size)
+    logits, *others = arguments_of("mine", net, images)
+    return logits.to(dtype), *others
 
 
 def mine_filtered(net: cost.Network, images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The ODM's: anchors that the ARM takes for background are not eligible."""
-    return *mine(net, images, dtype), outputs(net, images)[1].softmax(2)[..., 1]
+    return *mine(net, images, dtype), network_outputs(net, images)[1].softmax(2)[..., 1]
 
 
 def mine_losses(net: cost.Network, images: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
