@@ -105,7 +105,8 @@ struct ScoreTest {
     if (fails_below > 1e-30f) passes_from = fails_below * 1.000001f;  // only saves work: the quotient says the same
   }
   __device__ bool operator()(float term) const {
-    return term >= passes_from || (term >= fails_below && term / total > threshold);
+    if (term >= passes_from) return true;  // only saves work: the quotient says the same
+    return term >= fails_below && term / total > threshold;
   }
 };
 
@@ -123,21 +124,16 @@ __device__ inline void take_totals(const ScoreTile& tile, int num_classes, float
 
 // How many anchors of a tile are candidates of the class `first` + 8 k, for k = this lane's index < `classes` <= 32.
 __device__ inline int count_candidates(const ScoreTile& tile, int first, int classes, float threshold) {
-  constexpr int kLoads = 4;
   const int lane = lane_index();
   int found = 0;
   for (int i = lane; i - lane < tile.count; i += kWarpSize) {
     const bool used = i < tile.count;
     const ScoreTest passes(threshold, tile.totals[used ? i : 0]);
     const float* const terms = tile.row(used ? i : 0) + first;
-    for (int k = 0; k < classes; k += kLoads) {
-      float loaded[kLoads];
-      for (int load = 0; load < kLoads; ++load) loaded[load] = k + load < classes ? terms[(k + load) * kWarps] : 0.0f;
-      for (int load = 0; load < kLoads; ++load) {
-        if (k + load >= classes) break;
-        const unsigned ballot = __ballot_sync(kFullWarp, used && passes(loaded[load]));
-        if (lane == k + load) found += __popc(ballot);
-      }
+#pragma unroll 1  // few registers
+    for (int k = 0; k < classes; ++k) {
+      const unsigned ballot = __ballot_sync(kFullWarp, used && passes(terms[k * kWarps]));
+      if (lane == k) found += __popc(ballot);
     }
   }
   return found;
@@ -314,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   if (found == 0) return;
   const uint64_t* const candidates = work.candidates + list * sizes.list_size;
   const int half = sizes.half_of_keys();
-  if (found <= min(sizes.list_size, kLongRun)) {
+  if (found <= kLongRun) {  // no list lacks room for so many
     for (int i = threadIdx.x; i < found; i += kThreads) keys[i] = candidates[i];
   } else {
     const bool listed = found <= sizes.list_size;
