@@ -76,9 +76,9 @@ __device__ inline void find_digit(int wanted, Selection* shared) {
     if (lane_index() >= distance) before += other;
   }
   before -= sum;
-  if (before >= wanted || before + sum < wanted) return;  // another lane's
+  if (before + sum < wanted) return;  // a later lane's
   for (int i = 0; i < kEach; ++i) {
-    if (before < wanted) {  // holds up to the digit that is looked for
+    if (before < wanted) {  // holds up to the digit that is looked for, and for no later lane
       shared->digit = first + i;
       shared->wanted = wanted - before;
       shared->members = counts[i];
@@ -209,7 +209,7 @@ __device__ int gather_best(const Key& key, unsigned count, int wanted, uint64_t*
 constexpr int kShortRun = 64, kLongRun = 512, kMaxSorted = 2048;  // keys
 
 // Keys that sort_keys needs room for: it looks at whole groups of runs.
-__host__ __device__ constexpr int sort_capacity(int count) {
+__host__ __device__ inline int sort_capacity(int count) {
   const int unit = count <= kShortRun ? kShortRun : count <= kLongRun ? kLongRun / 2 : kMaxSorted / 2;
   return (count + unit - 1) / unit * unit;
 }
