@@ -209,7 +209,7 @@ __device__ int gather_best(const Key& key, unsigned count, int wanted, uint64_t*
 constexpr int kShortRun = 64, kLongRun = 512, kMaxSorted = 2048;  // keys
 
 // Keys that sort_keys needs room for: it looks at whole groups of runs.
-__host__ __device__ constexpr int sort_capacity(int count) {
+__host__ __device__ inline int sort_capacity(int count) {
   const int unit = count <= kShortRun ? kShortRun : count <= kLongRun ? kLongRun / 2 : kMaxSorted / 2;
   return (count + unit - 1) / unit * unit;
 }

@@ -25,7 +25,10 @@ class Multiprocessor:
 
 
 # Bytes that a launch asks for beside the static shared memory; of detect, with its default top_k and keep_top_k.
-DYNAMIC_SHARED = {"suppress_class_kernel": 1024 * 8 + 500 * 16, "merge_classes_kernel": 512 * 8}
+DYNAMIC_SHARED = {
+    **{f"suppress_class_kernel<{element}>": 2 * 1024 * 8 for element in ("float", "Half", "BFloat16")},
+    "merge_classes_kernel": 2 * 2048 * 8,
+}
 
 MULTIPROCESSORS = {
     "5.2": Multiprocessor(64, 32, 96, 256, 0),

@@ -123,21 +123,16 @@ __device__ inline void take_totals(const ScoreTile& tile, int num_classes, float
 
 // How many anchors of a tile are candidates of the class `first` + 8 k, for k = this lane's index < `classes` <= 32.
 __device__ inline int count_candidates(const ScoreTile& tile, int first, int classes, float threshold) {
-  constexpr int kLoads = 4;
   const int lane = lane_index();
   int found = 0;
   for (int i = lane; i - lane < tile.count; i += kWarpSize) {
     const bool used = i < tile.count;
     const ScoreTest passes(threshold, tile.totals[used ? i : 0]);
     const float* const terms = tile.row(used ? i : 0) + first;
-    for (int k = 0; k < classes; k += kLoads) {
-      float loaded[kLoads];
-      for (int load = 0; load < kLoads; ++load) loaded[load] = k + load < classes ? terms[(k + load) * kWarps] : 0.0f;
-      for (int load = 0; load < kLoads; ++load) {
-        if (k + load >= classes) break;
-        const unsigned ballot = __ballot_sync(kFullWarp, used && passes(loaded[load]));
-        if (lane == k + load) found += __popc(ballot);
-      }
+#pragma unroll 1  // few registers
+    for (int k = 0; k < classes; ++k) {
+      const unsigned ballot = __ballot_sync(kFullWarp, used && passes(terms[k * kWarps]));
+      if (lane == k) found += __popc(ballot);
     }
   }
   return found;

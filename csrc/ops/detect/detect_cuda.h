@@ -11,7 +11,7 @@ namespace refinedet::cuda {
 
 std::string detect_limits(const DetectInputs& inputs, const DetectOptions& options);
 
-// About 8 B N C.
+// About 64 B N, or 24 B N and 512 candidates of every class where that is more.
 int64_t detect_workspace_bytes(const DetectInputs& inputs, const DetectOptions& options);
 
 // Queues at most three kernels and a memset. `boxes` are aligned to 16 bytes.
