@@ -73,7 +73,7 @@ struct Constant {
 enum class Special : uint8_t { kThread, kBlockSize, kBlockX, kBlockY, kGridX, kGridY, kLane, kOne, kZero };
 
 struct Kernel {
-  std::string name;  // as c++filt writes it, without parameters
+  std::string name;  // kernel_name()
   std::vector<Instruction> code;
   std::vector<Parameter> parameters;
   std::vector<Constant> constants;
@@ -84,7 +84,7 @@ struct Kernel {
   std::shared_ptr<const std::vector<std::string>> files;  // by their numbers in the instructions
 };
 
-using Kernels = std::map<std::string, std::unique_ptr<Kernel>>;  // by whole demangled names
+using Kernels = std::map<std::string, std::unique_ptr<Kernel>>;  // by name
 
 // Reads a PTX file. Throws std::runtime_error for an instruction or operand that the interpreter does not know.
 Kernels read_ptx(const std::string& path);
@@ -92,8 +92,9 @@ Kernels read_ptx(const std::string& path);
 // "add.s32 %r1, %r2, %r3 (block.h:20)", for messages.
 std::string site(const Kernel& kernel, const Instruction& i);
 
-// As c++filt, which knows the anonymous namespaces of nvcc and NVRTC.
-std::string demangled(const std::string& name);
+// "score_anchors_kernel<Half>": demangled, without namespaces and parameters, which nvcc and NVRTC mangle differently
+// (int64_t is long to one, long long to the other).
+std::string kernel_name(const std::string& mangled);
 
 // The function that carries out an arithmetic instruction; null if there is none.
 Execute find_arithmetic(const std::string& operation);

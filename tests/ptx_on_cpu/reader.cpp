@@ -134,9 +134,9 @@ class Reader {
     std::string name = line.substr(entry + 7);
     name = trimmed(name.substr(0, name.find('(')));
     auto kernel = std::make_unique<Kernel>();
-    kernel->name = short_name(demangled(name));
+    kernel->name = kernel_name(name);
     kernel_ = kernel.get();
-    kernels_[demangled(name)] = std::move(kernel);
+    kernels_[kernel_->name] = std::move(kernel);
     registers_.clear();
     variables_.clear();
     labels_.clear();
@@ -470,12 +470,6 @@ class Reader {
     kernel_ = nullptr;
   }
 
-  static std::string short_name(std::string name) {
-    for (const char* part : {"(anonymous namespace)::", "refinedet::cuda::", "sample::", "void "})
-      for (size_t at; (at = name.find(part)) != std::string::npos;) name.erase(at, std::string(part).size());
-    return name.substr(0, name.find('('));
-  }
-
   Kernels kernels_;
   std::shared_ptr<Strings> files_ = std::make_shared<Strings>();
   std::unordered_map<std::string, Variable> module_shared_;
@@ -494,13 +488,15 @@ class Reader {
 
 }  // namespace
 
-std::string demangled(const std::string& name) {
+std::string kernel_name(const std::string& mangled) {
   int status = 0;
-  char* const text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
-  if (status != 0) return name;
-  std::string result = text;
+  char* const text = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
+  if (status != 0) return mangled;
+  std::string name = text;
   std::free(text);
-  return result;
+  for (const char* part : {"(anonymous namespace)::", "refinedet::cuda::", "sample::", "void "})
+    for (size_t at; (at = name.find(part)) != std::string::npos;) name.erase(at, std::string(part).size());
+  return name.substr(0, name.find('('));
 }
 
 std::string site(const Kernel& kernel, const Instruction& i) {

@@ -1,6 +1,6 @@
 // The CUDA runtime as nvcc's host code calls it, and what the driver asks of a runtime (../simulated/cuda_on_cpu.h).
-// Kernels come from the file that PTX_FILE names, by their demangled names: so host code of nvcc launches kernels of
-// NVRTC as well. With PTX_COUNTS set, each request reports its launches as JSON; PTX_COUNTS=lines by line of the
+// Kernels come from the file that PTX_FILE names, by kernel_name(): so host code of nvcc launches kernels of NVRTC as
+// well. With PTX_COUNTS set, each request reports its launches as JSON; PTX_COUNTS=lines by line of the
 // source.
 #include <cstdio>
 #include <cstdlib>
@@ -178,7 +178,7 @@ void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int)
 
 void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*, void*, void*, int*) {
   const auto& all = ptx_on_cpu::kernels();
-  const auto found = all.find(ptx_on_cpu::demangled(name));
+  const auto found = all.find(ptx_on_cpu::kernel_name(name));
   ptx_on_cpu::kernels_of_host()[host] = found == all.end() ? nullptr : found->second.get();
 }
 

@@ -19,6 +19,11 @@ std::string hexadecimal(uint32_t mask) {
   return text;
 }
 
+// mov between a register of 64 bits and two of 32.
+bool copies_halves(const Instruction& i) {
+  return (i.execute == pack || i.execute == unpack) && i.vector_size == 2 && i.element_bytes == 4;
+}
+
 uint64_t special_value(Special special, const Block& block, int warp, int lane) {
   switch (special) {
     case Special::kThread: return static_cast<uint64_t>(warp * kLanes + lane);
@@ -42,11 +47,11 @@ void Warp::start(Block& block, int index, int threads) {
   kernel_ = block.kernel;
   index_ = index;
   if (!same_kernel) prepare_registers();
-  std::fill(written_.begin(), written_.end(), 0);
-  for (const Constant& constant : kernel_->constants) written(constant.reg) = kAllLanes;
+  std::fill(written_.begin(), written_.end(), Written{});
+  for (const Constant& constant : kernel_->constants) written(constant.reg) = {kAllLanes, kAllLanes};
   for (const auto& [reg, special] : kernel_->specials) {
     for (int lane = 0; lane < kLanes; ++lane) lanes(reg)[lane] = special_value(special, block, index, lane);
-    written(reg) = kAllLanes;
+    written(reg) = {kAllLanes, kAllLanes};
   }
   for (size_t lane = 0; lane < kLanes; ++lane) {
     pc_[lane] = 0;
@@ -155,21 +160,44 @@ uint32_t Warp::predicated(const Instruction& i, uint32_t lanes) const {
   return chosen;
 }
 
+uint32_t Warp::missing(int reg, uint32_t lanes) const {
+  const Written& halves = written_[static_cast<size_t>(reg)];
+  return lanes & ~(halves[0] & halves[1]);
+}
+
+// A half is as defined as it was.
+void Warp::note_halves(const Instruction& i, uint32_t lanes) {
+  const auto set = [lanes](uint32_t& half, uint32_t defined) { half = (half & ~lanes) | (defined & lanes); };
+  for (size_t k = 0; k < 2; ++k) {
+    Written& part = written(i.vector[k]);
+    if (i.execute == pack) {
+      set(written(i.result)[k], part[0] & part[1]);
+    } else {
+      const uint32_t defined = written(i.a)[k];
+      for (uint32_t& half : part) set(half, defined);
+    }
+  }
+}
+
 // Counts, checks, executes.
 void Warp::step(const Instruction& i, uint32_t lanes) {
-  if (i.predicate != kNoRegister && (lanes & ~written(i.predicate)) != 0)
+  if (i.predicate != kNoRegister && missing(i.predicate, lanes) != 0)
     fail(i, "an uninitialised register decides", lanes);
   const uint32_t active = i.flow == Flow::kStraight ? predicated(i, lanes) : lanes;
   for (const int source : i.sources)
-    if (const uint32_t missing = active & ~written(source); missing != 0)
-      fail(i, "an uninitialised register is read", missing);
+    if (const uint32_t unwritten = missing(source, active); unwritten != 0 && !copies_halves(i))
+      fail(i, "an uninitialised register is read", unwritten);
   ++i.counters.warp_instructions;
   i.counters.thread_instructions += static_cast<uint64_t>(__builtin_popcount(active));
   passes_ = 1;
   latency_ = i.timing.latency;
   if (i.execute != nullptr && active != 0) {
     i.execute(*this, i, active);
-    for (const int result : i.results) written(result) |= active;
+    if (copies_halves(i))
+      note_halves(i, active);
+    else
+      for (const int result : i.results)
+        for (uint32_t& half : written(result)) half |= active;
   }
   block_->time->issue(index_, i.timing, i.sources, i.results, passes_, latency_);
 }
@@ -247,7 +275,8 @@ void Warp::pass_barrier() {
     state_[static_cast<size_t>(lane)] = LaneState::kRunning;
     if (i.result != kNoRegister) lanes(i.result)[lane] = found[static_cast<size_t>(i.variant % kNegated)];
   });
-  if (i.result != kNoRegister) written(i.result) |= waiting;
+  if (i.result == kNoRegister) return;
+  for (uint32_t& half : written(i.result)) half |= waiting;
 }
 
 // --- Collectives ------------------------------------------------------------------------------------------------------

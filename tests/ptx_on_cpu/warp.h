@@ -21,6 +21,10 @@ enum class LaneState : uint8_t { kRunning, kAtCollective, kAtBarrier, kExited };
 
 struct Block;
 
+// Which lanes have written a register, its low and its high half: of two registers that mov packs into one, a compiler
+// leaves one undefined where only the other is taken out again.
+using Written = std::array<uint32_t, 2>;
+
 // A register of 32 lanes.
 struct alignas(64) Register {
   std::array<uint64_t, kLanes> lanes;
@@ -39,7 +43,6 @@ class Warp {
   // Lets the lanes go on, with what bar.red has found.
   void pass_barrier();
 
-  uint32_t& written(int reg) { return written_[static_cast<size_t>(reg)]; }
   uint64_t* lanes(int reg) { return registers_[static_cast<size_t>(reg)].lanes.data(); }
   const uint64_t* lanes(int reg) const { return registers_[static_cast<size_t>(reg)].lanes.data(); }
   int index() const { return index_; }
@@ -62,6 +65,9 @@ class Warp {
 
  private:
   void prepare_registers();
+  Written& written(int reg) { return written_[static_cast<size_t>(reg)]; }
+  uint32_t missing(int reg, uint32_t lanes) const;
+  void note_halves(const Instruction& i, uint32_t lanes);
   uint32_t predicated(const Instruction& i, uint32_t lanes) const;
   void step(const Instruction& i, uint32_t lanes);
   bool meet(const Instruction& i, int pc, uint32_t& lanes);  // a collective
@@ -76,7 +82,7 @@ class Warp {
   const Kernel* kernel_ = nullptr;
   int index_ = 0;
   std::vector<Register> registers_;
-  std::vector<uint32_t> written_;  // which lanes have written a register
+  std::vector<Written> written_;  // by register
   std::array<int, kLanes> pc_{};
   std::array<LaneState, kLanes> state_{};
   std::array<std::array<uint16_t, kLanes>, kLanes> seen_{};
