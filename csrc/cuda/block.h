@@ -76,9 +76,9 @@ __device__ inline void find_digit(int wanted, Selection* shared) {
     if (lane_index() >= distance) before += other;
   }
   before -= sum;
-  if (before >= wanted || before + sum < wanted) return;  // another lane's
+  if (before + sum < wanted) return;  // a later lane's
   for (int i = 0; i < kEach; ++i) {
-    if (before < wanted) {  // holds up to the digit that is looked for
+    if (before < wanted) {  // holds up to the digit that is looked for, and for no later lane
       shared->digit = first + i;
       shared->wanted = wanted - before;
       shared->members = counts[i];

@@ -192,24 +192,31 @@ __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work,
   REFINEDET_SHARED(uint64_t, words, kWarps);
   REFINEDET_SHARED(Box, boxes, kThreads);
   const int64_t tile = first_tile + blockIdx.x;
-  uint64_t word = work.suppressed[tile];
-  if (~word == 0) return;
+  const uint64_t before = work.suppressed[tile];
+  if (~before == 0) return;
   const Box low = work.candidates(tile * kTile + lane_index());
   const Box high = work.candidates(tile * kTile + kWarpSize + lane_index());
   const int count = *work.kept_count;
   const Box* const own = boxes + warp_index() * kWarpSize;
+  bool low_hit = false, high_hit = false;
   for (int first = warp_index() * kWarpSize; first < count; first += kThreads) {
     if (first + lane_index() < count) boxes[threadIdx.x] = work.kept(first + lane_index());
     __syncwarp();
-    const auto box = [&](int k) { return own[k]; };
-    word |= suppressed_by(box, 0, min(kWarpSize, count - first), 1, low, high, threshold);
+    const int fetched = min(kWarpSize, count - first);
+#pragma unroll 2  // registers, and with them warps, that a multiprocessor lacks then
+    for (int k = 0; k < fetched; ++k) {
+      low_hit = low_hit || suppresses(own[k], low, threshold);
+      high_hit = high_hit || suppresses(own[k], high, threshold);
+    }
     __syncwarp();
   }
+  const uint64_t word = ballot_tile(low_hit, high_hit);
   if (lane_index() == 0) words[warp_index()] = word;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < kWarps; ++w) word |= words[w];
-  work.suppressed[tile] = word;
+  uint64_t all = before;
+  for (int w = 0; w < kWarps; ++w) all |= words[w];
+  work.suppressed[tile] = all;
 }
 
 #define INSTANTIATE(T)                                                                                          \
