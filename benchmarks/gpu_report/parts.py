@@ -30,4 +30,4 @@ PARTS = (
     Part("sanitizer", "compute-sanitizer", 55, programs=("compute-sanitizer",)),
 )
 CALIBRATION = Part("calibration", "The cost model, fitted to this GPU", 10)
-DRY_LIMIT = 120  # seconds a part may take without a GPU, where machines are slower and only the start counts
+DRY_LIMIT = 200  # seconds a part may take without a GPU: machines are slower there, and all architectures compiled
