@@ -272,7 +272,10 @@ __device__ inline uint64_t* sort_keys(uint64_t* keys, uint64_t* spare, int count
   const int padded = sort_capacity(count), threads = static_cast<int>(blockDim.x);
   for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += threads) keys[i] = spare[i] = kNoKey;
   __syncthreads();
-  sort_runs(keys, spare, count, 4 * padded <= threads ? 4 : 2 * padded <= threads ? 2 : 1);
+  int lanes = 1;
+  if (2 * padded <= threads) lanes = 2;  // only saves work: other lanes, same ranks
+  if (4 * padded <= threads) lanes = 4;  // only saves work: other lanes, same ranks
+  sort_runs(keys, spare, count, lanes);
   if (count <= kShortRun) return spare;
   merge_runs<kShortRun, 4>(spare, keys, count, padded);
   if (count <= kLongRun) return keys;

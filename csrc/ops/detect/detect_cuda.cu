@@ -105,7 +105,8 @@ struct ScoreTest {
     if (fails_below > 1e-30f) passes_from = fails_below * 1.000001f;  // only saves work: the quotient says the same
   }
   __device__ bool operator()(float term) const {
-    return term >= passes_from || (term >= fails_below && term / total > threshold);
+    if (term >= passes_from) return true;  // only saves work: the quotient says the same
+    return term >= fails_below && term / total > threshold;
   }
 };
 
@@ -309,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
   if (found == 0) return;
   const uint64_t* const candidates = work.candidates + list * sizes.list_size;
   const int half = sizes.half_of_keys();
-  if (found <= min(sizes.list_size, kLongRun)) {
+  if (found <= kLongRun) {  // no list lacks room for so many
     for (int i = threadIdx.x; i < found; i += kThreads) keys[i] = candidates[i];
   } else {
     const bool listed = found <= sizes.list_size;
