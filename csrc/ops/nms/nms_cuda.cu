@@ -48,7 +48,7 @@ struct Boxes {
 struct Workspace {
   Boxes candidates;      // best first; the last tile is filled up with dead ones
   uint64_t* suppressed;  // a word per tile
-  Boxes kept;            // of the band
+  Boxes kept;            // of the band, and a warp of empty ones, for kept boxes are read by whole warps
   int* kept_count;
   uint64_t* rows;  // [64 * tiles, tiles] of the band: whom a box suppresses
 };
@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kThreads)
   REFINEDET_SHARED(uint64_t, kept_words, kBandTiles);
   REFINEDET_SHARED(int, kept_before, kBandTiles);
   constexpr int kRows = kTile / kGroups;
-  const int thread = threadIdx.x, column = thread % kBandTiles, group = thread / kBandTiles;
+  const int thread = threadIdx.x, group = thread / kBandTiles;
+  const int column = thread % kBandTiles < num_tiles ? thread % kBandTiles : -1;  // none
   if (thread < num_tiles) suppressed[thread] = work.suppressed[first_tile + thread];
   const auto word = [&](int tile, int row, int column) { return work.rows[(tile * kTile + row) * num_tiles + column]; };
   const auto diagonal_word = [&](int tile) {
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
   };
   uint64_t words[kRows];
   const auto fetch = [&](int tile) {
-    if (column <= tile || column >= num_tiles) return;
+    if (column <= tile) return;
     for (int r = 0; r < kRows; ++r) words[r] = word(tile, group * kRows + r, column);
   };
   if (thread < kTile) diagonals[thread] = diagonal_word(0);
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     const uint64_t chosen = pick_greedily(diagonals + tile % 2 * kTile, ~suppressed[tile]);
     const unsigned rows = static_cast<unsigned>(chosen >> (group * kRows));
-    if (column > tile && column < num_tiles) {
+    if (column > tile) {
       uint64_t hit = 0;
       for (int r = 0; r < kRows; ++r) hit |= rows >> r & 1 ? words[r] : 0;
       if (hit != 0) atomicOr(&suppressed[column], hit);
@@ -181,6 +182,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t earlier = first_tile == 0 ? 0 : *out.count;
   __syncthreads();
   list_kept(work, order, first_tile * kTile, num_tiles * kTile, {kept_words, kept_before}, out.kept + earlier);
+  if (warp_index() == 0) work.kept.store(kept + lane_index(), Corners{}, 0);  // overlaps nothing
   if (thread == 0) {
     *work.kept_count = kept;
     *out.count = earlier + kept;
@@ -200,11 +202,10 @@ __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work,
   const Box* const own = boxes + warp_index() * kWarpSize;
   bool low_hit = false, high_hit = false;
   for (int first = warp_index() * kWarpSize; first < count; first += kThreads) {
-    if (first + lane_index() < count) boxes[threadIdx.x] = work.kept(first + lane_index());
+    boxes[threadIdx.x] = work.kept(first + lane_index());
     __syncwarp();
-    const int fetched = min(kWarpSize, count - first);
 #pragma unroll 2  // registers, and with them warps, that a multiprocessor lacks then
-    for (int k = 0; k < fetched; ++k) {
+    for (int k = 0; k < kWarpSize; ++k) {
       low_hit = low_hit || suppresses(own[k], low, threshold);
       high_hit = high_hit || suppresses(own[k], high, threshold);
     }
@@ -242,7 +243,7 @@ int64_t lay_out(int64_t num_boxes, char* memory, Workspace* work) {
   const auto boxes = [&](int64_t count) { return Boxes{layout.part<float>(4 * count), layout.part<int64_t>(count)}; };
   work->candidates = boxes(tiles * kTile);
   work->suppressed = layout.part<uint64_t>(tiles);
-  work->kept = boxes(band * kTile);
+  work->kept = boxes(band * kTile + kWarpSize);
   work->kept_count = layout.part<int>(1);
   work->rows = layout.part<uint64_t>(band * kTile * band);
   return layout.bytes();
