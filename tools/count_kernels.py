@@ -59,9 +59,9 @@ Counts = dict[str, Any]  # a launch: kernel, blocks, threads, and numbers by nam
 
 def count(case: Case) -> dict[str, Any]:
     """The entry of a case in the table."""
-    launch = importlib.import_module(f"test_{case.operator}").launch
+    call = importlib.import_module(f"test_{case.operator}").launch
     with start(case.operator, ARCHITECTURE, counts="lines" if case.by_line else "launches", timeout=SECONDS) as harness:
-        outputs = launch(harness, *case.arguments())
+        outputs = call(harness, *case.arguments())
     assert harness.last_result is not None
     launches = launches_of(harness.last_result)
     lines = {launch["kernel"]: _busiest(launch.pop("lines", [])) for launch in launches}

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # of cuda_build, which is part of no package
 
 import cuda_build  # noqa: E402
+from refinedet.files import write_text  # noqa: E402
 from refinedet.profiling.resources import DYNAMIC_SHARED, KernelResources  # noqa: E402
 
 CSRC = ROOT / "csrc"
@@ -125,10 +126,10 @@ def main() -> None:
     rows = sorted(old.rows + new.rows, key=lambda row: (row.kernel, float(row.architecture)))
     resources = to_json(rows, {"nvcc": toolkit.version, "nvrtc": nvrtc.version()})
     code = sass.to_json(new.code, {"nvcc": toolkit.version, "nvdisasm": sass.version()})
-    BUDGET.write_text(resources)
-    TABLE.write_text(to_markdown(json.loads(resources)))
-    CODE.write_text(code)
-    CODE_TABLE.write_text(sass.to_markdown(json.loads(code)))
+    write_text(BUDGET, resources)
+    write_text(TABLE, to_markdown(json.loads(resources)))
+    write_text(CODE, code)
+    write_text(CODE_TABLE, sass.to_markdown(json.loads(code)))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def _with_anchors_of(net: Network) -> Network:
 
 
 def detect(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """Derivation: docs/kernels/detect.md."""
+    """docs/kernels/detect.md derives minimum and operations."""
     anchors, classes = net.anchors, net.classes
     survivors = anchors * net.survivors
     pairs = survivors * net.pairs
@@ -191,7 +191,7 @@ def concatenation(net: Network, batch: int, *, element: int = 4) -> Cost:
 
 
 def refine(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """Derivation: docs/kernels/refine.md."""
+    """docs/kernels/refine.md derives minimum and operations."""
     rows = batch * net.anchors
     return Cost(
         minimum=(4 * element + 16) * rows + 16 * net.anchors,
@@ -201,7 +201,7 @@ def refine(net: Network, batch: int, *, element: int = 4) -> Cost:
 
 
 def match(net: Network, batch: int) -> Cost:
-    """Eight ground truths per image. Derivation: docs/kernels/match.md."""
+    """Eight ground truths per image."""
     truths = 8
     rows, boxes = batch * net.anchors, batch * truths
     return Cost(
@@ -212,10 +212,7 @@ def match(net: Network, batch: int) -> Cost:
 
 
 def mine(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """From logits, every anchor eligible: the first steps of training, the costliest case.
-
-    Derivation: docs/kernels/mine.md.
-    """
+    """From logits, every anchor eligible: the first steps of training, the costliest case."""
     rows = batch * net.anchors
     return Cost(
         minimum=rows * (8 + 4 + 4 + net.classes * element + 1),
@@ -225,7 +222,7 @@ def mine(net: Network, batch: int, *, element: int = 4) -> Cost:
 
 
 def nms(boxes: int) -> Cost:
-    """Of 20 classes around 40 objects, without the sort before it, which is torch's. Derivation: docs/kernels/nms.md.
+    """Of 20 classes around 40 objects, without the sort before it, which is torch's.
 
     Raises ValueError for a number that was not counted: what is kept decides, and it does not grow with the boxes.
     """
