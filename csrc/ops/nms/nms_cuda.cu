@@ -48,7 +48,7 @@ struct Boxes {
 struct Workspace {
   Boxes candidates;      // best first; the last tile is filled up with dead ones
   uint64_t* suppressed;  // a word per tile
-  Boxes kept;            // of the band, and a warp of empty ones, for kept boxes are read by whole warps
+  Boxes kept;            // of the band, and empty ones: kept boxes are read by whole warps, beyond the last
   int* kept_count;
   uint64_t* rows;  // [64 * tiles, tiles] of the band: whom a box suppresses
 };
@@ -182,14 +182,14 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t earlier = first_tile == 0 ? 0 : *out.count;
   __syncthreads();
   list_kept(work, order, first_tile * kTile, num_tiles * kTile, {kept_words, kept_before}, out.kept + earlier);
-  if (warp_index() == 0) work.kept.store(kept + lane_index(), Corners{}, 0);  // overlaps nothing
+  if (thread < kTile) work.kept.store(kept + thread, Corners{}, 0);  // overlaps nothing
   if (thread == 0) {
     *work.kept_count = kept;
     *out.count = earlier + kept;
   }
 }
 
-// One block: a tile after the band, which meets the kept boxes of the band. A warp fetches 32 of them at once.
+// One block: a tile after the band, which meets the kept boxes of the band. A warp has an eighth of them, 32 at once.
 __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work, int64_t first_tile, float threshold) {
   REFINEDET_SHARED(uint64_t, words, kWarps);
   REFINEDET_SHARED(Box, boxes, kThreads);
@@ -198,14 +198,15 @@ __global__ void __launch_bounds__(kThreads) suppress_rest_kernel(Workspace work,
   if (~before == 0) return;
   const Box low = work.candidates(tile * kTile + lane_index());
   const Box high = work.candidates(tile * kTile + kWarpSize + lane_index());
-  const int count = *work.kept_count;
+  const int share = (*work.kept_count + kWarps - 1) / kWarps, end = (warp_index() + 1) * share;
   const Box* const own = boxes + warp_index() * kWarpSize;
   bool low_hit = false, high_hit = false;
-  for (int first = warp_index() * kWarpSize; first < count; first += kThreads) {
+  for (int first = end - share; first < end; first += kWarpSize) {
+    const int in_turn = min(end - first, kWarpSize);  // only saves work: beyond lie another warp's boxes, or empty ones
     boxes[threadIdx.x] = work.kept(first + lane_index());
     __syncwarp();
 #pragma unroll 2  // registers, and with them warps, that a multiprocessor lacks then
-    for (int k = 0; k < kWarpSize; ++k) {
+    for (int k = 0; k < in_turn; ++k) {
       low_hit = low_hit || suppresses(own[k], low, threshold);
       high_hit = high_hit || suppresses(own[k], high, threshold);
     }
@@ -243,7 +244,7 @@ int64_t lay_out(int64_t num_boxes, char* memory, Workspace* work) {
   const auto boxes = [&](int64_t count) { return Boxes{layout.part<float>(4 * count), layout.part<int64_t>(count)}; };
   work->candidates = boxes(tiles * kTile);
   work->suppressed = layout.part<uint64_t>(tiles);
-  work->kept = boxes(band * kTile + kWarpSize);
+  work->kept = boxes((band + 1) * kTile);
   work->kept_count = layout.part<int>(1);
   work->rows = layout.part<uint64_t>(band * kTile * band);
   return layout.bytes();
