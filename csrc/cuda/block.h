@@ -161,7 +161,7 @@ struct KeyList {
 };
 
 // Moves the `wanted` best of `count` > `wanted` keys, in shared memory, to the front, in any order. Returns the worst
-// of them. `shared->list_size` is `wanted` then.
+// of them. `shared->list_size` is `wanted` then. Ends without a barrier: what comes next lies behind these keys.
 __device__ inline uint64_t keep_best(uint64_t* keys, int count, int wanted, Selection* shared) {
   const uint64_t last = select_key(KeyList{keys}, count, wanted, shared);
   if (threadIdx.x == 0) shared->list_size = 0;
@@ -172,7 +172,6 @@ __device__ inline uint64_t keep_best(uint64_t* keys, int count, int wanted, Sele
     const int place = append_by_warp(key <= last, &shared->list_size);
     if (key <= last) keys[place] = key;
   }
-  __syncthreads();
   return last;
 }
 

@@ -482,24 +482,31 @@ def random_inputs(
     )
 
 
-def check(harness: Harness) -> None:
+def check(harness: Harness, dtype: torch.dtype = torch.float32) -> None:
     """Quick cases in which every barrier and every bounds check matters."""
+
+    def case(inputs: tuple[int, ...], *, arm_conf: bool = True, **arguments: Any) -> None:
+        check_case(harness, random_inputs(*inputs, arm_conf=arm_conf, dtype=dtype), **arguments)
+
     # Two levels that end within a block; more candidates than top_k, more survivors than rows.
-    check_case(harness, random_inputs(0, 2, 300, 3), levels=[290, 10], top_k=20, keep_top_k=9, seed=1)
+    case((0, 2, 300, 3), levels=[290, 10], top_k=20, keep_top_k=9, seed=1)
     # More exponentials than a block has room for, two tiles of candidates, fewer survivors than rows.
-    inputs = random_inputs(1, 1, 230, 21, arm_conf=False)
-    check_case(harness, inputs, score_threshold=0.0, iou_threshold=0.1, top_k=100, keep_top_k=900, seed=2)
+    case((1, 1, 230, 21), arm_conf=False, score_threshold=0.0, iou_threshold=0.1, top_k=100, keep_top_k=900, seed=2)
     # More candidates than a list holds: more than are gathered at once; in two goes, without a selection between them.
-    inputs = random_inputs(2, 1, 1100, 6)
-    check_case(harness, inputs, **ALL, levels=[700, 400], top_k=500, keep_top_k=20, seed=3)
-    options = {"objectness_threshold": 0.2, "score_threshold": -1.0, "top_k": 500, "keep_top_k": 900}
-    check_case(harness, inputs, **options, seed=4)
+    case((2, 1, 1100, 6), **ALL, levels=[700, 400], top_k=500, keep_top_k=20, seed=3)
+    two_goes = {"objectness_threshold": 0.2, "score_threshold": -1.0, "top_k": 500, "keep_top_k": 100}
+    case((2, 1, 1100, 11), **two_goes, seed=4)
     # A list that is selected from; more kept boxes of an image than are sorted; more classes than a warp counts.
-    check_case(harness, random_inputs(3, 1, 700, 2), **ALL, top_k=100, seed=5)
-    check_case(harness, random_inputs(4, 1, 115, 21), **ALL, iou_threshold=5.0, keep_top_k=30, seed=6)
-    check_case(harness, random_inputs(5, 1, 6, 300, arm_conf=False), score_threshold=1e-3, seed=7)
+    case((3, 1, 700, 2), **ALL, top_k=100, seed=5)
+    case((4, 1, 115, 21), **ALL, iou_threshold=5.0, keep_top_k=30, seed=6)
+    case((5, 1, 6, 300), arm_conf=False, score_threshold=1e-3, seed=7)
     # As many kept boxes of a class as there is room for, not in whole tiles.
-    check_case(harness, random_inputs(6, 1, 1300, 2), **ALL, iou_threshold=0.95, top_k=2048, keep_top_k=1024, seed=8)
+    case((6, 1, 1300, 2), **ALL, iou_threshold=0.8, top_k=2048, keep_top_k=1024, seed=8)
+    # So many kept boxes of an image that they come in three goes, the last without a selection before it; sorted in
+    # whole parts of a run, behind which others lie.
+    case((7, 1, 1000, 12), **ALL, iou_threshold=5.0, top_k=1000, keep_top_k=768, seed=9)
+    # More keys than kept boxes.
+    case((8, 1, 1100, 2), **ALL, top_k=1000, keep_top_k=20, seed=10)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

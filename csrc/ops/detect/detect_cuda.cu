@@ -146,7 +146,8 @@ __device__ inline void append_candidates(const ScoreTile& tile, int64_t image, i
   const int lane = lane_index();
   const int64_t first_list = image * sizes.foreground() - 1;
   for (int first = 1 + warp_index(); first < sizes.num_classes; first += kWarps * kWarpSize) {
-    const int classes = min((sizes.num_classes - first + kWarps - 1) / kWarps, kWarpSize);
+    int classes = (sizes.num_classes - first + kWarps - 1) / kWarps;
+    if (classes > kWarpSize) classes = kWarpSize;  // only saves work: the others are counted in the next turn
     const int found = count_candidates(tile, first, classes, threshold);
     int reserved = 0;
     if (found > 0) reserved = atomicAdd(&work.candidate_counts[first_list + first + lane * kWarps], found);
