@@ -9,7 +9,21 @@ import pytest
 from kernel_budget import cuda_build
 from ptx_on_cpu import harness as ptx_on_cpu
 from simulated.harness import SAMPLES, Harness
-from simulated.test_harness import FULL_WARP, failure, marked_lines, output, run
+from simulated.test_harness import (  # tests of right kernels, with the fixture `harness` of this file
+    FULL_WARP,
+    failure,
+    marked_lines,
+    output,
+    run,
+    test_atomics_and_early_exit,  # noqa: F401
+    test_block_reduction,  # noqa: F401
+    test_dynamic_shared_memory,  # noqa: F401
+    test_lanes_exchange_between_warp_barriers,  # noqa: F401
+    test_last_warp_may_be_short,  # noqa: F401
+    test_parts_of_a_warp_exchange_on_their_own,  # noqa: F401
+    test_votes_of_a_block,  # noqa: F401
+    test_warp_collectives,  # noqa: F401
+)
 
 pytestmark = pytest.mark.ptx
 
@@ -76,57 +90,6 @@ def message(folder: Path, body: str, values: object = FULL_WARP, **options: obje
 
 
 # --- Right kernels ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("block", "grid"), [(32, 1), (64, 1), (64, 4), (256, 2)])
-def test_block_reduction(harness: Harness, block: int, grid: int) -> None:
-    values = np.random.default_rng(0).integers(-1000, 1000, block * grid - 7)
-    for seed in range(5):
-        assert output(harness, "sum", values, block=block, grid=grid, memset=0, seed=seed) == values.sum()
-
-
-def test_dynamic_shared_memory(harness: Harness) -> None:
-    values = np.arange(50)
-    assert output(harness, "reverse", values, 50, block=64, shared_bytes=200).tolist() == values[::-1].tolist()
-
-
-def test_warp_collectives(harness: Harness) -> None:
-    values = np.random.default_rng(1).integers(-5, 6, 64)
-    values[32:] = np.abs(values[32:]) + 1
-    found = output(harness, "warp", values, 8 * 64, block=64, n=37).reshape(2, 32, 8)
-    for warp, results in zip(values.reshape(2, 32), found, strict=True):
-        assert results[:, 0].tolist() == np.roll(warp, -1).tolist()
-        assert results[:, 1].tolist() == [*warp[:3], *warp[:29]]
-        assert results[:, 2].tolist() == [*warp[3:], *warp[29:]]
-        assert results[:, 3].tolist() == warp[FULL_WARP ^ 5].tolist()
-        assert (results[:, 4] == warp[37 % 32]).all()
-        ballot = sum(1 << lane for lane in range(32) if warp[lane] > 0)
-        assert (results[:, 5].view(np.uint32) == ballot).all()
-        assert (results[:, 6] == (warp > 0).any()).all()
-        assert (results[:, 7] == (warp > 0).all()).all()
-
-
-def test_parts_of_a_warp_exchange_on_their_own(harness: Harness) -> None:
-    found = output(harness, "half_warp", FULL_WARP, 32)
-    assert found.tolist() == [*(FULL_WARP[:16] ^ 1), *(FULL_WARP[16:] ^ 2)]
-
-
-def test_atomics_and_early_exit(harness: Harness) -> None:
-    values = np.random.default_rng(2).integers(1, 1000, 75)
-    for seed in range(3):
-        found = output(harness, "atomics", values, 8, block=32, grid=3, memset=0, seed=seed)
-        assert found.tolist() == [values.sum(), values.max(), 0, np.bitwise_or.reduce(values), 1, 1, 1, 1]
-
-
-def test_votes_of_a_block(harness: Harness) -> None:
-    for votes in (np.zeros(64), np.ones(64), FULL_WARP.repeat(2) % 3):
-        found = output(harness, "votes", votes, 3 * 64, block=64).reshape(64, 3)
-        assert (found == [(votes > 0).sum(), (votes > 0).all(), (votes > 0).any()]).all()
-
-
-def test_lanes_exchange_between_warp_barriers(harness: Harness) -> None:
-    found = output(harness, "warp_rounds", np.arange(64), 64, block=64, n=3)
-    assert found.tolist() == ((np.arange(64) ^ 1) + 3).tolist()
 
 
 def test_seeds_shuffle_blocks_and_warps(harness: Harness) -> None:

@@ -46,6 +46,7 @@ void Warp::start(Block& block, int index, int threads) {
   block_ = &block;
   kernel_ = block.kernel;
   index_ = index;
+  threads_ = threads < kLanes ? (1u << threads) - 1 : kAllLanes;
   if (!same_kernel) prepare_registers();
   std::fill(written_.begin(), written_.end(), Written{});
   for (const Constant& constant : kernel_->constants) written(constant.reg) = {kAllLanes, kAllLanes};
@@ -55,7 +56,7 @@ void Warp::start(Block& block, int index, int threads) {
   }
   for (size_t lane = 0; lane < kLanes; ++lane) {
     pc_[lane] = 0;
-    state_[lane] = static_cast<int>(lane) < threads ? LaneState::kRunning : LaneState::kExited;
+    state_[lane] = (threads_ >> lane & 1) != 0 ? LaneState::kRunning : LaneState::kExited;
     seen_[lane].fill(0);
     seen_[lane][lane] = 1;
   }
@@ -108,7 +109,7 @@ void Warp::report_deadlock() const {
   const uint32_t waiting = lanes_in(LaneState::kAtCollective), at_barrier = lanes_in(LaneState::kAtBarrier);
   const int lane = __builtin_ctz(waiting);
   const Instruction& i = kernel_->code[static_cast<size_t>(pc_[static_cast<size_t>(lane)])];
-  const uint32_t exited = lanes_in(LaneState::kExited) & static_cast<uint32_t>(lanes(i.members)[lane]);
+  const uint32_t exited = lanes_in(LaneState::kExited) & static_cast<uint32_t>(lanes(i.members)[lane]) & threads_;
   if (exited != 0) fail_exited(i, exited, waiting);
   fail(i,
        "deadlock: lanes wait for others of their member mask " +
@@ -209,7 +210,8 @@ bool Warp::meet(const Instruction& i, int pc, uint32_t& lanes) {
   each_lane(waiting, [&](int lane) {
     if (pc_[static_cast<size_t>(lane)] != pc) waiting &= ~(1u << lane);
   });
-  const auto mask_of = [&](int lane) { return static_cast<uint32_t>(this->lanes(i.members)[lane]); };
+  // The lanes that a block's last warp lacks count as if they were not named.
+  const auto mask_of = [&](int lane) { return static_cast<uint32_t>(this->lanes(i.members)[lane]) & threads_; };
   const uint32_t members = mask_of(__builtin_ctz(lanes));
   each_lane(lanes, [&](int lane) {
     if ((mask_of(lane) >> lane & 1) == 0) fail(i, "wrong member mask: the lane is not in its own", 1u << lane);

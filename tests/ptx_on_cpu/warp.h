@@ -81,6 +81,7 @@ class Warp {
   Block* block_ = nullptr;
   const Kernel* kernel_ = nullptr;
   int index_ = 0;
+  uint32_t threads_ = 0;  // the lanes that the block has
   std::vector<Register> registers_;
   std::vector<Written> written_;  // by register
   std::array<int, kLanes> pc_{};
