@@ -11,6 +11,7 @@ from ptx_on_cpu import harness as ptx_on_cpu
 from simulated.harness import SAMPLES, Harness
 from simulated.test_harness import (  # tests of right kernels, with the fixture `harness` of this file
     FULL_WARP,
+    RACES,
     failure,
     marked_lines,
     output,
@@ -172,16 +173,6 @@ def test_instructions_at_their_edges(tmp_path: Path, code: str, value: int, expe
 
 
 # --- Planted bugs -----------------------------------------------------------------------------------------------------
-
-RACES = {
-    "missing_barrier": {"block": 64},
-    "missing_second_barrier": {"block": 64},
-    "missing_syncwarp": {"block": 64},
-    "shuffle_is_no_barrier": {"block": 64},
-    "syncwarp_is_no_barrier": {"block": 64},
-    "plain_counter": {"block": 64},
-    "block_race": {"block": 64, "grid": 2},
-}
 
 
 @pytest.mark.parametrize("kernel", RACES)
