@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/installed.stamp
 CPP := $(shell find csrc tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
-.PHONY: demo test test-cuda test-gpu gpu-report lint benchmark clean
+.PHONY: demo test test-cuda test-gpu gpu-report lint benchmark fuzz clean
 
 # What `make test` has installed will do.
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
@@ -50,6 +50,10 @@ test-gpu: $(INSTALLED)
 # nothing: it takes the interpreter that PYTHON names, else that of .venv, where `make test` has made one.
 gpu-report:
 	$(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(INSTALLED))),$(BIN)/python,$(PYTHON)) benchmarks/gpu_report $(ARGS)
+
+# Damaged inputs of every kind, others every time (tests/fuzz/README.md); ARGS="--seed 7 --only coco --count 100".
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz $(ARGS)
 
 clean:
 	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(DEMO_INSTALLED) $(INSTALLED)

@@ -1,5 +1,7 @@
 """Errors a user can cause and mend. Each message names the file or input, the value found, and the fix."""
 
+_SHOWN = 80  # characters of a value in a message
+
 
 class RefineDetError(Exception):
     """Base of every error meant for the user; the command line prints its message without a traceback."""
@@ -29,3 +31,12 @@ def shorten(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are, for a message."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def show(value: object) -> str:
+    """``value`` as Python writes it, cut after some 80 characters: for a message that names a value of any origin."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; a whole number of thousands of digits
+        return f"a value of type {type(value).__name__}, too long to be shown"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-WORDS = {"anchors", "boxes", "choices", "errors", "files", "interrupt", "preprocessing", "presets", "records"}
+WORDS = {
+    "anchors",
+    "boxes",
+    "choices",
+    "errors",
+    "files",
+    "interrupt",
+    "parsing",
+    "preprocessing",
+    "presets",
+    "records",
+}
 
 # From the lowest room to the highest: the room, what is done there, and the rooms it may import.
 ROOMS = {

@@ -1,0 +1,1 @@
+"""One file per kind of input, each with a ``TARGET``."""

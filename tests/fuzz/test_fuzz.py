@@ -1,0 +1,79 @@
+"""Five hundred mutated inputs of each kind: each is read, or refused in one sentence, in bounded time and memory."""
+
+import os
+import random
+import time
+
+import pytest
+
+from fuzz import find_targets
+from fuzz.engine import Target, fuzz
+from fuzz.mutations import damage_bytes
+from refinedet.errors import DataError
+
+SEED = 20261128
+
+
+@pytest.mark.parametrize("name", sorted(find_targets()))
+def test_mutated_inputs_are_read_or_refused(name, tmp_path):
+    target = find_targets()[name]
+    report = fuzz(target, target.ci_count, SEED, tmp_path)
+    assert not report.failures, "\n".join(f"{f.kind}: {f.file}\n{f.detail}" for f in report.failures[:3])
+    # Where one of them is missing the mutations do nothing, or end before the reader begins.
+    assert min(report.outcomes["refused"], report.outcomes["read"]) > 20, str(report)
+
+
+def planted(tmp_path, read, **limits) -> dict[str, int]:
+    """The outcomes of eight inputs under a reader with a fault."""
+
+    def make_seeds(folder):
+        (folder / "seed.txt").write_bytes(b"sound")
+        return [folder / "seed.txt"]
+
+    def read_or_fail(path):
+        if path.read_bytes() != b"sound":
+            read(path)
+
+    target = Target("planted", make_seeds, damage_bytes, read_or_fail, **limits)
+    return dict(fuzz(target, 8, SEED, tmp_path).outcomes)
+
+
+def test_a_refusal_is_no_failure(tmp_path):
+    def refuse(path):
+        raise DataError("no")
+
+    assert planted(tmp_path, refuse).keys() <= {"refused", "read"}
+
+
+def test_planted_traceback_is_found(tmp_path):
+    def fail(path):
+        raise KeyError("bbox")
+
+    assert planted(tmp_path, fail)["traceback"] > 0
+
+
+def test_planted_hang_is_found(tmp_path):
+    def wait(path):
+        time.sleep(0.2)
+
+    assert planted(tmp_path, wait, seconds=0.1)["hang"] > 0
+
+
+def test_planted_appetite_is_found(tmp_path):
+    def eat(path):
+        bytearray(64 << 20)[::4096] = b"x" * (64 << 20 >> 12)
+
+    assert planted(tmp_path, eat, memory=lambda size: 2 * size + (16 << 20))["memory"] > 0
+
+
+def test_planted_death_is_found(tmp_path):
+    def die(path):
+        os._exit(3)
+
+    assert planted(tmp_path, die)["death"] > 0
+
+
+def test_an_input_depends_on_seed_and_number_alone():
+    content = bytes(range(256))
+    assert damage_bytes(random.Random("1 2"), content) == damage_bytes(random.Random("1 2"), content)
+    assert len({damage_bytes(random.Random(f"1 {n}"), content) for n in range(50)}) > 40
