@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from refinedet.data import read_image
 from refinedet.errors import DataError
@@ -19,8 +18,9 @@ from refinedet.files import atomic_write
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
-from refinedet.inference.video import BAR_DELAY, detect_video
+from refinedet.inference.video import detect_video
 from refinedet.interrupt import StopRequest, stop_on_interrupt
+from refinedet.progress import SHORT, Progress, show_progress
 from refinedet.records import Detections
 
 
@@ -78,7 +78,7 @@ class Annotator:
         started = time.perf_counter()
         network_seconds = 0.0
         table = _Table(images, self.detector.classes)
-        with tqdm(total=len(images), unit="image", delay=BAR_DELAY) as bar:
+        with show_progress("detecting", "image", len(images), delay=SHORT) as bar:
             for batch in batches(self._readable(images, bar), self.batch_size):
                 before = time.perf_counter()
                 found = self._find([image for _, image in batch])
@@ -93,7 +93,7 @@ class Annotator:
                 "per image, without reading and drawing"
             )
 
-    def _readable(self, images: Sequence[Path], bar: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
+    def _readable(self, images: Sequence[Path], bar: Progress) -> Iterator[tuple[Path, np.ndarray]]:
         for path in images:
             if self.interrupted:
                 return

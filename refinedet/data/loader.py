@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from refinedet.data.augment import TrainAugment
 from refinedet.data.dataset import DetectionDataset
 from refinedet.errors import DataError, InputError, RefineDetError
 from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.progress import track
 from refinedet.records import Batch, Sample, Targets
 
 
@@ -58,8 +58,8 @@ class TrainLoader:
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """The batches of start_step, start_step + 1, ... without end."""
         if self._cache and self._samples is None:
-            progress = tqdm(range(len(self.dataset)), desc="reading images", delay=2, leave=False)
-            self._samples = [self.dataset[index] for index in progress]
+            indices = track(range(len(self.dataset)), "reading images", "image")
+            self._samples = [self.dataset[index] for index in indices]
         samples = self.dataset if self._samples is None else self._samples
         batches = _Batches(samples, self._augment, self.batch_size, self._seed, self._use_difficult)
         loader = DataLoader(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
+from refinedet.progress import show_progress
 
 _SMOOTHING = 0.05  # weight of the newest loss in the bar
 
@@ -43,17 +43,18 @@ class Speed:
 
 
 class StepBar:
-    """Progress of the steps with smoothed loss, learning rate and images per second; tqdm adds rate and ETA."""
+    """Progress of the steps with smoothed loss, learning rate and images per second."""
 
-    def __init__(self, done: int, steps: int, disable: bool) -> None:
-        self._bar = tqdm(initial=done, total=steps, desc="training", unit="step", dynamic_ncols=True, disable=disable)
+    def __init__(self, done: int, steps: int, shown: bool) -> None:
+        self._bar = show_progress("training", "step", steps, done=done, shown=shown)
         self._loss: float | None = None
 
     def __enter__(self) -> StepBar:
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
 
     def show(self, loss: float, lr: float, speed: Speed) -> None:
         """Count one step."""

@@ -159,7 +159,7 @@ class _Run:
         """Take the remaining steps."""
         settings, trainer = self.recipe.train, self.trainer
         speed = Speed(settings.batch_size)
-        bar = StepBar(trainer.steps, settings.steps, disable=not progress)
+        bar = StepBar(trainer.steps, settings.steps, shown=progress)
         with stop_on_interrupt() as stop, bar:
             for batch in speed.timed(self.loader.iterate(trainer.steps), settings.steps - trainer.steps):
                 lr = trainer.learning_rate
