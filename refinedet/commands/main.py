@@ -1,7 +1,8 @@
 """The ``refinedet`` command. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 done; 1 done, but some inputs could not be read (`detect`) or the machine is not in order (`doctor`);
-2 not done, with one line ``refinedet: error: ...`` naming the cause and the fix; 130 interrupted by Ctrl-C.
+2 not done, with one line ``refinedet: error: ...`` naming the cause and the fix; 130 stopped by Ctrl-C, 143 by SIGTERM,
+129 by the SIGHUP of a closed terminal: 128 + signal, as shells and schedulers have it.
 
 Each verb is a file: it adds its parser, and its ``run`` returns the exit status. Torch and OpenCV are imported by the
 ``run`` that needs them, so that ``refinedet --help`` is quick.
@@ -18,6 +19,7 @@ from refinedet import __version__
 from refinedet.commands import detect, doctor, evaluate, train
 from refinedet.commands.messages import say, say_error, show_warning
 from refinedet.errors import InputError, RefineDetError
+from refinedet.interrupt import Stopped, raise_on_interrupt
 
 VERBS = (train, evaluate, detect, doctor)
 FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", FFMPEG_QUIET)
     try:
         arguments = build_parser().parse_args(argv)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), raise_on_interrupt():
             warnings.showwarning = show_warning
             status: int = arguments.run(arguments)
             return status
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         say(str(error) or "interrupted")  # training says what it saved, and how to go on
-        return 130
+        return error.exit_status if isinstance(error, Stopped) else 130
 
 
 class _Parser(argparse.ArgumentParser):
