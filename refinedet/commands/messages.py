@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from refinedet.files import PACKAGE
+from refinedet.progress import write
 
 _FIXES = {
     errno.ENOSPC: "free space or choose another folder",
@@ -23,7 +24,7 @@ _FIXES = {
 
 def say(message: str) -> None:
     """Tell the user on stderr, in one line."""
-    print(f"refinedet: {message}", file=sys.stderr)
+    write(f"refinedet: {message}")
 
 
 def say_error(error: Exception) -> None:
