@@ -1,5 +1,8 @@
 """Errors a user can cause and mend. Each message names the file or input, the value found, and the fix."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -31,6 +34,12 @@ def shorten(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are, for a message."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ " did you mean 'x'?" with the one of ``known`` nearest to ``name``, or nothing."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" did you mean {close[0]!r}?" if close else ""
 
 
 def show(value: object) -> str:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from refinedet.choices import check_device
+from refinedet.errors import InputError
 from refinedet.files import write_text
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device``, for `choose_device`."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", default="auto", type=_device, help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +62,14 @@ def deliver(arguments: argparse.Namespace, document: Any) -> None:
         sys.stdout.write(text)
     elif arguments.json:
         write_text(arguments.json, text)
+
+
+def _device(text: str) -> str:
+    try:
+        check_device(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _positive(text: str) -> int:

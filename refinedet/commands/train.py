@@ -64,11 +64,13 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and tell what came out of it and where it is."""
     from refinedet.training.read import read_recipe
-    from refinedet.training.run import train
 
     say = speaker(arguments)
     out = _run_folder(arguments)
     recipe = read_recipe(arguments.recipe, [given.layer for given in arguments.settings])
+
+    from refinedet.training.run import train  # loads torch: a mistake in the recipe is told by now
+
     try:
         result = train(recipe, out, device=arguments.device, resume=arguments.resume)
     except TrainingInterrupted as stopped:
