@@ -29,7 +29,7 @@ class Annotator:
     """Detects in images and videos, and draws what it finds on copies of them.
 
     An input that cannot be read goes to ``failures`` and the others go on; a video that breaks off is both there and in
-    ``done``. After Ctrl-C (``interrupted``) what was begun is finished, the rest is left.
+    ``done``. After Ctrl-C or SIGTERM (``interrupted``) what was begun is finished, the rest is left.
     """
 
     detector: Detector
@@ -42,12 +42,12 @@ class Annotator:
     failures: dict[Path, DataError] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     videos: list[dict[str, Any]] = field(default_factory=list)
-    _stop: StopRequest = field(default_factory=StopRequest, init=False)
+    stop: StopRequest = field(default_factory=StopRequest, init=False)
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._stop.made
+        """Whether someone asked to stop."""
+        return self.stop.made
 
     @property
     def remaining(self) -> list[Path]:
@@ -56,7 +56,7 @@ class Annotator:
 
     def run(self, images: Sequence[Path], videos: Sequence[Path]) -> None:
         """Detect in all images, then in all videos; writes the annotated copies and tells what was found."""
-        with stop_on_interrupt(self._stop):
+        with stop_on_interrupt(self.stop):
             if images:
                 self._run_images(images)
             for video in videos:

@@ -2,7 +2,8 @@
 
 Exit status: 0 done; 1 done, but some inputs could not be read (`detect`), the machine is not in order (`doctor`) or the
 reader of stdout went; 2 not done, with one line ``refinedet: error: ...`` naming the cause and the fix; 3 a fault of this
-package, with its traceback; 130 interrupted by Ctrl-C.
+package, with its traceback; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by the SIGHUP of a closed terminal: 128 + signal,
+as shells and schedulers have it.
 
 Each verb is a file: it adds its parser, and its ``run`` returns the exit status. Torch and OpenCV are imported by the
 ``run`` that needs them, so that ``refinedet --help`` is quick.
@@ -21,6 +22,7 @@ from refinedet.commands.messages import is_out_of_memory, say, say_error, show_w
 from refinedet.commands.options import add_quiet
 from refinedet.commands.streams import safe_streams
 from refinedet.errors import InputError, RefineDetError, show, suggestion
+from refinedet.interrupt import Stopped, raise_on_interrupt
 from refinedet.progress import quiet
 
 VERBS = (train, evaluate, detect, doctor)
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
-        with warnings.catch_warnings(), quiet(arguments.quiet):
+        with warnings.catch_warnings(), quiet(arguments.quiet), raise_on_interrupt():
             warnings.showwarning = show_warning
             status: int = arguments.run(arguments)
             return status
@@ -50,7 +52,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt as error:
         say(str(error) or "interrupted")  # training says what it saved, and how to go on
-        return 130
+        return error.exit_status if isinstance(error, Stopped) else 130
     except Exception as error:
         return _tell_unforeseen(error)
 

@@ -1,6 +1,8 @@
 """Batches for training, each a pure function of (seed, step), and for evaluation, in order."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -163,10 +165,25 @@ def _unchanged(item: object) -> object:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process stops its workers itself.
+    # What asks to stop reaches the whole process group, or all processes of a job: the main process alone answers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _obey_parent_only()
     # Each worker is one process of several: OpenCV's own threads would only compete.
     cv2.setNumThreads(0)
+
+
+def _obey_parent_only() -> None:
+    """Let SIGTERM end this process when its parent sends it, as the DataLoader does at the end, but nobody else."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _alive(batches: Iterator[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-from refinedet.progress import show_progress
+from refinedet.evaluation.report import Evaluation
+from refinedet.interrupt import StopRequest
+from refinedet.progress import show_progress, write
 
 _SMOOTHING = 0.05  # weight of the newest loss in the bar
 
@@ -24,11 +26,12 @@ class Speed:
         """Start measuring anew."""
         self._start, self._waited, self._batches = time.monotonic(), 0.0, 0
 
-    def timed(self, batches: Iterator[T], count: int) -> Iterator[T]:
-        """The first ``count`` of ``batches``, measured."""
+    def timed(self, batches: Iterator[T], count: int, stop: StopRequest) -> Iterator[T]:
+        """The first ``count`` of ``batches``, measured; ``stop`` ends the wait for one at once."""
         for _ in range(count):
             asked = time.monotonic()
-            batch = next(batches)
+            with stop.at_once():
+                batch = next(batches)
             self._waited += time.monotonic() - asked
             self._batches += 1
             yield batch
@@ -40,6 +43,12 @@ class Speed:
             "images_per_second": self._batches * self._batch_size / seconds,
             "data_wait": self._waited / seconds,
         }
+
+
+def show_mean_ap(step: int, evaluation: Evaluation) -> None:
+    """A line on stderr with what an evaluation on the way found."""
+    mean_ap = "- (it has no object)" if evaluation.mean_ap is None else f"{evaluation.mean_ap:.4f}"
+    write(f"step {step}: mean {evaluation.measure} on the test split {mean_ap}")
 
 
 class StepBar:
