@@ -20,7 +20,7 @@ from refinedet import __version__
 from refinedet.commands import detect, doctor, evaluate, train
 from refinedet.commands.messages import is_out_of_memory, say, say_error, show_warning
 from refinedet.commands.options import add_quiet
-from refinedet.commands.streams import safe_streams
+from refinedet.commands.streams import Stream, safe_streams
 from refinedet.errors import InputError, RefineDetError, show, suggestion
 from refinedet.interrupt import Stopped, raise_on_interrupt
 from refinedet.progress import quiet
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's) and return its exit status."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", FFMPEG_QUIET)
     with safe_streams() as stdout:
-        status = _run(argv)
-        if stdout is not None:
-            stdout.flush()
-            status = max(status, _undelivered(stdout.error))
-    return status
+        try:
+            status = _run(argv)
+        except SystemExit as end:  # --help and --version
+            raise SystemExit(_undelivered(stdout) or end.code) from None
+        return max(status, _undelivered(stdout))
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -70,14 +70,16 @@ def _tell_unforeseen(error: Exception) -> int:
     return 3
 
 
-def _undelivered(error: OSError | None) -> int:
+def _undelivered(stdout: Stream | None) -> int:
     """The exit status that a failed stdout asks for. Where its reader has gone, as `head` does, nobody is told."""
-    if error is None:
+    if stdout is None:
         return 0
-    if isinstance(error, BrokenPipeError):
+    stdout.flush()
+    if stdout.error is None:
+        return 0
+    if isinstance(stdout.error, BrokenPipeError):
         return 1
-    error.filename = error.filename or "stdout"
-    say_error(error)
+    say_error(OSError(stdout.error.errno, stdout.error.strerror, "stdout"))
     return 2
 
 
@@ -85,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
     """Usage errors end as all others: one line and exit status 2. They name what was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        raise InputError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """None but known arguments: here, and not at the end, it is known which verb they were given to."""
@@ -100,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
         if os.path.lexists(argument):
             return f"{show(argument)} is no option; the file of that name is ./{argument}"
         option = argument.partition("=")[0]
-        return f"there is no option {show(option)};{suggestion(option, self._option_string_actions)}".rstrip(";")
+        return f"there is no option {show(option)};{suggestion(option, self._option_string_actions)}".removesuffix(";")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

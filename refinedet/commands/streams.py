@@ -61,8 +61,6 @@ def safe_streams() -> Iterator[Stream | None]:
         try:
             yield out
         finally:
-            if out is not None:
-                out.flush()
             err.flush()
             sys.stdout, sys.stderr = before
 
