@@ -23,6 +23,7 @@ WORDS = {
     "parsing",
     "preprocessing",
     "presets",
+    "quiet",
     "records",
 }
 

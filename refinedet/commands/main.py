@@ -18,14 +18,14 @@ from refinedet import __version__
 from refinedet.commands import detect, doctor, evaluate, train
 from refinedet.commands.messages import say, say_error, show_warning
 from refinedet.errors import InputError, RefineDetError
+from refinedet.quiet import silence_opencv
 
 VERBS = (train, evaluate, detect, doctor)
-FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's) and return its exit status."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", FFMPEG_QUIET)
+    silence_opencv()
     try:
         arguments = build_parser().parse_args(argv)
         with warnings.catch_warnings():
