@@ -24,6 +24,7 @@ WORDS = {
     "preprocessing",
     "presets",
     "progress",
+    "quiet",
     "records",
 }
 

@@ -24,14 +24,14 @@ from refinedet.commands.streams import Stream, safe_streams
 from refinedet.errors import InputError, RefineDetError, show, suggestion
 from refinedet.interrupt import Stopped, raise_on_interrupt
 from refinedet.progress import quiet
+from refinedet.quiet import silence_opencv
 
 VERBS = (train, evaluate, detect, doctor)
-FFMPEG_QUIET = "-8"  # AV_LOG_QUIET: what is wrong with a video is said once, by us
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's) and return its exit status."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", FFMPEG_QUIET)
+    silence_opencv()
     with safe_streams() as stdout:
         try:
             status = _run(argv)
