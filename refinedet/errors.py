@@ -1,5 +1,13 @@
 """Errors a user can cause and mend. Each message names the file or input, the value found, and the fix."""
 
+_OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, the system and its shared memory say it
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "Insufficient memory",
+    "Cannot allocate memory",
+    "</torch_",  # the name of a piece of shared memory
+)
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -31,6 +39,11 @@ def shorten(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are, for a message."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, of any library, says that memory was refused."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def show(value: object) -> str:
