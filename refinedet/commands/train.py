@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from refinedet.choices import WEIGHTS_INPUTS
 from refinedet.commands.options import add_device, add_json, deliver, speaker
+from refinedet.errors import DataError
 from refinedet.interrupt import TrainingInterrupted
 from refinedet.training.sources import Layer, parse_setting, recipe_names, setting
 
@@ -62,7 +63,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and tell what came out of it and where it is."""
     from refinedet.training.read import read_recipe
-    from refinedet.training.run import train
+    from refinedet.training.run import RunStopped, train
 
     say = speaker(arguments)
     out = _run_folder(arguments)
@@ -71,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         result = train(recipe, out, device=arguments.device, resume=arguments.resume)
     except TrainingInterrupted as stopped:
         raise KeyboardInterrupt(f"{stopped}; go on with: {resume_command(arguments)}") from None
+    except RunStopped as stopped:
+        raise DataError(f"{stopped}; go on with: {resume_command(arguments)}") from None
     say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min")
     if result.loss is not None:
         say(f"Mean loss of the last steps: {result.loss:.4f}")

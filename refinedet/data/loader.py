@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
 
 import cv2
@@ -202,10 +202,10 @@ def _alive(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | Refin
     try:
         with torch.device("cpu"):  # not on torch's default device, where the loader would draw a seed
             batches = iter(loader)
-        with _deaths_while_waiting() as wait:
+        with _deaths.held_back():
             try:
                 while True:
-                    with wait():
+                    with _deaths.raised():
                         batch = next(batches)
                     yield batch
             finally:
@@ -214,36 +214,43 @@ def _alive(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | Refin
         raise DataError(f"a data loading process died ({_first_line(error)}); {_MEMORY_FIX}") from error
 
 
-@contextmanager
-def _deaths_while_waiting() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Gives a context in which the death of a worker is raised at once; outside it waits for the next one.
+class _Deaths:
+    """When the death of a worker is raised: as soon as its process waits for a batch, and no sooner.
 
-    Torch raises it from the handler of SIGCHLD, wherever the main process is: in a half-made step, in a half-written
-    file. That handler is torch's own again at the end.
+    Torch raises it from a handler of SIGCHLD, wherever the main process is: in a half-made step, in a half-written
+    file. While `held_back`, that handler is called in blocks of `raised` only.
     """
-    handler = signal.getsignal(signal.SIGCHLD)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield nullcontext  # no workers, or a thread that gets no signals
-        return
-    raise_deaths: Callable[[int, FrameType | None], object] = handler
-    waiting = False
 
-    def on_death(number: int, frame: FrameType | None) -> None:
-        if waiting:
-            raise_deaths(number, frame)
+    def __init__(self) -> None:
+        self._torchs: Callable[[int, FrameType | None], object] = lambda *_: None
+        self._iterations = 0
+        self._waiting = False
 
     @contextmanager
-    def wait() -> Iterator[None]:
-        nonlocal waiting
-        waiting = True
+    def held_back(self) -> Iterator[None]:
+        handler = signal.getsignal(signal.SIGCHLD)
+        # Other threads can set no handler, and get no signal either.
+        if callable(handler) and handler != self._handle and threading.current_thread() is threading.main_thread():
+            self._torchs = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+        self._iterations += 1
         try:
-            raise_deaths(signal.SIGCHLD, None)  # of those that died meanwhile
             yield
         finally:
-            waiting = False
+            self._iterations -= 1
 
-    signal.signal(signal.SIGCHLD, on_death)
-    try:
-        yield wait
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        self._waiting = True
+        try:
+            self._torchs(signal.SIGCHLD, None)  # those that died meanwhile
+            yield
+        finally:
+            self._waiting = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting or not self._iterations:
+            self._torchs(number, frame)
+
+
+_deaths = _Deaths()
