@@ -54,7 +54,7 @@ def test_a_sound_data_set(tmp_path):
     assert dataset.category_ids == {1: 18, 2: 3}
     assert dataset.annotation_file == tmp_path / "annotations" / "instances_train.json"
     assert dataset.warnings == []
-    assert [record.image_id for record in dataset.records] == ["70", "5", "6"]
+    assert [record.image_id for record in dataset.records] == [70, 5, 6]  # as the file has them
     sample = dataset[1]
     assert (sample.image.shape, Path(sample.path).name) == ((HEIGHT, WIDTH, 3), "b.png")
     expected = [[0.25, 0.25, 0.75, 0.75], [1.5 / 64, 2.25 / 48, 12 / 64, 22.5 / 48]]
@@ -72,7 +72,7 @@ def test_crowd_is_difficult(tmp_path):
 
 def test_images_without_annotations_stay(tmp_path):
     sample = open_quietly(tree(tmp_path, content()))[2]
-    assert sample.image_id == "6"
+    assert sample.image_id == 6
     assert (sample.boxes.shape, sample.labels.shape) == ((0, 4), (0,))
 
 
@@ -160,7 +160,7 @@ def changed(where: str, index: int, **values) -> dict:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ('{"images": [', r"instances_train\.json: malformed JSON \(Expecting value: line 1 column 13"),
+        ('{"images": [', r"instances_train\.json: malformed JSON: Expecting value: line 1 column 13"),
         ("", r"instances_train\.json: malformed JSON"),
         ("[]", r"has no list 'images'; a COCO file has images, annotations and categories"),
         ({"images": [], "annotations": []}, r"has no list 'categories'"),

@@ -127,8 +127,9 @@ def test_ground_truth_to_pixels():
     image = np.zeros((100, 200, 3), np.uint8)
     unit = (np.array([[1, 1, 200, 100], [31, 41, 50, 60]]) / (200, 100, 200, 100)).astype(np.float32)
     sample = Sample(image, unit, np.array([1, 1]), np.array([False, False]), "a.jpg", "a")
-    np.testing.assert_array_equal(truth_to_pixels(sample, one_based=True), [[0, 0, 199, 99], [30, 40, 49, 59]])
-    np.testing.assert_array_equal(truth_to_pixels(sample, one_based=False), [[1, 1, 199, 99], [31, 41, 49, 59]])
+    one_based = sample._replace(one_based=True)
+    np.testing.assert_array_equal(truth_to_pixels(one_based), [[0, 0, 199, 99], [30, 40, 49, 59]])
+    np.testing.assert_array_equal(truth_to_pixels(sample), [[1, 1, 199, 99], [31, 41, 49, 59]])
 
 
 def test_crowd_is_ignored_by_both_metrics(tmp_path):
