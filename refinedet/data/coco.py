@@ -240,7 +240,7 @@ def _read_object(
 
 def _corners(item: dict[str, Any], file: Path) -> tuple[float, float, float, float]:
     box = _field(item, "bbox", "annotation", file)
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)):
         raise DataError(f"{file}: {_name(item, 'annotation')} has bbox {show(box)}; give [x, y, width, height]")
     x, y, width, height = map(to_float, box)
     return x, y, x + width, y + height
