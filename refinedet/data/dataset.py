@@ -126,8 +126,8 @@ def make_record(
     height, width = image_size(image)
     if declared_size == (width, height) != (height, width):
         findings.add(
-            "annotated image size is the image's turned by 90 degrees, which an EXIF orientation explains; it is "
-            "ignored: boxes count on the stored pixels, so annotate or save the image without it",
+            "annotated image size is the image's turned by 90 degrees, which an orientation of EXIF or TIFF explains; "
+            "it is ignored: boxes count on the stored pixels, so annotate those, or save the image upright",
             annotation,
         )
     elif declared_size is not None and declared_size != (height, width):

@@ -15,12 +15,14 @@ from refinedet.data import VOCDataset
 
 TEXTS = (
     "", " ", "0", "1", "-1", "0.5", "1e308", "-1e308", "1e999", "nan", "9" * 400, "9" * 5000, "1e-300", "2147483648",
-    "true", "Unspecified", "cat", "$x_$", "../../x", "/x", "..", "x" * 300, "\u88c2\u7eb9", "\u202e", "x\ny", "'", "]]>", "&",
+    "true", "Unspecified", "cat", "$x_$", "../../x", "/x", "..", "x" * 300, "\u88c2\u7eb9", "\u202e", "x\ny",
+    "'", "]]>", "&",
 )  # fmt: skip
 TAGS = ("object", "name", "bndbox", "xmin", "difficult", "size", "width", "filename", "part", "a:b", "\u88c2")
 ENCODINGS = (
     "utf-8", "utf8", "utf-8-sig", "utf-16", "UTF-16LE", "utf-32", "gb2312", "gbk", "GB18030", "big5", "Shift_JIS",
-    "euc-kr", "EUC-JP", "iso-2022-jp", "windows-1252", "latin-1", "utf-7", "unicode_escape", "hex", "rot13", "klingon", "idna",
+    "euc-kr", "EUC-JP", "iso-2022-jp", "windows-1252", "latin-1", "utf-7", "unicode_escape", "hex", "rot13", "klingon",
+    "idna",
 )  # fmt: skip
 LINES = (
     "000000", "000001.jpg", "JPEGImages/000002.jpg", '"000000"', "# 000000", "000000 -1", "000001,1", "../000000",
