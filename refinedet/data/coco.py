@@ -6,8 +6,6 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from refinedet.data.dataset import (
     DetectionDataset,
     Findings,
@@ -23,6 +21,7 @@ from refinedet.data.dataset import (
 from refinedet.errors import DataError, show
 from refinedet.files import is_hidden
 from refinedet.parsing import parse_json, to_float
+from refinedet.progress import track
 
 # Where the annotations of a split {0} are; the last one is Roboflow's.
 _ANNOTATIONS = (
@@ -117,7 +116,7 @@ class COCODataset(DetectionDataset):
                 raise unknown_class(categories[found.category], file, names)
             grouped[found.image].append(found)
         records = []
-        for key, image in tqdm(images.items(), desc=f"reading {self.root.name} {self.split}", delay=2, leave=False):
+        for key, image in track(images.items(), f"reading {self.root.name} {self.split}"):
             objects = grouped[key]
             records.append(
                 make_record(

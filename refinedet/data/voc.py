@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from refinedet.data.classes import VOC_CLASSES
 from refinedet.data.dataset import (
     DetectionDataset,
@@ -27,6 +25,7 @@ from refinedet.data.dataset import (
 from refinedet.data.images import IMAGE_SUFFIXES
 from refinedet.errors import DataError, show
 from refinedet.files import is_hidden
+from refinedet.progress import track
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {"": False, "unspecified": False, "false": False, "no": False, "true": True, "yes": True}  # beside numbers
@@ -74,7 +73,7 @@ class VOCDataset(DetectionDataset):
         images = _ImageFinder(_image_folder(self.root), None if allow_outside else self.root)
         records = [
             _read_record(self.root, image_id, names, images, findings)
-            for image_id in tqdm(ids, desc=f"reading {self.root.name} {split}", delay=2, leave=False)
+            for image_id in track(ids, f"reading {self.root.name} {split}")
         ]
         super().__init__(name, names, records, findings.lines())
 
@@ -89,7 +88,7 @@ def discover_classes(root: str | os.PathLike[str]) -> tuple[str, ...]:
     found: set[str] = set()
     folder = Path(root) / "Annotations"
     files = sorted(path for path in folder.rglob("*.xml") if not is_hidden(path.relative_to(folder)))
-    for path in tqdm(files, desc="collecting class names", delay=2, leave=False):
+    for path in track(files, "collecting class names"):
         found.update(item.name for item in _read_annotation(path).objects)
     if not found:
         raise DataError(f"{folder}: no annotated object in any XML file, so no class is known; pass classes=[...]")

@@ -19,13 +19,13 @@ from refinedet.errors import RecipeError
 from refinedet.evaluation.evaluate import evaluate
 from refinedet.files import write_text
 from refinedet.inference.detector import Detector
-from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
+from refinedet.interrupt import Stopped, StopRequest, TrainingInterrupted, stop_on_interrupt
 from refinedet.models import RefineDet, build, load_pretrained
 from refinedet.ops.devices import choose_device
 from refinedet.training.datasets import announce, check_objects, open_test_data, open_training_data, training_batches
 from refinedet.training.folder import MODEL_FILE, RECIPE_FILE, RESULT_FILE, STATE_FILE, check_folder, remove_leftovers
 from refinedet.training.logs import LOG_FILE, RunningMean, TrainingLog, read_log
-from refinedet.training.progress import Speed, StepBar
+from refinedet.training.progress import Speed, StepBar, show_mean_ap
 from refinedet.training.read import read_recipe, with_settings
 from refinedet.training.recipe import Recipe
 from refinedet.training.resume import fingerprint, load_run, run_facts
@@ -64,9 +64,10 @@ def train(
 
     ``out`` also receives ``last.safetensors`` (the state to resume from: at the start, every
     ``train.checkpoint_every`` steps and at the end), ``recipe.toml``, ``log.jsonl``, ``tensorboard/`` and
-    ``result.json``. Everything is checked before the first step. The first Ctrl-C finishes the step, saves and raises;
-    the second kills. Torch's global generator is seeded with ``train.seed``. On a CPU, with the same number of threads,
-    a resumed run goes through the same losses, bit for bit, as one that never stopped.
+    ``result.json``. Everything is checked before the first step. The first Ctrl-C or SIGTERM
+    finishes the step, saves and raises; the second kills. Torch's global generator is seeded with ``train.seed``. On a
+    CPU, with the same number of threads, a resumed run goes through the same losses, bit for bit, as one that never
+    stopped.
 
     Args:
         recipe: a recipe, its TOML file, or the name of one of the package's.
@@ -81,7 +82,7 @@ def train(
     Raises:
         RecipeError, DataError, CheckpointError, InputError: recipe, data, weights or ``out`` cannot be used.
         RefineDetError: the loss is not finite; the message names the step and the images.
-        TrainingInterrupted: Ctrl-C, after saving.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     out = Path(out)
     recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights, weights_input)
@@ -141,9 +142,22 @@ class _Run:
     def finish(self, progress: bool) -> TrainResult:
         """Take the remaining steps, and write the final model and the result."""
         started = time.monotonic()
+        with stop_on_interrupt() as stop:
+            try:
+                evaluation = self._take_steps(progress, stop)
+            except Stopped as stopped:
+                self._save()
+                saved = f"stopped after step {self.trainer.steps}; the run is saved in {self.out}"
+                raise TrainingInterrupted(saved, stopped.signum) from None
+            return self._write_result(evaluation, started)
+
+    def _take_steps(self, progress: bool, stop: StopRequest) -> dict[str, Any] | None:
+        """Take the remaining steps and evaluate the last; raises Stopped between two of them."""
         with TrainingLog(self.out, self.trainer.steps) as log:
-            self._loop(log, progress)
-            evaluation = self._evaluate(log, progress)
+            self._loop(log, progress, stop)
+            return self._evaluate(log, progress, stop)
+
+    def _write_result(self, evaluation: dict[str, Any] | None, started: float) -> TrainResult:
         logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
         loss = logged[-1] if logged else None
         summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
@@ -155,13 +169,14 @@ class _Run:
         write_text(self.out / RESULT_FILE, result.to_json() + "\n")
         return result
 
-    def _loop(self, log: TrainingLog, progress: bool) -> None:
+    def _loop(self, log: TrainingLog, progress: bool, stop: StopRequest) -> None:
         """Take the remaining steps."""
         settings, trainer = self.recipe.train, self.trainer
         speed = Speed(settings.batch_size)
-        bar = StepBar(trainer.steps, settings.steps, disable=not progress)
-        with stop_on_interrupt() as stop, bar:
-            for batch in speed.timed(self.loader.iterate(trainer.steps), settings.steps - trainer.steps):
+        if self._evaluation_due and trainer.steps < settings.steps and not self._is_evaluated():
+            self._evaluate(log, progress, stop)
+        with StepBar(trainer.steps, settings.steps, shown=progress) as bar:
+            for batch in speed.timed(self.loader.iterate(trainer.steps), settings.steps - trainer.steps, stop):
                 lr = trainer.learning_rate
                 values = trainer.step(batch)
                 self.window.add(values)
@@ -169,36 +184,45 @@ class _Run:
                 if trainer.steps % settings.log_every == 0:
                     self._log(log, lr, speed)
                 finished = trainer.steps == settings.steps
-                if finished or stop.made or trainer.steps % settings.checkpoint_every == 0:
+                if finished or trainer.steps % settings.checkpoint_every == 0:
                     self._save()
-                if stop.made and not finished:
-                    raise TrainingInterrupted(f"stopped after step {trainer.steps}; the run is saved in {self.out}")
+                if not finished:
+                    stop.obey()
                 if self._evaluation_due and not finished:
-                    self._evaluate(log, progress)
+                    self._evaluate(log, progress, stop)
                     speed.reset()  # the images per second are those of training
 
     @property
     def _evaluation_due(self) -> bool:
         every = self.recipe.evaluate.every
-        return every > 0 and self.trainer.steps % every == 0
+        return every > 0 and self.trainer.steps > 0 and self.trainer.steps % every == 0
+
+    def _is_evaluated(self) -> bool:
+        """Whether the log has an evaluation of this step: not so when the run was stopped in it."""
+        return any(
+            entry["group"] == "test" and entry["step"] == self.trainer.steps for entry in read_log(self.out / LOG_FILE)
+        )
 
     def _log(self, log: TrainingLog, lr: float, speed: Speed) -> None:
         log.write(self.trainer.steps, "train", {**self.window.means(), "lr": lr, **speed.numbers()})
         self.window.reset()
         speed.reset()
 
-    def _evaluate(self, log: TrainingLog, progress: bool) -> dict[str, Any] | None:
+    def _evaluate(self, log: TrainingLog, progress: bool, stop: StopRequest) -> dict[str, Any] | None:
         """Evaluate on the test split, when the recipe wants it."""
         if self.test_data is None:
             return None
         settings = self.recipe.evaluate
-        found = evaluate(
-            Detector(self.trainer.inference_model),
-            self.test_data,
-            metric=settings.metric,
-            batch_size=settings.batch_size,
-            progress=progress,
-        )
+        with stop.at_once():
+            found = evaluate(
+                Detector(self.trainer.inference_model),
+                self.test_data,
+                metric=settings.metric,
+                batch_size=settings.batch_size,
+                progress=progress,
+            )
+        if progress and self.trainer.steps < self.recipe.train.steps:  # the last one is the caller's to tell
+            show_mean_ap(self.trainer.steps, found)
         log.write(self.trainer.steps, "test", {"mean_ap": found.mean_ap, "ap": {r.name: r.ap for r in found.rows}})
         numbers: dict[str, Any] = json.loads(found.to_json())
         return numbers

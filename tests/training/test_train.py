@@ -178,7 +178,8 @@ def test_same_seed_same_run_other_seed_other_run(run, data, tmp_path):
 def test_progress_shows_loss_rate_and_speed(data, tmp_path, capsys):
     train(tiny_recipe(train={"steps": 2}), tmp_path / "run", data=data)
     shown = capsys.readouterr().err
-    assert "2/2" in shown
+    assert "training: 2 of 2 steps (100 %)" in shown
+    assert "\r" not in shown
     assert "loss " in shown
     assert "lr 3.33e-04" in shown
     assert "images/s" in shown
