@@ -7,6 +7,9 @@ import re
 
 from refinedet.errors import InputError, show, suggestion
 
+DEVICES = "auto, cpu, cuda or cuda:N"
+"""The names of devices, for a message; `is_device` knows them."""
+
 DATA_FORMATS = ("voc", "coco")
 """Layouts of a data set folder."""
 
@@ -30,15 +33,14 @@ MAX_SIDE = 4096
 """The longest side of a network's input in pixels; the paper's is 512."""
 
 
+def is_device(name: str) -> bool:
+    """Whether ``name`` is one of `DEVICES`, be there such a device or not."""
+    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", name) is not None
+
+
 def check_backbone(name: object) -> None:
     """Raise InputError unless ``name`` is a backbone's; whether timm has it, timm alone knows."""
     if name in BACKBONES or (isinstance(name, str) and re.fullmatch(TIMM + r"[\w./:-]+", name, re.ASCII)):
         return
-    hint = suggestion(str(name), BACKBONES) if isinstance(name, str) else ""
+    hint = suggestion(name, BACKBONES) if isinstance(name, str) else ""
     raise InputError(f"backbone is {show(name)};{hint} choose {', '.join(BACKBONES)} or {TIMM}NAME")
-
-
-def check_device(name: str) -> None:
-    """Raise InputError unless ``name`` can be a device's; whether it is there, torch alone knows."""
-    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?", name):
-        raise InputError(f"device is {show(name)}; give auto, cpu, cuda or cuda:N")

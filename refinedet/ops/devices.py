@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from refinedet.choices import check_device
+from refinedet.choices import DEVICES, is_device
 from refinedet.errors import InputError
 from refinedet.ops import extension
 
@@ -16,14 +16,17 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: there is no such device, or the operators do not run on it.
     """
-    check_device(name)
     if name == "auto":
         return _best_device()
-    kind, _, index = name.partition(":")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if not is_device(name):
+        raise InputError(f"device is {name!r}; give {DEVICES}")
+    if name == "cpu":
+        return torch.device(name)
+    index = int(name.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
         raise InputError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
     device = torch.device(name)
-    if kind == "cuda" and (problem := extension.cuda_problem(device)):
+    if problem := extension.cuda_problem(device):
         raise InputError(f"device is {name!r}, but {': '.join(problem)}; or give cpu")
     return device
 
