@@ -62,6 +62,11 @@ def _make_temporary(target: Path) -> Path:
     return Path(name)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a file can hold ``text``; a path may be of any bytes, which Python shows as halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _grant_default_mode(path: Path) -> None:
     """Give the file the mode a plain ``open`` would have: mkstemp makes it private to the user."""
     umask = os.umask(0)

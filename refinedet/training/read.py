@@ -16,7 +16,8 @@ from refinedet.augmentation import AugmentConfig
 from refinedet.choices import SIZE_STEP, check_backbone
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, show, suggestion
-from refinedet.training.recipe import SECTIONS, Recipe, is_utf8
+from refinedet.files import is_utf8
+from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.sources import Layer, read_layers, read_text, resolve
 
 _CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}

@@ -9,6 +9,7 @@ from typing import Any
 
 from refinedet.augmentation import AugmentConfig
 from refinedet.choices import DATA_FORMATS, MAX_SIDE, METRICS, SIZE_STEP, WEIGHTS_INPUTS
+from refinedet.files import is_utf8
 from refinedet.presets import PRESETS, Preset
 
 
@@ -157,11 +158,6 @@ SECTIONS: dict[str, type] = {
     "augment": AugmentConfig,
     "evaluate": EvaluateRecipe,
 }
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a file can hold ``text``; a path may be of any bytes, which Python shows as halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _toml(value: Any) -> str:

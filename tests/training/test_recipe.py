@@ -573,9 +573,9 @@ def test_the_backbones_of_the_recipes_are_those_of_the_package():
             ["train", "vgg16_voc07_320", "--set", "model.backbone=vgg"],
             "--set: model.backbone is 'vgg'; did you mean 'vgg16'?",
         ),
-        (["train", "bccd", "--device", "gpu"], "device is 'gpu'; give auto, cpu, cuda or cuda:N"),
-        (["evaluate", "bccd", "--data", "x", "--device", "cuda:-1"], "device is 'cuda:-1'; give"),
-        (["detect", "bccd", "x.jpg", "--device", "cuda:٣"], "device is 'cuda:٣'; give"),
+        (["train", "bccd", "--device", "gpu"], "'gpu' is none; give auto, cpu, cuda or cuda:N"),
+        (["evaluate", "bccd", "--data", "x", "--device", "cuda:-1"], "'cuda:-1' is none; give"),
+        (["detect", "bccd", "x.jpg", "--device", "cuda:٣"], "'cuda:٣' is none; give"),
     ],
 )
 def test_mistakes_are_told_before_torch_is_loaded(arguments, message):

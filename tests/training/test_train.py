@@ -210,12 +210,6 @@ def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
         train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
 
 
-def test_evaluation_on_the_way_is_shown(data, tmp_path, capsys):
-    result = train(tiny_recipe(train={"steps": 4}, evaluate={"every": 2}), tmp_path / "run", data=data)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert lines == [f"step 2: mean {result.evaluation['measure']} 0.0000"]
-
-
 @pytest.mark.parametrize("device", ["meta", None])
 def test_default_device_and_dtype_do_not_matter(run, data, tmp_path, device):
     torch.set_default_device(device)
@@ -315,6 +309,25 @@ def test_trains_on_coco(tmp_path):
     recipe = tiny_recipe(train={"steps": 1}, data={"test_split": "val"}, evaluate={"every": 1, "metric": "coco"})
     result = train(recipe, tmp_path / "run", data=root, progress=False)
     assert result.evaluation["metric"] == "coco"
+
+
+def test_folders_whose_names_are_not_utf8(tmp_path, capsys):
+    """They come from other machines. Nothing that is told or stored about them fails, and the run can go on; but
+    TensorBoard cannot write in one."""
+    data = make_voc(tmp_path / "cafe").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    out, recipe = tmp_path / "run", tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"steps": 2}, evaluate={"every": 2}))))
+    command = ["train", str(recipe), "--data", str(data), "--out", str(out)]
+    assert main(command) == 0
+    assert read_recipe(out / "recipe.toml").data.root is None
+    assert main([*command, "--set", "train.steps=3", "--resume"]) == 0
+    assert main(["train", str(out / "recipe.toml"), "--out", str(out), "--resume"]) == 2
+    assert "has no data.root" in capsys.readouterr().err
+    assert load_training_state(out / "last.safetensors").step == 3
+    assert main([*command[:-1], os.fsdecode(b"r\xe9n")]) == 2
+    assert capsys.readouterr().err == (
+        "refinedet: error: 'r\\udce9n' is not UTF-8, which TensorBoard's files need; choose another folder\n"
+    )
 
 
 def test_classes_of_a_file_go_with_the_run(data, tmp_path):
@@ -791,8 +804,9 @@ def test_missing_test_split_is_found_before_training(tmp_path, data):
     refused(tmp_path, recipe, DataError, "night", data=data)
 
 
-def test_unknown_backbone(tmp_path, data):
-    refused(tmp_path, tiny_recipe(model={"backbone": "vgg17"}), InputError, "vgg17", data=data)
+def test_unknown_backbone_of_timm_is_found_before_the_data_is_read(tmp_path):
+    recipe = tiny_recipe(model={"backbone": "timm:vgg17"})
+    refused(tmp_path, recipe, InputError, "timm has no model 'vgg17'", data=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", [64, [64, 64]])
@@ -820,8 +834,15 @@ def test_backbone_weights_for_another_input(tmp_path, data):
     assert read_recipe(tmp_path / "run" / "recipe.toml").model.weights_input == "torchvision"
 
 
-def test_missing_weights(tmp_path, data):
-    refused(tmp_path, tiny_recipe(), CheckpointError, r"none\.pth", data=data, weights=tmp_path / "none.pth")
+@pytest.mark.parametrize("name", ["none.pth", ".", "x" * 300])
+def test_missing_weights_are_found_before_the_data_is_read(tmp_path, name):
+    message = r"^model\.weights is '.*; it must be a file, or the name of a shipped checkpoint: bccd"
+    options = {"data": tmp_path / "nowhere", "weights": tmp_path / name}
+    refused(tmp_path, tiny_recipe(), CheckpointError, message, **options)
+
+
+def test_a_shipped_checkpoint_as_weights(tmp_path):
+    refused(tmp_path, tiny_recipe(), DataError, "nowhere", data=tmp_path / "nowhere", weights="bccd")
 
 
 def test_fine_tuning_from_a_checkpoint_with_other_classes(tmp_path, data):
