@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from refinedet.parsing import parse_toml
 from refinedet.preprocessing import Preprocessing
 from refinedet.records import Sample
 from refinedet.training.read import parse_recipe, read_recipe
+from refinedet.training.recipe import SECTIONS
 from refinedet.training.schedule import learning_rate
 from refinedet.training.sources import parse_setting
 
@@ -52,6 +54,12 @@ SAMPLE = Sample(
     "picture.png",
     "picture",
 )
+EXTREMES: tuple[Any, ...] = (
+    0, 1, 2, 5, 64, 4096, 10**6, 2**31, 2**63 - 1, 2**63, 2**64, -1, 1e-320, 1e-30, 0.0, 0.5, 1.0, 1e12, 1e30, 1e308,
+    float("nan"), True, "", "voc", "coco", "paper", "\x7f", "😀", "a\0b", "a\nb", "x" * 300, "../x", "timm:resnet18",
+    "background", [], [[]], [1e-300, 1.0], [1, 100], [0.001, 1], ["a", "a"], ["a", "B/c"], [64, 4096], [4096, 4096],
+    [1, 2**62], [0.5] * 100,
+)  # fmt: skip
 LONGEST = 2000  # characters of a message
 
 
@@ -69,10 +77,19 @@ def mutate(chance: random.Random, data: bytes) -> bytes:
         return damage_text(chance, data)
     document = parse_toml(data.decode())
     for _ in range(chance.choice((1, 1, 2, 4))):
-        if document:
-            document = damage_document(chance, document)
+        document = set_extreme(chance, document) if chance.random() < 0.5 else damage_document(chance, document)
+        if not isinstance(document, dict) or not document:
+            return b""
     lines = [f"{json.dumps(key)} = {to_toml(value)}\n" for key, value in document.items()]
     return "".join(lines).encode("utf-8", "surrogatepass")
+
+
+def set_extreme(chance: random.Random, document: dict[str, Any]) -> dict[str, Any]:
+    """Another value for one of all settings."""
+    section = chance.choice(sorted(SECTIONS))
+    values = document.get(section, {})
+    setting = chance.choice(fields(SECTIONS[section])).name
+    return {**document, section: {**(values if isinstance(values, dict) else {}), setting: chance.choice(EXTREMES)}}
 
 
 def to_toml(value: Any) -> str:
