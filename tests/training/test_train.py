@@ -320,7 +320,9 @@ def test_folders_whose_names_are_not_utf8(tmp_path, capsys):
     command = ["train", str(recipe), "--data", str(data), "--out", str(out)]
     assert main(command) == 0
     assert read_recipe(out / "recipe.toml").data.root is None
-    assert main([*command, "--set", "train.steps=3", "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--set", "train.steps=3", "--resume", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
     assert main(["train", str(out / "recipe.toml"), "--out", str(out), "--resume"]) == 2
     assert "has no data.root" in capsys.readouterr().err
     assert load_training_state(out / "last.safetensors").step == 3

@@ -7,7 +7,8 @@ import json
 import random
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ import torch
 from fuzz.engine import Target
 from fuzz.mutations import damage_document, damage_text
 from refinedet.data import TrainAugment
-from refinedet.errors import RecipeError
+from refinedet.errors import RecipeError, RefineDetError
 from refinedet.files import RECIPES
 from refinedet.parsing import parse_toml
 from refinedet.preprocessing import Preprocessing
 from refinedet.records import Sample
 from refinedet.training.read import parse_recipe, read_recipe
-from refinedet.training.recipe import SECTIONS
+from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.schedule import learning_rate
 from refinedet.training.sources import parse_setting
 
@@ -85,11 +86,15 @@ def mutate(chance: random.Random, data: bytes) -> bytes:
 
 
 def set_extreme(chance: random.Random, document: dict[str, Any]) -> dict[str, Any]:
-    """Another value for one of all settings."""
+    """Another value for one of all settings, mostly of its type."""
     section = chance.choice(sorted(SECTIONS))
     values = document.get(section, {})
-    setting = chance.choice(fields(SECTIONS[section])).name
-    return {**document, section: {**(values if isinstance(values, dict) else {}), setting: chance.choice(EXTREMES)}}
+    setting = chance.choice(fields(SECTIONS[section]))
+    types = get_args(setting.type) if get_origin(setting.type) is UnionType else (setting.type,)
+    kinds = {get_origin(kind) or kind for kind in types}
+    typed = [value for value in EXTREMES if type(value) in kinds or (type(value) is list and tuple in kinds)]
+    value = chance.choice(typed if typed and chance.random() < 0.8 else EXTREMES)
+    return {**document, section: {**(values if isinstance(values, dict) else {}), setting.name: value}}
 
 
 def to_toml(value: Any) -> str:
@@ -115,8 +120,15 @@ def read(file: Path) -> None:
         if "\n" in str(error) or len(str(error)) > LONGEST:
             raise AssertionError("no short line") from error
         raise
+    try:
+        use(recipe, file.with_name("written.toml"))
+    except RefineDetError as error:
+        raise AssertionError("refused after it was read") from error
+
+
+def use(recipe: Recipe, written: Path) -> None:
+    """What a run does with its recipe before it opens data: it is stored, and its numbers are used."""
     assert parse_recipe(recipe.to_dict(), name=recipe.name, source="itself") == recipe
-    written = file.with_name("written.toml")
     written.write_text(recipe.to_toml(), encoding="utf-8")
     assert read_recipe(written).to_dict() == recipe.to_dict()
     settings = recipe.train
