@@ -12,7 +12,7 @@ _OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, t
     "Cannot allocate memory",
     "</torch_",  # the name of a piece of shared memory
 )
-_SHOWN = 80  # characters of a value in a message
+_SHOWN = 200  # characters of a value in a message: a path fits
 
 
 class RefineDetError(Exception):
@@ -76,7 +76,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def show(value: object) -> str:
-    """``value`` as Python writes it, cut after some 80 characters: for a message that names a value of any origin."""
+    """``value`` as Python writes it, cut after some 200 characters: for a message that names a value of any origin."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a whole number of thousands of digits

@@ -381,7 +381,7 @@ def test_progress_goes_to_stderr(voc, capsys):
     evaluate(perfect_detector(voc, one_based=True), voc, metric="coco")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "3/3" in captured.err
+    assert "3 of 3" in captured.err
     evaluate(perfect_detector(voc, one_based=True), voc, metric="coco", progress=False)
     assert capsys.readouterr() == ("", "")
 
