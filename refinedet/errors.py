@@ -70,6 +70,8 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error``, of any library, says that memory was refused."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

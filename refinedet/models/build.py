@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from refinedet.anchors import SIZE_STEP, parse_size
+from refinedet.anchors import parse_size
+from refinedet.choices import SIZE_STEP
 from refinedet.errors import InputError
 from refinedet.models.backbones import make_backbone
 from refinedet.models.config import TCB_CHANNELS, ModelConfig, check_classes

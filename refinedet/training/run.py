@@ -177,7 +177,7 @@ class _Run:
         logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
         loss = logged[-1] if logged else None
         summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
-        recipe = self.recipe.without_folders().to_dict()
+        recipe = self.recipe.without_folders().writable().to_dict()
         facts = {"recipe": recipe, "steps": self.trainer.steps, "loss": loss, "evaluation": summary}
         checkpoint = self.out / MODEL_FILE
         save_model(self.trainer.inference_model, checkpoint, half=self.recipe.train.half_checkpoint, metadata=facts)
