@@ -160,8 +160,8 @@ class Annotator:
         seconds = time.perf_counter() - started
         rate = result.frames / seconds
         self.say(
-            f"{printable(path)}: {result.frames} frames in {seconds:.2f} s ({rate:.1f} per second); objects, all frames "
-            f"together: {_count_text(counts)}"
+            f"{printable(path)}: {result.frames} frames in {seconds:.2f} s ({rate:.1f} per second); objects, all "
+            f"frames together: {_count_text(counts)}"
         )
         self.done.append(path)
         if result.damaged:

@@ -75,6 +75,7 @@ class Detector:
         An image is a path, a numpy array or a torch tensor:
 
         * path: a file that OpenCV decodes, turned upright by its EXIF orientation, as cv2.imread does;
+        * bytes, bytearray or memoryview: the content of such a file;
         * array: uint8 [H,W,3] in **BGR** order, as OpenCV reads it, or [H,W] / [H,W,1] grey;
         * tensor: [3,H,W] in **RGB** order (or [1,H,W] grey), uint8 0..255 or floating 0..1, as torchvision reads it.
           Floating values are rounded to 8 bits.
