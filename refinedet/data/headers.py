@@ -147,7 +147,7 @@ _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header | None]], ...] = (
     (rb"\x89PNG\r\n\x1a\n....IHDR", _at(">II", 16)),
     (rb"GIF8[79]a", _at("<HH", 6)),
     (rb"BM.{12}\x0c\0\0\0", _at("<HH", 18)),
-    (rb"BM", _at("<ii", 18)),
+    (rb"BM.{12}[\x28\x34\x38\x40\x6c\x7c]\0\0\0", _at("<ii", 18)),
     (rb"RIFF....WEBPVP8 ", _webp_lossy),
     (rb"RIFF....WEBPVP8L", _webp_lossless),
     (rb"RIFF....WEBPVP8X", _webp_extended),

@@ -12,7 +12,7 @@ import numpy as np
 
 from refinedet.data.headers import Header, read_header
 from refinedet.errors import DataError, InputError, show
-from refinedet.quiet import quiet
+from refinedet.silence import silent_decoders
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"))
 MAX_PIXELS = 178_956_970  # the default of REFINEDET_MAX_PIXELS: where Pillow refuses, at twice 89 million
@@ -60,7 +60,7 @@ def _decode(data: bytes, header: Header, name: str, apply_exif: bool) -> np.ndar
     orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     reason = None
     try:
-        with quiet():
+        with silent_decoders():
             image: np.ndarray | None = cv2.imdecode(
                 np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation
             )
@@ -144,6 +144,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             raise _not_an_image(str(path), os.fstat(file.fileno()).st_size)
     _check_size(header, str(path))
     return header.height, header.width
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image does, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return read_header(file) is not None
+    except OSError:
+        return False
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
