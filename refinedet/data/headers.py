@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD = 1 << 16  # bytes of a file in which all formats but JPEG and TIFF tell their size
 
 
@@ -36,6 +37,20 @@ def read_header(file: BinaryIO) -> Header | None:
         return next((read(head) for magic, read in _FORMATS if re.match(magic, head, re.DOTALL)), None)
     except (struct.error, OverflowError):  # the file ends before; no file has so large an offset
         return None
+
+
+def claims_too_much(data: bytes) -> bool:
+    """Whether a chunk of a PNG is longer than the file: OpenCV takes, and fills, memory for what a chunk claims, up to
+    4 GiB, and then finds the file cut short."""
+    start = 8
+    while data.startswith(_PNG) and len(data) >= start + 8:
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data):
+            return True
+        if data[start + 4 : start + 8] == b"IEND":
+            break
+        start = end
+    return False
 
 
 def _jpeg(file: BinaryIO) -> Header | None:
@@ -144,7 +159,7 @@ def _avif(head: bytes) -> Header | None:
 
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header | None]], ...] = (
-    (rb"\x89PNG\r\n\x1a\n....IHDR", _at(">II", 16)),
+    (_PNG + rb"....IHDR", _at(">II", 16)),
     (rb"GIF8[79]a", _at("<HH", 6)),
     (rb"BM.{12}\x0c\0\0\0", _at("<HH", 18)),
     (rb"BM.{12}[\x28\x34\x38\x40\x6c\x7c]\0\0\0", _at("<ii", 18)),

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from refinedet.data.headers import Header, read_header
+from refinedet.data.headers import Header, claims_too_much, read_header
 from refinedet.errors import DataError, InputError, show
 from refinedet.silence import silent_decoders
 
@@ -39,7 +39,7 @@ def read_image(path: str | os.PathLike[str], *, apply_exif: bool = False) -> np.
 def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndarray:
     """As `read_image`, of the content of a file; ``name`` is for the message of an error."""
     header = read_header(io.BytesIO(data))
-    if header is None:
+    if header is None or claims_too_much(data):
         raise _not_an_image(name, len(data))
     _check_size(header, name)
     for place, content in header.neutral:  # OpenCV would turn a TIFF in any case, and some in disorder

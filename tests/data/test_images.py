@@ -496,3 +496,15 @@ def test_content_of_a_file_is_decoded_as_the_file(tmp_path):
     np.testing.assert_array_equal(decode_image(path.read_bytes(), "upload"), read_image(path))
     with pytest.raises(DataError, match=r"upload: not an image .*\(4 bytes"):
         decode_image(b"text", "upload")
+
+
+def test_a_chunk_that_claims_more_than_the_file_is_refused_before_decoding(tmp_path, monkeypatch):
+    """OpenCV 5.0 takes memory for the claim first, and fills it."""
+    path = tmp_path / "claim.png"
+    data = encoded("PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for chunk in (b"IDAT", b"IEND"):
+        place = data.index(chunk) - 4
+        path.write_bytes(data[:place] + (10 * len(data)).to_bytes(4, "big") + data[place + 4 :])
+        with pytest.raises(DataError, match=r"claim\.png: not an image that OpenCV can decode"):
+            read_image(path)
