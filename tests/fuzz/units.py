@@ -19,10 +19,7 @@ def damage_units(chance: random.Random, data: bytes) -> bytes:
     """One to four damages: a part dropped, doubled, moved or with another number in it; now and then bytes anywhere.
     Checksums of a PNG are made right again, or nothing behind them would be reached."""
     for _ in range(chance.choice((1, 1, 2, 4))):
-        if chance.random() < 0.3:
-            data = damage_bytes(chance, data)
-        else:
-            data = _damage_unit(chance, data)
+        data = damage_bytes(chance, data) if chance.random() < 0.3 else _damage_unit(chance, data)
     return _with_checksums(data) if data.startswith(b"\x89PNG") and chance.random() < 0.8 else data
 
 
@@ -70,13 +67,10 @@ def _png(data: bytes) -> Units:
 
 def _with_checksums(data: bytes) -> bytes:
     content = bytearray(data)
-    for start, end in _png_units(data):
-        content[end - 4 : end] = zlib.crc32(content[start + 4 : end - 4]).to_bytes(4, "big")
+    for start, end in _units(data):
+        if end <= len(data):
+            content[end - 4 : end] = zlib.crc32(content[start + 4 : end - 4]).to_bytes(4, "big")
     return bytes(content)
-
-
-def _png_units(data: bytes) -> Units:
-    return ((start, end) for start, end in _units(data) if end <= len(data))
 
 
 def _jpeg(data: bytes) -> Units:
