@@ -39,8 +39,9 @@ def shorten(names: list[str], limit: int = 4) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " did you mean 'x'?" with the one of ``known`` nearest to ``word``, or nothing."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" did you mean {close[0]!r}?" if close else ""
+    by_letters = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), by_letters, n=1, cutoff=0.5)
+    return f" did you mean {by_letters[close[0]]!r}?" if close else ""
 
 
 def printable(value: object) -> str:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from simulated.harness import Harness, LauncherError
 from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
 from support.implementations import IMPLEMENTATIONS, KERNELS
+from support.paths import ROOT
 from torch import Tensor
 
 from refinedet import ops
@@ -418,7 +419,9 @@ print(memory("VmHWM") - before)
 def peak_growth(which: str, num_anchors: int, num_boxes: int) -> float:
     """MiB by which the peak memory of a new process is above what it holds before it matches."""
     command = [sys.executable, "-c", PEAK_MEMORY, which, str(num_anchors), str(num_boxes)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # the package is found from there
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
 
 
 @pytest.mark.cpu_only
