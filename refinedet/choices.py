@@ -3,6 +3,11 @@
 They stand here because the command line offers them before it imports torch.
 """
 
+import re
+
+DEVICES = "auto, cpu, cuda or cuda:N"
+"""The names of devices, for a message; `is_device` knows them."""
+
 DATA_FORMATS = ("voc", "coco")
 """Layouts of a data set folder."""
 
@@ -13,3 +18,8 @@ results are published), or the mean over IoU 0.50:0.95 (coco)."""
 WEIGHTS_INPUTS = ("torchvision", "caffe")
 """What the first convolution of a backbone file reads. torchvision: RGB in 0..1, standardised by ImageNet's statistics.
 caffe: BGR in 0..255 minus the mean."""
+
+
+def is_device(name: str) -> bool:
+    """Whether ``name`` is one of `DEVICES`, be there such a device or not."""
+    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", name) is not None

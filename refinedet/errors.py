@@ -1,5 +1,9 @@
 """Errors a user can cause and mend. Each message names the file or input, the value found, and the fix."""
 
+import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 _OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, the system and its shared memory say it
     "out of memory",
     "can't allocate memory",
@@ -44,6 +48,33 @@ def shorten(names: list[str], limit: int = 4) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error``, of any library, says that memory was refused."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ " did you mean 'x'?" with the one of ``known`` nearest to ``word``, or nothing."""
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" did you mean {close[0]!r}?" if close else ""
+
+
+def printable(value: object) -> str:
+    """``value`` as text in one line that no terminal obeys: line ends, control characters, changes of the direction of
+    writing and bytes that are not UTF-8, all of which file names may hold, are escaped as in Python's source."""
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def escape_surrogates(text: str) -> str:
+    """``text`` with what no UTF-8 can hold escaped: bytes that were not UTF-8, which `os.fsdecode` keeps as halves of
+    surrogate pairs, as in Python's source."""
+    return "".join(_escape(character) if "\ud800" <= character <= "\udfff" else character for character in text)
+
+
+def _escape(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":  # the spaces of many scripts
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def show(value: object) -> str:

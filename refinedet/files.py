@@ -9,6 +9,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"  # shipped models
+LONG_NAME = 100  # bytes: of a longer name nothing goes into that of the temporary file; file systems take 255, some 143
+LONG_SUFFIX = 20  # bytes: no format is called so
 RECIPES = PACKAGE / "recipes"  # shipped recipes
 
 
@@ -18,30 +20,40 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary file keeps ``path``'s suffix (OpenCV and matplotlib choose the format by it). On any error,
     a full disk included, it is removed and whatever stood at ``path`` before is untouched. Parent folders are made.
-    An OSError that names no file, such as a full disk's, gets ``path`` as its ``filename``.
+    An OSError that names no file, such as a full disk's, or the temporary one gets ``path`` as its ``filename``.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        temporary = _make_temporary(target)
         yield temporary
         _grant_default_mode(temporary)
         _flush_to_disk(temporary)
         temporary.replace(target)
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(target)
+        if error.filename is None or temporary is None or Path(os.fsdecode(error.filename)) == temporary:
+            error.filename, error.filename2 = str(target), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _make_temporary(target: Path) -> Path:
+    """An empty file beside ``target``, whose name is no longer than a long one of ``target``'s may be."""
+    long = len(os.fsencode(target.name)) > LONG_NAME
+    prefix = "." if long else f".{target.stem}."
+    suffix = target.suffix if len(os.fsencode(target.suffix)) <= LONG_SUFFIX else ""
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
+    os.close(handle)
+    return Path(name)
 
 
 def _grant_default_mode(path: Path) -> None:

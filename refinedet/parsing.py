@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from refinedet.errors import show
+from refinedet.errors import escape_surrogates, show
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,12 +53,31 @@ def parse_toml(text: str) -> dict[str, Any]:
     return document
 
 
+def to_json(document: Any, *, indent: int | None = None) -> str:
+    """``document`` as JSON in ASCII, which every reader takes: no NaN (ValueError), and bytes of file names that are
+    not UTF-8 escaped, in values and keys, as in ``refinedet.errors.escape_surrogates``."""
+    text = json.dumps(document, allow_nan=False, indent=indent)
+    if "\\ud" not in text:  # few documents are gone through
+        return text
+    return json.dumps(_without_surrogates(document), allow_nan=False, indent=indent)
+
+
 def to_float(value: float) -> float:
     """``value`` as a float; a whole number beyond its range becomes infinite, as a decimal one does."""
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_surrogates(value)
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_surrogates(item) for item in value]
+    return value
 
 
 def _refuse_lone_surrogates(document: Any, text: str) -> None:

@@ -23,6 +23,8 @@ WORDS = {
     "parsing",
     "preprocessing",
     "presets",
+    "progress",
+    "quiet",
     "records",
 }
 

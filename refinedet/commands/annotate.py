@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from refinedet.data import read_image
 from refinedet.errors import DataError
@@ -19,8 +18,9 @@ from refinedet.files import atomic_write
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
-from refinedet.inference.video import BAR_DELAY, detect_video
+from refinedet.inference.video import detect_video
 from refinedet.interrupt import StopRequest, stop_on_interrupt
+from refinedet.progress import SHORT, Progress, show_progress
 from refinedet.records import Detections
 
 
@@ -29,7 +29,7 @@ class Annotator:
     """Detects in images and videos, and draws what it finds on copies of them.
 
     An input that cannot be read goes to ``failures`` and the others go on; a video that breaks off is both there and in
-    ``done``. After Ctrl-C (``interrupted``) what was begun is finished, the rest is left.
+    ``done``. After Ctrl-C or SIGTERM (``interrupted``) what was begun is finished, the rest is left.
     """
 
     detector: Detector
@@ -42,12 +42,12 @@ class Annotator:
     failures: dict[Path, DataError] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     videos: list[dict[str, Any]] = field(default_factory=list)
-    _stop: StopRequest = field(default_factory=StopRequest, init=False)
+    stop: StopRequest = field(default_factory=StopRequest, init=False)
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._stop.made
+        """Whether someone asked to stop."""
+        return self.stop.made
 
     @property
     def remaining(self) -> list[Path]:
@@ -56,7 +56,7 @@ class Annotator:
 
     def run(self, images: Sequence[Path], videos: Sequence[Path]) -> None:
         """Detect in all images, then in all videos; writes the annotated copies and tells what was found."""
-        with stop_on_interrupt(self._stop):
+        with stop_on_interrupt(self.stop):
             if images:
                 self._run_images(images)
             for video in videos:
@@ -78,7 +78,7 @@ class Annotator:
         started = time.perf_counter()
         network_seconds = 0.0
         table = _Table(images, self.detector.classes)
-        with tqdm(total=len(images), unit="image", delay=BAR_DELAY) as bar:
+        with show_progress("detecting", "image", len(images), delay=SHORT) as bar:
             for batch in batches(self._readable(images, bar), self.batch_size):
                 before = time.perf_counter()
                 found = self._find([image for _, image in batch])
@@ -93,7 +93,7 @@ class Annotator:
                 "per image, without reading and drawing"
             )
 
-    def _readable(self, images: Sequence[Path], bar: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
+    def _readable(self, images: Sequence[Path], bar: Progress) -> Iterator[tuple[Path, np.ndarray]]:
         for path in images:
             if self.interrupted:
                 return

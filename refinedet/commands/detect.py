@@ -21,8 +21,8 @@ def add_parser(commands: Commands) -> None:
         "detect",
         help="find objects in images and videos",
         description="Find objects in images and videos. Annotated copies go to --out. Inputs that cannot be read are "
-        "reported at the end, with exit status 1, after all others are done. Ctrl-C finishes the images under way and "
-        "ends with the results so far, exit status 130.",
+        "reported at the end, with exit status 1, after all others are done. Ctrl-C or SIGTERM finishes what is "
+        "under way and ends with the results so far, exit status 130 or 143.",
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -72,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **annotator.to_json()})
     for error in annotator.failures.values():
         messages.say_error(error)
-    if annotator.interrupted:
-        messages.say(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
-        return 130
+    annotator.stop.obey(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
     if not annotator.failures:
         return 0
     return 1 if annotator.done else 2

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
+from refinedet.choices import DEVICES, is_device
+from refinedet.errors import InputError
 from refinedet.files import write_text
+from refinedet.parsing import to_json
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -28,7 +32,14 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device``, for `choose_device`."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", default="auto", type=_device, help=f"{DEVICES} (default: auto)")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """``--quiet``, which every verb has."""
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="neither progress nor notes: results, warnings and errors only"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -49,15 +60,23 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def speaker(arguments: argparse.Namespace) -> Callable[[str], None]:
     """Prints a line for people: to stdout, or to stderr when stdout is kept for JSON."""
+    if arguments.json is STDOUT and sys.stdout is None:
+        raise InputError("--json has no stdout to go to, which is closed; give a file: --json FILE.json")
     stream = sys.stderr if arguments.json is STDOUT else sys.stdout
-    return lambda line: print(line, file=stream)
+
+    def say(line: str) -> None:
+        with tqdm.external_write_mode(file=stream):  # above the progress
+            print(line, file=stream, flush=True)
+
+    return say
 
 
 def deliver(arguments: argparse.Namespace, document: Any) -> None:
     """Put the JSON document where ``--json`` says, if it was given; a file is written whole or not at all."""
-    text = json.dumps(document, allow_nan=False) + "\n"
+    text = to_json(document) + "\n"
     if arguments.json is STDOUT:
         sys.stdout.write(text)
+        sys.stdout.flush()
     elif arguments.json:
         write_text(arguments.json, text)
 
@@ -66,6 +85,12 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _device(text: str) -> str:
+    if not is_device(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none; give {DEVICES}")
+    return text
 
 
 def _json_file(text: str) -> str:

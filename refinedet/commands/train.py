@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from refinedet.choices import WEIGHTS_INPUTS
 from refinedet.commands.options import add_device, add_json, deliver, speaker
 from refinedet.errors import DataError
-from refinedet.interrupt import TrainingInterrupted
+from refinedet.interrupt import Stopped, TrainingInterrupted
+from refinedet.training.folder import STATE_FILE
 from refinedet.training.sources import Layer, parse_setting, recipe_names, setting
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
+    from refinedet.training.recipe import Recipe
 
 
 class GivenSetting(NamedTuple):
@@ -71,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         result = train(recipe, out, device=arguments.device, resume=arguments.resume)
     except TrainingInterrupted as stopped:
-        raise KeyboardInterrupt(f"{stopped}; go on with: {resume_command(arguments)}") from None
+        ways = f"go on with: {resume_command(arguments)}; measure it with: {evaluate_command(recipe, out)}"
+        raise Stopped(f"{stopped}; {ways}", stopped.signum) from None
     except RunStopped as stopped:
         raise DataError(f"{stopped}; go on with: {resume_command(arguments)}") from None
     say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min")
@@ -95,6 +98,13 @@ def resume_command(arguments: argparse.Namespace) -> str:
     if arguments.device != "auto":
         command += ["--device", arguments.device]
     return shlex.join([*command, "--out", str(_run_folder(arguments)), "--resume"])
+
+
+def evaluate_command(recipe: Recipe, out: Path) -> str:
+    """The command that measures the run in ``out`` as far as it got."""
+    folder, _, split = recipe.data.test_split.rpartition("/")
+    command = ["refinedet", "evaluate", str(out / STATE_FILE), "--data", str(Path(recipe.data.root or "") / folder)]
+    return shlex.join([*command, "--split", split] if split != "test" else command)
 
 
 def _run_folder(arguments: argparse.Namespace) -> Path:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from refinedet.data.dataset import (
     DetectionDataset,
     Findings,
@@ -20,6 +18,7 @@ from refinedet.data.dataset import (
     unknown_class,
 )
 from refinedet.errors import DataError
+from refinedet.progress import track
 
 
 class COCODataset(DetectionDataset):
@@ -63,7 +62,7 @@ class COCODataset(DetectionDataset):
         grouped = _group(content["annotations"], images, categories, file)
         folder = _find_images(self.root, self.split, images, file)
         records = []
-        for key, image in tqdm(images.items(), desc=f"reading {self.root.name} {self.split}", delay=2, leave=False):
+        for key, image in track(images.items(), f"reading {self.root.name} {self.split}", "image"):
             found = grouped.get(key, [])
             for item in found:
                 if categories[item["category_id"]] not in labels:

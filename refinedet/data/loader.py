@@ -1,5 +1,6 @@
 """Batches for training, each a pure function of (seed, step), and for evaluation, in order."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from tqdm import tqdm
 
 from refinedet.data.augment import TrainAugment
 from refinedet.data.dataset import DetectionDataset
 from refinedet.errors import DataError, InputError, RefineDetError, is_out_of_memory
 from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.progress import track
 from refinedet.records import Batch, Sample, Targets
 
 _MEMORY_FIX = "free memory or /dev/shm, or use fewer workers (0: none)"
@@ -64,8 +65,8 @@ class TrainLoader:
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """The batches of start_step, start_step + 1, ... without end."""
         if self._cache and self._samples is None:
-            progress = tqdm(range(len(self.dataset)), desc="reading images", delay=2, leave=False)
-            self._samples = [self.dataset[index] for index in progress]
+            indices = track(range(len(self.dataset)), "reading images", "image")
+            self._samples = [self.dataset[index] for index in indices]
         samples = self.dataset if self._samples is None else self._samples
         batches = _Batches(samples, self._augment, self.batch_size, self._seed, self._use_difficult)
         loader = DataLoader(
@@ -171,12 +172,25 @@ def _unchanged(item: object) -> object:
 
 
 def _start_worker(_: int) -> None:
-    # Signals to stop reach the whole process group, often; the main process finishes its step and stops its workers
-    # itself: by SIGTERM, at last.
+    # What asks to stop reaches the whole process group, or all processes of a job: the main process alone answers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _obey_parent_only()
     # Each worker is one process of several: OpenCV's own threads would only compete.
     cv2.setNumThreads(0)
+
+
+def _obey_parent_only() -> None:
+    """Let SIGTERM end this process when its parent sends it, as the DataLoader does at the end, but nobody else."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _share(batch: Batch) -> Batch:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from refinedet.data.classes import VOC_CLASSES
 from refinedet.data.dataset import (
     DetectionDataset,
@@ -22,6 +20,7 @@ from refinedet.data.dataset import (
 )
 from refinedet.data.images import IMAGE_SUFFIXES
 from refinedet.errors import DataError
+from refinedet.progress import track
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -48,7 +47,7 @@ class VOCDataset(DetectionDataset):
         images = _ImageFinder(_image_folder(self.root))
         records = [
             _read_record(self.root, image_id, names, images, findings)
-            for image_id in tqdm(ids, desc=f"reading {self.root.name} {split}", delay=2, leave=False)
+            for image_id in track(ids, f"reading {self.root.name} {split}")
         ]
         super().__init__(name, names, records, findings.lines())
 
@@ -57,7 +56,7 @@ def discover_classes(root: str | os.PathLike[str]) -> tuple[str, ...]:
     """The class names in all annotation files of a VOC folder, of any split, so that splits agree on the labels."""
     found: set[str] = set()
     folder = Path(root) / "Annotations"
-    for path in tqdm(sorted(folder.rglob("*.xml")), desc="collecting class names", delay=2, leave=False):
+    for path in track(sorted(folder.rglob("*.xml")), "collecting class names"):
         found.update(item.name for item in _read_annotation(path).objects)
     if not found:
         raise DataError(f"{folder}: no annotated object in any XML file, so no class is known; pass classes=[...]")

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from refinedet.boxes import to_pixels
 from refinedet.choices import METRICS
@@ -29,6 +28,7 @@ from refinedet.evaluation.pixels import (
 from refinedet.evaluation.report import Evaluation, class_row, measure, optional
 from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes, check_iou_threshold, mean_ap, voc_ap
 from refinedet.inference.detector import Detector, check_options, load
+from refinedet.progress import busy, show_progress
 
 STAGES = ("load", "forward", "select", "metric")
 
@@ -65,7 +65,7 @@ def evaluate(
     _check_classes(detector, dataset)
     seconds = dict.fromkeys(STAGES, 0.0)
     collected = _collect(detector, dataset, score_threshold, batch_size, seconds, progress)
-    with _timed(seconds, "metric"), _announce("measuring average precision", progress):
+    with _timed(seconds, "metric"), busy("measuring average precision", shown=progress):
         curves = voc_ap(
             collected.truth,
             collected.found,
@@ -138,7 +138,7 @@ def _collect(
     images: list[EvaluatedImage] = []
     one_based = isinstance(dataset, VOCDataset)
     batches = eval_batches(dataset, detector.size, detector.preprocessing, batch_size)
-    with tqdm(total=len(dataset), desc="evaluating", unit="image", disable=not progress) as bar:
+    with show_progress("evaluating", "image", len(dataset), shown=progress) as bar:
         while True:
             with _timed(seconds, "load"):
                 batch = next(batches, None)
@@ -175,14 +175,6 @@ def _stack(rows: list[_Rows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     numbers, labels, boxes, values = zip(*rows, strict=True)
     images = np.repeat(numbers, [len(row) for row in labels])
     return images, np.concatenate(labels), np.concatenate(boxes), np.concatenate(values)
-
-
-@contextmanager
-def _announce(what: str, progress: bool) -> Iterator[None]:
-    """Say on stderr what is going on while no bar can tell how far it is (pycocotools: a minute on all of COCO val)."""
-    with tqdm(total=1, desc=what, bar_format="{desc}: {elapsed} {postfix}", disable=not progress) as bar:
-        yield
-        bar.set_postfix_str("done")
 
 
 @contextmanager

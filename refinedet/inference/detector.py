@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from refinedet import ops
 from refinedet.boxes import to_pixels
@@ -18,6 +17,7 @@ from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, 
 from refinedet.models import RefineDet
 from refinedet.preprocessing import Preprocessing, prepare
 from refinedet.presets import Preset
+from refinedet.progress import show_progress
 from refinedet.records import Detections, LevelOutput, RawOutput
 from refinedet.weights.checkpoint import load_network
 
@@ -87,7 +87,12 @@ class Detector:
         """
         items = list_pictures(images)
         found = self.detect_stream(items, score_threshold=score_threshold, batch_size=batch_size)
-        return list(tqdm(found, total=len(items), unit="image", disable=not progress))
+        detected = []
+        with show_progress("detecting", "image", len(items), shown=progress) as bar:
+            for detections in found:
+                detected.append(detections)
+                bar.update()
+        return detected
 
     def detect_stream(
         self, images: Iterable[Image], *, score_threshold: float | None = None, batch_size: int = 8

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from refinedet.errors import DataError
 from refinedet.files import atomic_write
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
+from refinedet.progress import SHORT, show_progress
 from refinedet.records import Detections
 
 DEFAULT_FPS = 25.0  # for containers that do not tell
-BAR_DELAY = 2.0  # seconds before the progress bar appears
 CODEC = "mp4v"  # the one mp4 codec that every OpenCV wheel can write
 
 
@@ -72,7 +71,7 @@ def detect_video(
     count = 0
     with _reader(source) as (info, frames), atomic_write(output) as temporary:
         name = Path(source).name
-        bar = tqdm(total=info.frames or None, unit="frame", desc=name, delay=BAR_DELAY, disable=not progress)
+        bar = show_progress(name, "frame", info.frames or None, delay=SHORT, shown=progress)
         with bar, _writer(temporary, info) as writer:
             for batch in batches(frames, batch_size):
                 found = detector.detect(batch, score_threshold=score_threshold, batch_size=batch_size)

@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from refinedet.choices import DEVICES, is_device
 from refinedet.errors import InputError
 from refinedet.ops import extension
 
@@ -15,17 +16,18 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: there is no such device, or the operators do not run on it.
     """
-    kind, colon, index = name.partition(":")
     if name == "auto":
         return _best_device()
-    if name != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
-        raise InputError(f"device is {name!r}; give auto, cpu, cuda or cuda:N")
+    if not is_device(name):
+        raise InputError(f"device is {name!r}; give {DEVICES}")
+    if name == "cpu":
+        return torch.device(name)
+    index = int(name.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise InputError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
     device = torch.device(name)
-    if kind == "cuda":
-        if int(index or 0) >= torch.cuda.device_count():
-            raise InputError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; give cpu")
-        if problem := extension.cuda_problem(device):
-            raise InputError(f"device is {name!r}, but {': '.join(problem)}; or give cpu")
+    if problem := extension.cuda_problem(device):
+        raise InputError(f"device is {name!r}, but {': '.join(problem)}; or give cpu")
     return device
 
 

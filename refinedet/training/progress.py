@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
+from refinedet.evaluation.report import Evaluation
+from refinedet.interrupt import StopRequest
+from refinedet.progress import show_progress, write
 
 _SMOOTHING = 0.05  # weight of the newest loss in the bar
 
@@ -24,11 +26,12 @@ class Speed:
         """Start measuring anew."""
         self._start, self._waited, self._batches = time.monotonic(), 0.0, 0
 
-    def timed(self, batches: Iterator[T], count: int) -> Iterator[T]:
-        """The first ``count`` of ``batches``, measured."""
+    def timed(self, batches: Iterator[T], count: int, stop: StopRequest) -> Iterator[T]:
+        """The first ``count`` of ``batches``, measured; ``stop`` ends the wait for one at once."""
         for _ in range(count):
             asked = time.monotonic()
-            batch = next(batches)
+            with stop.at_once():
+                batch = next(batches)
             self._waited += time.monotonic() - asked
             self._batches += 1
             yield batch
@@ -42,18 +45,25 @@ class Speed:
         }
 
 
-class StepBar:
-    """Progress of the steps with smoothed loss, learning rate and images per second; tqdm adds rate and ETA."""
+def show_mean_ap(step: int, evaluation: Evaluation) -> None:
+    """A line on stderr with what an evaluation on the way found."""
+    mean_ap = "- (it has no object)" if evaluation.mean_ap is None else f"{evaluation.mean_ap:.4f}"
+    write(f"step {step}: mean {evaluation.measure} on the test split {mean_ap}")
 
-    def __init__(self, done: int, steps: int, disable: bool) -> None:
-        self._bar = tqdm(initial=done, total=steps, desc="training", unit="step", dynamic_ncols=True, disable=disable)
+
+class StepBar:
+    """Progress of the steps with smoothed loss, learning rate and images per second."""
+
+    def __init__(self, done: int, steps: int, shown: bool) -> None:
+        self._bar = show_progress("training", "step", steps, done=done, shown=shown)
         self._loss: float | None = None
 
     def __enter__(self) -> StepBar:
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
 
     def show(self, loss: float, lr: float, speed: Speed) -> None:
         """Count one step."""

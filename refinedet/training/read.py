@@ -12,9 +12,9 @@ from typing import Any, get_args, get_origin
 from refinedet.anchors import SIZE_STEP
 from refinedet.data.augment import AugmentConfig
 from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
-from refinedet.errors import InputError, RecipeError
+from refinedet.errors import InputError, RecipeError, suggestion
 from refinedet.training.recipe import SECTIONS, Recipe
-from refinedet.training.sources import Layer, read_layers, resolve, suggestion
+from refinedet.training.sources import Layer, read_layers, resolve
 
 _CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
 

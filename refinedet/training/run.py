@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from refinedet.anchors import STRIDES
 from refinedet.data import DetectionDataset
@@ -23,7 +21,7 @@ from refinedet.errors import DataError, RecipeError, RefineDetError
 from refinedet.evaluation.evaluate import evaluate
 from refinedet.files import write_text
 from refinedet.inference.detector import Detector
-from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
+from refinedet.interrupt import Stopped, StopRequest, TrainingInterrupted, stop_on_interrupt
 from refinedet.models import RefineDet, build, load_pretrained
 from refinedet.ops.devices import choose_device
 from refinedet.records import Batch
@@ -31,7 +29,7 @@ from refinedet.training.datasets import announce, check_objects, open_test_data,
 from refinedet.training.folder import MODEL_FILE, RECIPE_FILE, RESULT_FILE, STATE_FILE, check_folder, remove_leftovers
 from refinedet.training.lock import refuse_running, run_lock
 from refinedet.training.logs import LOG_FILE, RunningMean, TrainingLog, read_log
-from refinedet.training.progress import Speed, StepBar
+from refinedet.training.progress import Speed, StepBar, show_mean_ap
 from refinedet.training.read import read_recipe, with_settings
 from refinedet.training.recipe import Recipe
 from refinedet.training.resume import fingerprint, load_run, run_facts
@@ -74,10 +72,10 @@ def train(
 
     ``out`` also receives ``last.safetensors`` (the state to resume from: at the start, every
     ``train.checkpoint_every`` steps and at the end), ``recipe.toml``, ``log.jsonl``, ``tensorboard/`` and
-    ``result.json``. Everything is checked before the first step. The first Ctrl-C finishes the step, saves and raises;
-    the second kills. Torch's global generator is seeded with ``train.seed``. On a CPU, with the same number of threads,
-    a resumed run goes through the same losses, bit for bit, as one that never stopped. While it runs no other one can
-    begin in ``out``. Torch's default device and dtype do not matter.
+    ``result.json``. Everything is checked before the first step. The first Ctrl-C or SIGTERM finishes the step, saves
+    and raises; the second kills. Torch's global generator is seeded with ``train.seed``. On a CPU, with the same number
+    of threads, a resumed run goes through the same losses, bit for bit, as one that never stopped. While it runs no
+    other one can begin in ``out``. Torch's default device and dtype do not matter.
 
     Args:
         recipe: a recipe, its TOML file, or the name of one of the package's.
@@ -95,7 +93,7 @@ def train(
         RefineDetError: loss, gradient or weights are not finite, the memory is too small, or a file cannot be written.
             The last saved state is kept.
         RunStopped: a batch cannot be loaded: a loading process died, an image is damaged. The run is saved first.
-        TrainingInterrupted: Ctrl-C, after saving.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     out = Path(out)
     recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights, weights_input)
@@ -160,9 +158,22 @@ class _Run:
     def finish(self, progress: bool) -> TrainResult:
         """Take the remaining steps, and write the final model and the result."""
         started = time.monotonic()
+        with stop_on_interrupt() as stop:
+            try:
+                evaluation = self._take_steps(progress, stop)
+            except Stopped as stopped:
+                self._save()
+                saved = f"stopped after step {self.trainer.steps}; the run is saved in {self.out}"
+                raise TrainingInterrupted(saved, stopped.signum) from None
+            return self._write_result(evaluation, started)
+
+    def _take_steps(self, progress: bool, stop: StopRequest) -> dict[str, Any] | None:
+        """Take the remaining steps and evaluate the last; raises Stopped between two of them."""
         with TrainingLog(self.out, self.trainer.steps) as log:
-            self._loop(log, progress)
-            evaluation = self._evaluate(log, progress)
+            self._loop(log, progress, stop)
+            return self._evaluate(log, progress, stop)
+
+    def _write_result(self, evaluation: dict[str, Any] | None, started: float) -> TrainResult:
         logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
         loss = logged[-1] if logged else None
         summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
@@ -174,13 +185,14 @@ class _Run:
         write_text(self.out / RESULT_FILE, result.to_json() + "\n")
         return result
 
-    def _loop(self, log: TrainingLog, progress: bool) -> None:
+    def _loop(self, log: TrainingLog, progress: bool, stop: StopRequest) -> None:
         """Take the remaining steps."""
         settings, trainer = self.recipe.train, self.trainer
         speed = Speed(settings.batch_size)
-        bar = StepBar(trainer.steps, settings.steps, disable=not progress)
-        with stop_on_interrupt() as stop, bar, closing(self._batches()) as batches:
-            for batch in speed.timed(batches, settings.steps - trainer.steps):
+        if self._evaluation_due and trainer.steps < settings.steps and not self._is_evaluated():
+            self._evaluate(log, progress, stop)
+        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches()) as batches:
+            for batch in speed.timed(batches, settings.steps - trainer.steps, stop):
                 lr = trainer.learning_rate
                 values = trainer.step(batch)
                 self.window.add(values)
@@ -188,15 +200,12 @@ class _Run:
                 if trainer.steps % settings.log_every == 0:
                     self._log(log, lr, speed)
                 finished = trainer.steps == settings.steps
-                if finished or stop.made or trainer.steps % settings.checkpoint_every == 0:
+                if finished or trainer.steps % settings.checkpoint_every == 0:
                     self._save()
-                if stop.made and not finished:
-                    raise TrainingInterrupted(
-                        f"stopped after step {trainer.steps}; the run is saved in {self.out}, where evaluate and "
-                        f"detect take {STATE_FILE} as a checkpoint"
-                    )
+                if not finished:
+                    stop.obey()
                 if self._evaluation_due and not finished:
-                    self._tell(self._evaluate(log, progress), progress)
+                    self._evaluate(log, progress, stop)
                     speed.reset()  # the images per second are those of training
 
     def _batches(self) -> Generator[Batch, None, None]:
@@ -210,36 +219,37 @@ class _Run:
     @property
     def _evaluation_due(self) -> bool:
         every = self.recipe.evaluate.every
-        return every > 0 and self.trainer.steps % every == 0
+        return every > 0 and self.trainer.steps > 0 and self.trainer.steps % every == 0
+
+    def _is_evaluated(self) -> bool:
+        """Whether the log has an evaluation of this step: not so when the run was stopped in it."""
+        return any(
+            entry["group"] == "test" and entry["step"] == self.trainer.steps for entry in read_log(self.out / LOG_FILE)
+        )
 
     def _log(self, log: TrainingLog, lr: float, speed: Speed) -> None:
         log.write(self.trainer.steps, "train", {**self.window.means(), "lr": lr, **speed.numbers()})
         self.window.reset()
         speed.reset()
 
-    def _evaluate(self, log: TrainingLog, progress: bool) -> dict[str, Any] | None:
+    def _evaluate(self, log: TrainingLog, progress: bool, stop: StopRequest) -> dict[str, Any] | None:
         """Evaluate on the test split, when the recipe wants it."""
         if self.test_data is None:
             return None
         settings = self.recipe.evaluate
-        found = evaluate(
-            Detector(self.trainer.inference_model),
-            self.test_data,
-            metric=settings.metric,
-            batch_size=settings.batch_size,
-            progress=progress,
-        )
+        with stop.at_once():
+            found = evaluate(
+                Detector(self.trainer.inference_model),
+                self.test_data,
+                metric=settings.metric,
+                batch_size=settings.batch_size,
+                progress=progress,
+            )
+        if progress and self.trainer.steps < self.recipe.train.steps:  # the last one is the caller's to tell
+            show_mean_ap(self.trainer.steps, found)
         log.write(self.trainer.steps, "test", {"mean_ap": found.mean_ap, "ap": {r.name: r.ap for r in found.rows}})
         numbers: dict[str, Any] = json.loads(found.to_json())
         return numbers
-
-    def _tell(self, evaluation: dict[str, Any] | None, progress: bool) -> None:
-        """Show the mean of an evaluation on the way; the last one is the caller's to show."""
-        if evaluation is None or not progress:
-            return
-        mean_ap = evaluation["mean_ap"]
-        shown = "- (no object)" if mean_ap is None else f"{mean_ap:.4f}"
-        tqdm.write(f"step {self.trainer.steps}: mean {evaluation['measure']} {shown}", file=sys.stderr)
 
     def _save(self) -> None:
         facts = run_facts(self.recipe, self.fingerprint, self.window)

@@ -5,12 +5,11 @@ Nothing heavy is imported: the command line lists the shipped recipes and reads 
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refinedet.errors import RecipeError
+from refinedet.errors import RecipeError, suggestion
 from refinedet.files import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -93,12 +92,6 @@ def parse_setting(text: str, source: str = "--set") -> Layer:
     if not (equals and section and key):
         raise RecipeError(f"{source} is {text!r}; give SECTION.KEY=VALUE, such as train.lr=1e-3")
     return setting(name, _parse_value(value, f"{source}: {name}"), source)
-
-
-def suggestion(key: str, known: Iterable[str]) -> str:
-    """ " did you mean 'x'?" with the one of ``known`` nearest to ``key``, or nothing."""
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f" did you mean {close[0]!r}?" if close else ""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

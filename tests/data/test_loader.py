@@ -282,18 +282,6 @@ def test_deaths_in_other_loaders_are_torchs(dataset):
         kill(worker)
 
 
-def test_workers_outlive_a_signal_to_the_group(dataset):
-    """SIGTERM reaches all processes of a job; the second one, from the main process, ends them."""
-    batches = loader(dataset, workers=1).iterate()
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    worker.terminate()
-    assert len(list(islice(batches, 10))) == 10
-    kill(worker, signal.SIGTERM)
-    with pytest.raises(DataError):
-        list(islice(batches, 20))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_default_device_and_dtype_do_not_matter(dataset, workers):
     expected = next(loader(dataset, seed=3).iterate(2))
