@@ -400,7 +400,7 @@ def _check_header(header: Any, path: Path) -> None:
     def require(condition: bool, name: str, value: object, wanted: str) -> None:
         if not condition:
             raise CheckpointError(
-                f"{path}: its refinedet metadata is damaged ({name} {show(value)}), where {wanted} belongs; copy it again"
+                f"{path}: its refinedet metadata is damaged ({name} {show(value)}): {wanted} is needed; copy it again"
             )
 
     require(isinstance(header, dict), "document", header, "an object")
