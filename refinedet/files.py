@@ -14,6 +14,12 @@ LONG_SUFFIX = 20  # bytes: no format is called so
 RECIPES = PACKAGE / "recipes"  # shipped recipes
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether systems and editors keep a file for themselves: ``._a.xml``, ``.ipynb_checkpoints/a.xml``,
+    ``__MACOSX/a.xml``. ``path`` is relative to the folder that is searched, whose own name is no matter."""
+    return any((part[0] == "." and part != "..") or part == "__MACOSX" for part in path.parts)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.

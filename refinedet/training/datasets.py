@@ -64,7 +64,9 @@ def training_batches(recipe: Recipe, dataset: DetectionDataset, preprocessing: P
 
 
 def _open_split(recipe: Recipe, split: str, classes: tuple[str, ...] | None) -> DetectionDataset:
-    if recipe.data.root is None:
+    data = recipe.data
+    if data.root is None:
         raise RecipeError(f"recipe {recipe.name} has no data.root: give the data folder there or with --data")
     folder, _, name = split.rpartition("/")
-    return open_dataset(Path(recipe.data.root) / folder, name, format=recipe.data.format, classes=classes)
+    root = Path(data.root) / folder
+    return open_dataset(root, name, format=data.format, classes=classes, allow_outside=data.allow_outside)

@@ -67,6 +67,7 @@ class DataRecipe:
     classes: tuple[str, ...] | None = None  # None = those of the annotations
     use_difficult: bool = True  # train on VOC "difficult" objects and COCO crowds (spec 7.1)
     cache: bool = False  # keep the decoded images in memory
+    allow_outside: bool = False  # annotations and splits may name files that are not in the data folder
 
     @property
     def train_splits(self) -> tuple[str, ...]:

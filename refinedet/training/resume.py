@@ -42,7 +42,7 @@ def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
     """What identifies a training set: its size, classes and a digest of names and boxes in order."""
     digest = hashlib.sha256()
     for record in dataset.records:
-        for part in (record.image_id.encode(), record.boxes.tobytes(), record.labels.tobytes()):
+        for part in (str(record.image_id).encode(), record.boxes.tobytes(), record.labels.tobytes()):
             digest.update(part)
     return {"images": len(dataset), "classes": list(dataset.classes), "digest": digest.hexdigest()[:16]}
 
