@@ -45,6 +45,11 @@ def shorten(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, of any library, says that memory was refused."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " did you mean 'x'?" with the one of ``known`` nearest to ``word``, or nothing."""
     by_letters = {name.lower(): name for name in known}
@@ -71,11 +76,6 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, of any library, says that memory was refused."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def show(value: object) -> str:

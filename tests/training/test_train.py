@@ -210,12 +210,6 @@ def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
         train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
 
 
-def test_evaluation_on_the_way_is_shown(data, tmp_path, capsys):
-    result = train(tiny_recipe(train={"steps": 4}, evaluate={"every": 2}), tmp_path / "run", data=data)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert lines == [f"step 2: mean {result.evaluation['measure']} 0.0000"]
-
-
 @pytest.mark.parametrize("device", ["meta", None])
 def test_default_device_and_dtype_do_not_matter(run, data, tmp_path, device):
     torch.set_default_device(device)
