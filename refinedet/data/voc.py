@@ -174,7 +174,7 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings)
 
 
 def _splits(folder: Path) -> list[str]:
-    return [path.stem for path in folder.glob("*.txt") if not is_hidden(Path(path.name))]
+    return [path.stem for path in folder.glob("*.txt") if path.is_file() and not is_hidden(Path(path.name))]
 
 
 def _image_id(line: str, root: Path) -> str | None:
@@ -260,6 +260,8 @@ def _read_annotation(path: Path) -> _Annotation:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     objects = [_read_object(element, path) for element in tree.iter("object")]
+    if not objects and tree.tag != "annotation":  # a page of a web site, CVAT's XML: not an image without objects
+        raise DataError(f"{path}: its root is <{tree.tag}>, not VOC's <annotation>; replace it by the annotation")
     size = declared_size(tree.findtext("size/height"), tree.findtext("size/width"))
     return _Annotation(objects, size, (tree.findtext("filename") or "").strip())
 

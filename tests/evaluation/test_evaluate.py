@@ -222,6 +222,11 @@ def test_a_wrapper_without_classes_is_one_error(voc):
         evaluate(perfect_detector(voc, one_based=True), Subset(voc, [0]), progress=False)
 
 
+def test_a_wrapper_without_images_is_one_error(voc):
+    with pytest.raises(InputError, match="Wrapper: the data set holds no images; nothing can be evaluated"):
+        evaluate(perfect_detector(voc, one_based=True), Wrapper(voc, []), progress=False)
+
+
 def test_areas_of_outlines_are_those_of_the_file(tmp_path):
     """An outline below 32 x 32 pixels makes an object small, whatever its box."""
     root = make_coco(tmp_path, {"val": 1}, height=300, width=400, objects=1)
