@@ -153,16 +153,19 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings)
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     ids: list[str] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
-        place = f"{path}, line {number}"
-        image_id = _image_id(line, root)
-        if image_id is None:
-            if not line or line.startswith("#"):
-                continue
-            raise _no_annotation(root, line, place, allow_outside)
+        found = _image_id(line, root)
+        if not line or (line.startswith("#") and found is None):
+            continue
+        image_id = found or _readings(line, root)[-1]
+        annotation, place = root / "Annotations" / f"{image_id}.xml", f"{path}, line {number}: {show(line)}"
         if not allow_outside:
-            check_inside(root / "Annotations" / image_id, root, f"{place}: {show(line)}")
-        if is_hidden(Path(image_id)):
+            check_inside(annotation, root, place)
+        if is_hidden(Path(os.path.basename(image_id) if os.path.isabs(image_id) else image_id)):
             findings.add("hidden files listed in the split, left out", path.name)
+        elif found is None:
+            raise DataError(
+                f"{annotation}: no such annotation file; restore it or remove the id from the split ({place})"
+            )
         else:
             ids.append(image_id)
     if not ids:
@@ -200,16 +203,6 @@ def _without_folder_and_suffix(text: str, root: Path) -> str:
     text = rest if folder == "Annotations" or folder.endswith("Images") else text
     stem, suffix = os.path.splitext(text)
     return stem if suffix.lower() in IMAGE_SUFFIXES | {".xml"} else text
-
-
-def _no_annotation(root: Path, line: str, place: str, allow_outside: bool) -> DataError:
-    """The error for a line of a split without annotation."""
-    path = root / "Annotations" / f"{_readings(line, root)[-1]}.xml"
-    if not allow_outside:
-        check_inside(path, root, f"{place}: {show(line)}")
-    return DataError(
-        f"{path}: no such annotation file; restore it or remove the id from the split ({place}: {show(line)})"
-    )
 
 
 def _image_folder(root: Path) -> Path:

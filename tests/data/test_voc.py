@@ -315,8 +315,10 @@ def test_hidden_files_are_no_splits_images_or_folders(tmp_path):
 def test_hidden_files_listed_in_a_split_are_left_out(tmp_path):
     root = tree(tmp_path, {"a": xml(CAT)})
     (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07 Mac OS X")
-    (root / "ImageSets" / "Main" / "train.txt").write_text("._a.xml\na.xml\n")
-    with pytest.warns(UserWarning, match=r"hidden files listed in the split, left out: 1 \(train.txt\)"):
+    (root / "ImageSets" / "Main" / "train.txt").write_text(
+        "._a.xml\na.xml\n.DS_Store\n.ipynb_checkpoints\nThumbs.db\n__MACOSX/._b.jpg\n"
+    )
+    with pytest.warns(UserWarning, match=r"hidden files listed in the split, left out: 5 \(train.txt\)"):
         dataset = VOCDataset(root, "train")
     assert [record.image_id for record in dataset.records] == ["a"]
 
