@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cfloat>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -127,7 +128,11 @@ inline int64_t at_least_1(const char* op, const char* name, int64_t value) {
 
 inline Variances to_variances(const char* op, const std::vector<double>& values) {
   check(values.size() == 4, op, "variances must be 4 numbers, got ", values.size());
-  const auto value = [&](size_t i) { return static_cast<float>(values[i]); };
+  const auto value = [&](size_t i) {
+    const bool usable = values[i] >= FLT_MIN && values[i] <= FLT_MAX;
+    check(usable, op, "variances must be numbers above 0, got ", values[i]);
+    return static_cast<float>(values[i]);
+  };
   return {value(0), value(1), value(2), value(3)};
 }
 

@@ -4,6 +4,14 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, the system and its shared memory say it
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "Insufficient memory",
+    "Cannot allocate memory",
+    "</torch_",  # the name of a piece of shared memory
+)
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -62,6 +70,9 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, of any library, says that memory was refused."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def show(value: object) -> str:

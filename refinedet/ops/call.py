@@ -28,7 +28,7 @@ def call(name: str, *arguments: Any) -> Any:
     try:
         return getattr(torch.ops.refinedet, name).default(*arguments)
     except RuntimeError as error:
-        message = str(error).splitlines()[0]
+        message = next(iter(str(error).splitlines()), type(error).__name__)
         if message.startswith(f"refinedet.{name}: "):
             raise InputError(message) from None
         if mismatch := _TYPE_MISMATCH.search(message):

@@ -1,13 +1,14 @@
 """Anchors to ground truth: greedy bipartite, then per-prediction matching (spec section 7.2)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks
 from refinedet.presets import OFFICIAL
 
 
@@ -60,9 +61,32 @@ def _(
     gt_boxes: Tensor,
     gt_labels: Tensor,
     gt_offsets: Tensor,
-    *_options: Any,
+    iou_threshold: float,
+    variances: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    size = (gt_offsets.shape[0] - 1, anchors.shape[-2])
+    checks = Checks("match")
+    checks.same_device(
+        ("anchors", anchors), ("gt_boxes", gt_boxes), ("gt_labels", gt_labels), ("gt_offsets", gt_offsets)
+    )
+    checks.shape("gt_offsets", gt_offsets, (None,))
+    entries = gt_offsets.shape[0]
+    checks.require(entries >= 1, "gt_offsets is empty, expected one entry more than images")
+    batch = entries - 1
+    checks.shape("anchors", anchors, (None, 4) if anchors.dim() == 2 else (batch, None, 4))
+    checks.shape("gt_boxes", gt_boxes, (None, 4))
+    num_truths = gt_boxes.shape[0]
+    checks.shape("gt_labels", gt_labels, (num_truths,))
+    checks.at_least(0, iou_threshold=iou_threshold)
+    checks.variances(variances)
+    limited = "the number of ground truths", num_truths, 2**31 - 1
+    size = batch, anchors.shape[-2]
+    checks.limits(
+        anchors,
+        cpu=[limited],
+        cuda=[("the batch size", batch, MAX_BATCH_ON_CUDA), ("the number of anchors", size[1], 2**31 - 1), limited],
+    )
+    checks.floats(("anchors", anchors), ("gt_boxes", gt_boxes))
+    checks.int64(("gt_labels", gt_labels), ("gt_offsets", gt_offsets))
     return (
         anchors.new_empty(size, dtype=torch.int64),
         anchors.new_empty((*size, 4), dtype=torch.float32),

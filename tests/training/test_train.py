@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from support.synthetic import CLASSES, make_coco, make_voc, tiny_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import refinedet
+from refinedet.commands.main import main
+from refinedet.data.loader import _Batches
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.models.backbones.squeezenet import SqueezeNet
@@ -26,9 +29,10 @@ from refinedet.training import datasets as datasets_module
 from refinedet.training import run as train_module
 from refinedet.training.average import ModelEMA
 from refinedet.training.datasets import open_training_data
+from refinedet.training.lock import run_lock
 from refinedet.training.logs import read_log
 from refinedet.training.read import read_recipe
-from refinedet.training.run import train
+from refinedet.training.run import RunStopped, train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import load_network, load_training_state, read_metadata
 
@@ -203,6 +207,26 @@ def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
         train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
 
 
+def test_evaluation_on_the_way_is_shown(data, tmp_path, capsys):
+    result = train(tiny_recipe(train={"steps": 4}, evaluate={"every": 2}), tmp_path / "run", data=data)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert lines == [f"step 2: mean {result.evaluation['measure']} 0.0000"]
+
+
+@pytest.mark.parametrize("device", ["meta", None])
+def test_default_device_and_dtype_do_not_matter(run, data, tmp_path, device):
+    torch.set_default_device(device)
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(tiny_recipe(train={"workers": 1}, evaluate={"every": 6}), tmp_path / "run", data=data, progress=False)
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.get_default_device().type == (device or "cpu")
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert logged_losses(tmp_path / "run") == logged_losses(run[0])
+
+
 def test_no_word_of_the_list_of_classes_when_there_is_one(data, tmp_path, capsys):
     train(tiny_recipe(train={"steps": 1}, data={"classes": CLASSES}), tmp_path / "run", data=data)
     assert "data.classes" not in capsys.readouterr().err
@@ -308,7 +332,8 @@ def test_classes_of_a_file_go_with_the_run(data, tmp_path):
 def test_interrupt_finishes_the_step_and_saves(data, tmp_path, before_step):
     before_step(lambda trainer: signal.raise_signal(signal.SIGINT) if trainer.steps == 5 else None)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(TrainingInterrupted, match=r"stopped after step 6; the run is saved in .*run"):
+    saved = r"stopped after step 6; the run is saved in .*run, where evaluate and detect take last\.safetensors"
+    with pytest.raises(TrainingInterrupted, match=saved):
         train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
     assert load_training_state(tmp_path / "run" / "last.safetensors").step == 6
@@ -326,8 +351,6 @@ def test_second_interrupt_kills():
 
 
 def test_interrupt_handler_is_left_alone_in_other_threads():
-    import threading
-
     seen = []
 
     def body():
@@ -402,6 +425,26 @@ def test_loss_that_is_not_finite_names_the_image(data, tmp_path, poisoned):
     assert not (out / "model.safetensors").exists()
 
 
+def test_gradient_that_is_not_finite_keeps_the_last_good_state(data, tmp_path, before_step):
+    """The loss is finite: only the gradient shows it."""
+
+    def nan_gradient(module, inputs, raw):
+        raw.odm_loc.register_hook(lambda gradient: gradient * float("nan"))
+
+    def spoil(trainer):
+        if trainer.steps == 6:
+            trainer.model.register_forward_hook(nan_gradient)
+
+    before_step(spoil)
+    out = tmp_path / "run"
+    with pytest.raises(RefineDetError, match=r"^the gradient of backbone.* in step 6 is not finite, on every image"):
+        train(tiny_recipe(train={"ema_decay": 0.9}), out, data=data, progress=False)
+    state = load_training_state(out / "last.safetensors")
+    assert state.step == 4
+    assert all(t.isfinite().all() for t in [*state.model.values(), *state.average.values()] if t.is_floating_point())
+    assert len(logged_losses(out)) == 6
+
+
 def test_divergence_is_told_from_a_bad_image(data, tmp_path):
     recipe = tiny_recipe(train={"lr": 1e12, "warmup_steps": 0, "checkpoint_every": 100})
     with pytest.raises(RefineDetError, match=r"on every image of its batch .*diverged\. Lower train\.lr"):
@@ -446,6 +489,139 @@ def test_full_disk_while_logging_is_one_error(data, tmp_path, before_step, recwa
     assert load_training_state(out / "last.safetensors").step == 4
     assert train(tiny_recipe(), out, data=data, resume=True, progress=False).steps == 12
     assert [entry[0] for entry in logged_losses(out)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ArithmeticError("as TensorFlow's may be")])
+def test_tensorboard_that_does_not_open(data, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    hook = threading.excepthook
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", fail)
+    with pytest.raises(
+        RefineDetError, match=rf"cannot write .*tensorboard: .*{error.args[-1]}; free space, then resume"
+    ):
+        train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
+    assert threading.excepthook is hook
+    monkeypatch.undo()
+    assert train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=data, resume=True, progress=False).steps == 1
+    assert threading.excepthook is hook
+
+
+def test_tensorboard_that_fails_in_its_thread(data, tmp_path, before_step, monkeypatch, recwarn):
+    """Its thread keeps the error for the next call; log.jsonl has room."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    hook = threading.excepthook
+    before_step(lambda trainer: monkeypatch.setattr(RecordWriter, "write", fail) if trainer.steps == 5 else None)
+    with pytest.raises(RefineDetError, match=r"cannot write .*tensorboard: .*No space left on device; free space"):
+        train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
+    assert threading.excepthook is hook
+    assert not [warning for warning in recwarn if "thread" in str(warning.message)]
+
+
+def test_damaged_log_is_read_up_to_the_damage(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for line in (b"[]", b'{"step": "1", "group": "train"}', b'{"step": 2}', b"\xff", b"[" * 9999, b"7"):
+        log.write_bytes(b'{"step": 1, "group": "train"}\n' + line + b'\n{"step": 3, "group": "train"}\n')
+        assert read_log(log) == [{"step": 1, "group": "train"}]
+
+
+# one run in a folder --------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_a_running_run(data, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_recipe(train={"steps": 1}), out, data=data, progress=False)
+    before = (out / "last.safetensors").read_bytes()
+    with run_lock(out), pytest.raises(InputError, match=rf"a run is going on in .*run \(process {os.getpid()} on "):
+        train(tiny_recipe(train={"steps": 2}), out, data=data, resume=True, progress=False)
+    assert (out / "last.safetensors").read_bytes() == before
+    assert train(tiny_recipe(train={"steps": 2}), out, data=data, resume=True, progress=False).steps == 2
+
+
+def test_run_that_began_meanwhile(data, tmp_path, monkeypatch):
+    """Both found the folder empty; reading the data took a while."""
+    out = tmp_path / "run"
+    check = train_module.check_objects
+
+    def other_run(*arguments):
+        out.mkdir()
+        (out / "last.safetensors").touch()
+        check(*arguments)
+
+    monkeypatch.setattr(train_module, "check_objects", other_run)
+    with pytest.raises(InputError, match="is not empty; resume it"):
+        train(tiny_recipe(), out, data=data, progress=False)
+    assert [path.name for path in out.iterdir()] == ["last.safetensors"]
+
+
+def test_leftovers_of_a_kill_before_the_first_save_are_removed(data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".last.abcd1234.safetensors", ".recipe.abcd1234.toml", ".lock"):
+        (out / name).write_text("half")
+    train(tiny_recipe(train={"steps": 1}), out, data=data, progress=False)
+    assert not list(out.glob(".*"))
+
+
+def test_recipe_of_a_run_killed_after_its_first_save_is_written(data, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_recipe(train={"steps": 1}), out, data=data, progress=False)
+    (out / "recipe.toml").unlink()
+    train(tiny_recipe(train={"steps": 1}), out, data=data, resume=True, progress=False)
+    assert read_recipe(out / "recipe.toml").data.root == str(data)
+
+
+# data that cannot be loaded ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def doomed(monkeypatch):
+    """Makes the loading of an image do something before, by the epoch: of 4 images, as a batch has."""
+
+    def install(function):
+        load = _Batches._item
+        monkeypatch.setattr(
+            _Batches, "_item", lambda self, epoch, place: (function(epoch), load(self, epoch, place))[1]
+        )
+
+    return install
+
+
+def test_killed_worker_stops_the_run_which_goes_on(data, tmp_path, doomed, run, monkeypatch):
+    """As the kernel does when memory runs out."""
+    out = tmp_path / "run"
+    settings = {"workers": 1, "checkpoint_every": 100}
+    doomed(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None)
+    with pytest.raises(
+        RunStopped, match=r"process died .*fewer workers \(0: none\)\. The run is saved in .*run, after"
+    ):
+        train(tiny_recipe(train=settings), out, data=data, progress=False)
+    step = load_training_state(out / "last.safetensors").step
+    assert step == len(logged_losses(out)) > 0
+    assert not list(out.glob(".*"))
+    monkeypatch.undo()
+    train(tiny_recipe(train=settings), out, data=data, resume=True, progress=False)
+    assert logged_losses(out) == logged_losses(run[0])
+
+
+def test_failing_worker_at_the_command_line(data, tmp_path, doomed, capsys):
+    def fail(step):
+        if step == 3:
+            raise MemoryError
+
+    doomed(fail)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"workers": 1}, data={"root": str(data)}))))
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refinedet: error: ")]
+    assert "the batch of step 3 cannot be loaded (MemoryError: ); free memory" in line
+    assert f"go on with: refinedet train {recipe} --out {tmp_path / 'run'} --resume" in line
+    assert load_training_state(tmp_path / "run" / "last.safetensors").step == 3
 
 
 # refusals before the first step --------------------------------------------------------------------------------------
