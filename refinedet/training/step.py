@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refinedet.errors import RefineDetError
+from refinedet.errors import InputError, RefineDetError
 from refinedet.models import RefineDet, caffe_multipliers
 from refinedet.records import Batch, Targets
 from refinedet.training.average import ModelEMA
@@ -67,8 +67,11 @@ class Trainer:
         """Take one step on ``batch``; returns the fields of `MultiBoxLosses` as numbers.
 
         Raises:
+            InputError: there are no images.
             RefineDetError: the loss is not finite; names the step and the images. No weight has changed then.
         """
+        if len(batch.images) == 0:
+            raise InputError("the batch has no images; give at least one")
         images, targets = self._to_device(batch)
         losses = self._losses(images, targets)
         values = _to_numbers(losses)
