@@ -66,8 +66,6 @@ def load_run(out: Path, recipe: Recipe, data: Mapping[str, Any]) -> tuple[Traini
     """
     path = out / STATE_FILE
     state = load_training_state(path)
-    _require(_is_count(state.step), path, "step", state.step, "a whole number from 0")
-    _require(isinstance(state.facts, dict), path, "facts", state.facts, "a JSON object")
     changed = [f"{k} was {v}" for k, v in differences(_saved_recipe(state, path), recipe).items()]
     changed = [change for change in changed if not change.startswith(_FREE)]
     if changed:
