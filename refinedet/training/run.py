@@ -193,8 +193,8 @@ class _Run:
         speed = Speed(settings.batch_size)
         if self._evaluation_due and trainer.steps < settings.steps and not self._is_evaluated():
             self._evaluate(log, progress, stop)
-        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches()) as batches:
-            for batch in speed.timed(batches, settings.steps - trainer.steps, stop):
+        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches(stop)) as batches:
+            for batch in speed.timed(batches, settings.steps - trainer.steps):
                 lr = trainer.learning_rate
                 values = trainer.step(batch)
                 self.window.add(values)
@@ -210,9 +210,12 @@ class _Run:
                     self._evaluate(log, progress, stop)
                     speed.reset()  # the images per second are those of training
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _batches(self, stop: StopRequest) -> Generator[Batch, None, None]:
         """The batches from the next step on. One that cannot be loaded ends the run, between two steps: it is saved."""
         try:
+            with stop.at_once():
+                self.loader.fill_cache()
+            # Not at once from here on: a worker that is left in the middle of handing over a batch complains.
             yield from self.loader.iterate(self.trainer.steps)
         except RefineDetError as error:
             self._save()
