@@ -189,8 +189,8 @@ def _image_id(line: str, root: Path) -> str | None:
 def _readings(line: str, root: Path) -> list[str]:
     """What a line may mean: an id; its first column, in VOC's lists of one class (``000005 -1``); either one as the
     path of an image or annotation (``JPEGImages/000005.jpg``); any of them in quotes."""
-    text = line.strip("\"'")
-    column = (line.split() or [""])[0].strip("\"'")
+    text = line.strip("\"',;")
+    column = (line.split() or [""])[0].strip("\"',;")
     return [line, text, column, _without_folder_and_suffix(text, root), _without_folder_and_suffix(column, root)]
 
 

@@ -329,6 +329,7 @@ def test_hidden_files_listed_in_a_split_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     "line",
     ["a.b", "a.b.jpg", "a.b.PNG", "JPEGImages/a.b.jpg", "./JPEGImages/a.b.jpg", "Annotations/a.b.xml", "a.b.xml",
+     '"a.b",',
      "JPEGImages\\a.b.jpg", '"a.b"', "'a.b.jpg'", "  a.b  ", "a.b 1", "a.b.jpg -1", "JPEGImages/a.b.jpg 1",
      "voc/JPEGImages/a.b.jpg", "a.b # a comment"],
 )  # fmt: skip
