@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from refinedet.data.classes import VOC_CLASSES
+from refinedet.classes import VOC_CLASSES
 from refinedet.data.dataset import (
     DetectionDataset,
     Findings,
