@@ -189,8 +189,8 @@ def _image_id(line: str, root: Path) -> str | None:
 def _readings(line: str, root: Path) -> list[str]:
     """What a line may mean: an id; its first column, in VOC's lists of one class (``000005 -1``); either one as the
     path of an image or annotation (``JPEGImages/000005.jpg``); any of them in quotes."""
-    text = line.strip("\"'")
-    column = (line.split() or [""])[0].strip("\"'")
+    text = line.strip("\"',;")
+    column = (line.split() or [""])[0].strip("\"',;")
     return [line, text, column, _without_folder_and_suffix(text, root), _without_folder_and_suffix(column, root)]
 
 
@@ -254,7 +254,7 @@ def _read_annotation(path: Path) -> _Annotation:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     objects = [_read_object(element, path) for element in tree.iter("object")]
     if not objects and tree.tag != "annotation":  # a page of a web site, CVAT's XML: not an image without objects
-        raise DataError(f"{path}: its root is <{tree.tag}>, not VOC's <annotation>; replace it by the annotation")
+        raise DataError(f"{path}: its root is {show(tree.tag)}, not VOC's 'annotation'; replace it by the annotation")
     size = declared_size(tree.findtext("size/height"), tree.findtext("size/width"))
     return _Annotation(objects, size, (tree.findtext("filename") or "").strip())
 

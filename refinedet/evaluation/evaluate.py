@@ -48,7 +48,8 @@ def evaluate(
     Args:
         detector: on any device; its network is evaluated in eval mode and left in the mode it was in. Its classes must
             be the data set's, in the same order (open the data set with ``classes=detector.classes``).
-        dataset: a data set, or what joins, wraps or shortens one: samples by number, their count, and ``classes``.
+        dataset: a data set, or what joins, wraps or shortens one: samples by number, their count, ``classes``, and
+            ``category_ids`` where the detections shall have those of an annotation file.
         metric: "voc" (AP at ``iou_threshold``, the area under the curve), "voc07" (the same by the 11 points of VOC
             2007) or "coco" (the mean of AP at IoU 0.50:0.95, and COCO's other numbers).
         iou_threshold: of the VOC metrics and of the precision-recall curves.

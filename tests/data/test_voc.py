@@ -329,6 +329,7 @@ def test_hidden_files_listed_in_a_split_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     "line",
     ["a.b", "a.b.jpg", "a.b.PNG", "JPEGImages/a.b.jpg", "./JPEGImages/a.b.jpg", "Annotations/a.b.xml", "a.b.xml",
+     '"a.b",',
      "JPEGImages\\a.b.jpg", '"a.b"', "'a.b.jpg'", "  a.b  ", "a.b 1", "a.b.jpg -1", "JPEGImages/a.b.jpg 1",
      "voc/JPEGImages/a.b.jpg", "a.b # a comment"],
 )  # fmt: skip
@@ -462,8 +463,8 @@ def test_absent_annotation(tmp_path):
         (xml(xml_object("cat", (1, 1, 9, 9), "maybe")), r"a\.xml: <difficult> is 'maybe', not a number"),
         (xml(xml_object("cat", (1, 1, "9" * 300 + "x", 9))), r"a\.xml: <bndbox/xmax> is '9{199}\.\.\., not a number"),
         ("<annotation>" * 20000, r"a\.xml: malformed XML"),
-        ("<html><body>404</body></html>", r"a\.xml: its root is <html>, not VOC's <annotation>; replace it"),
-        (xml(CAT).replace("<annotation>", '<annotation xmlns="v">'), r"its root is <\{v\}annotation>, not VOC's"),
+        ("<html><body>404</body></html>", r"a\.xml: its root is 'html', not VOC's 'annotation'; replace it"),
+        (xml(CAT).replace("<annotation>", '<annotation xmlns="v">'), r"its root is '\{v\}annotation', not VOC's"),
     ],
 )
 def test_damaged_annotations(tmp_path, text, message):
