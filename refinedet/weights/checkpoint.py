@@ -8,7 +8,6 @@ the safetensors metadata under the key ``refinedet``: ``format_version``, ``kind
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from refinedet.errors import CheckpointError, InputError, show, suggestion
 from refinedet.files import CHECKPOINTS, atomic_write
 from refinedet.models import ModelConfig, RefineDet, from_config, outline, unwrap, unwrap_names
-from refinedet.parsing import parse_json
+from refinedet.parsing import parse_json, to_json
 from refinedet.weights.subsampling import select_classes
 
 FORMAT_VERSION = 1
@@ -325,7 +324,7 @@ def _check_writable(tensor: Tensor, name: str, path: Path) -> None:
 def _header_text(path: Path, header: Mapping[str, Any]) -> str:
     """``header`` as JSON that can be read again; InputError if it holds what JSON does not."""
     try:
-        text = json.dumps(header)
+        text = to_json(header)
         parse_json(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
@@ -406,7 +405,8 @@ def _check_header(header: Any, path: Path) -> None:
     def require(condition: bool, name: str, value: object, wanted: str) -> None:
         if not condition:
             raise CheckpointError(
-                f"{path}: its refinedet metadata is damaged ({name} {show(value)}), where {wanted} belongs; copy it again"
+                f"{path}: its refinedet metadata is damaged ({name} {show(value)}), where {wanted} belongs; "
+                "copy it again"
             )
 
     require(isinstance(header, dict), "document", header, "an object")
