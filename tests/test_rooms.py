@@ -24,8 +24,8 @@ WORDS = {
     "preprocessing",
     "presets",
     "progress",
-    "quiet",
     "records",
+    "silence",
 }
 
 # From the lowest room to the highest: the room, what is done there, and the rooms it may import.

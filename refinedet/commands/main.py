@@ -24,7 +24,7 @@ from refinedet.commands.streams import Stream, safe_streams
 from refinedet.errors import InputError, RefineDetError, show, suggestion
 from refinedet.interrupt import Stopped, raise_on_interrupt
 from refinedet.progress import quiet
-from refinedet.quiet import silence_opencv
+from refinedet.silence import silence_opencv
 
 VERBS = (train, evaluate, detect, doctor)
 

@@ -10,9 +10,9 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from refinedet.data.headers import Header, read_header
+from refinedet.data.headers import PNG, Header, read_header, still_png
 from refinedet.errors import DataError, InputError, show
-from refinedet.quiet import quiet
+from refinedet.silence import silent_decoders
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"))
 MAX_PIXELS = 178_956_970  # the default of REFINEDET_MAX_PIXELS: where Pillow refuses, at twice 89 million
@@ -24,10 +24,10 @@ _OPENCV_BYTES = 2**31 - 1
 def read_image(path: str | os.PathLike[str], *, apply_exif: bool = False) -> np.ndarray:
     """Decode an image file to uint8 [H,W,3] in BGR order.
 
-    Greyscale and palette images become three channels; 16-bit samples are scaled by 255/65535 and rounded; an alpha
-    channel is dropped, not blended; CMYK JPEGs are converted; of several pages or frames the first is taken. The
-    orientation, of EXIF or of a TIFF, is ignored unless ``apply_exif``: the annotations of VOC and COCO are made on
-    the stored pixels.
+    Greyscale and palette images become three channels; 16-bit samples are scaled by 255/65535 and rounded, those of a
+    PGM, PPM or PAM by 255 and the value that it gives white; an alpha channel is dropped, not blended; CMYK JPEGs are
+    converted; of several pages or frames the first is taken. The orientation, of EXIF or of a TIFF, is ignored unless
+    ``apply_exif``: the annotations of VOC and COCO are made on the stored pixels.
 
     Raises DataError when the file is missing, a folder, empty, cut short, not an image, of more than 16 bits, or of
     more pixels than `max_pixels`; that is seen in its header, before anything is decoded. What cannot be told is a
@@ -42,16 +42,19 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndar
     if header is None:
         raise _not_an_image(name, len(data))
     _check_size(header, name)
+    plain = still_png(data) if data.startswith(PNG) else data
+    if plain is None:
+        raise _not_an_image(name, len(data))
     for place, content in header.neutral:  # OpenCV would turn a TIFF in any case, and some in disorder
-        data = data[:place] + content + data[place + len(content) :]
-    image = _decode(data, header, name, apply_exif)
+        plain = plain[:place] + content + plain[place + len(content) :]
+    image = _decode(plain, header, name, apply_exif)
     expected = [(header.height, header.width), (header.width, header.height)][: 2 if apply_exif else 1]
     if image.shape[:2] not in expected:
         raise DataError(
             f"{name}: declares {header.width}x{header.height} pixels and holds {image.shape[1]}x{image.shape[0]}; "
             "save it again as JPEG or PNG"
         )
-    return _to_8_bit(_turn(image, header.orientation) if apply_exif else image, name)
+    return _to_8_bit(_turn(image, header.orientation) if apply_exif else image, header.white, name)
 
 
 def _decode(data: bytes, header: Header, name: str, apply_exif: bool) -> np.ndarray:
@@ -60,7 +63,7 @@ def _decode(data: bytes, header: Header, name: str, apply_exif: bool) -> np.ndar
     orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     reason = None
     try:
-        with quiet():
+        with silent_decoders():
             image: np.ndarray | None = cv2.imdecode(
                 np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation
             )
@@ -98,14 +101,17 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _to_8_bit(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype != np.uint16:
+def _to_8_bit(image: np.ndarray, white: int | None, name: str) -> np.ndarray:
+    if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{name}: its samples are {image.dtype}, whose range is unknown; save it with 8 or 16 bits")
+    white = white or np.iinfo(image.dtype).max
+    if white == 255:
+        return image
     # OpenCV's own conversion rounds in some formats and truncates in others.
-    levels, rest = np.divmod(image, 257)
-    levels += rest > 128
+    levels: np.ndarray = np.minimum(image, white).astype(np.uint32)
+    levels *= 255
+    levels += white // 2
+    levels //= white
     return levels.astype(np.uint8)
 
 
@@ -144,6 +150,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             raise _not_an_image(str(path), os.fstat(file.fileno()).st_size)
     _check_size(header, str(path))
     return header.height, header.width
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image does, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return read_header(file) is not None
+    except OSError:
+        return False
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

@@ -496,3 +496,47 @@ def test_content_of_a_file_is_decoded_as_the_file(tmp_path):
     np.testing.assert_array_equal(decode_image(path.read_bytes(), "upload"), read_image(path))
     with pytest.raises(DataError, match=r"upload: not an image .*\(4 bytes"):
         decode_image(b"text", "upload")
+
+
+def test_a_chunk_that_claims_more_than_the_file_is_refused_before_decoding(tmp_path, monkeypatch):
+    """OpenCV 5.0 takes memory for the claim first, and fills it."""
+    path = tmp_path / "claim.png"
+    data = encoded("PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for chunk in (b"IDAT", b"IEND"):
+        place = data.index(chunk) - 4
+        path.write_bytes(data[:place] + (10 * len(data)).to_bytes(4, "big") + data[place + 4 :])
+        with pytest.raises(DataError, match=r"claim\.png: not an image that OpenCV can decode"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6", "P7"])
+@pytest.mark.parametrize("white", [1, 100, 254, 255, 256, 4095, 65535])
+def test_the_white_of_a_portable_map_is_white(tmp_path, kind, white):
+    """OpenCV leaves the samples of most of them as they are: a picture of 12 bits would be nearly black."""
+    white += kind == "P7" and white == 1  # of bits in a PAM OpenCV 5.0 makes black
+    values = [0, white // 3, white, white // 2]
+    channels = 1 if kind in ("P2", "P5") else 3
+    samples = [value for value in values for _ in range(channels)]
+    head = f"{kind}\n# two by two\n2 2\n{white}\n"
+    if kind == "P7":
+        head = f"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 3\nMAXVAL {white}\nTUPLTYPE RGB\nENDHDR\n"
+    data = " ".join(map(str, samples)).encode() + b"\n"
+    if kind not in ("P2", "P3"):
+        data = b"".join(sample.to_bytes(1 if white < 256 else 2, "big") for sample in samples)
+    path = tmp_path / "map.pnm"
+    path.write_bytes(head.encode() + data)
+    expected = np.array(values).reshape(2, 2, 1) * 255 / white
+    np.testing.assert_allclose(read_image(path), expected.repeat(3, 2), atol=1 if kind in ("P2", "P3") else 0.5)
+
+
+def test_the_animation_of_a_png_is_not_given_to_the_decoder(tmp_path, monkeypatch):
+    """OpenCV 5.0 may end the process when it is damaged."""
+    path = tmp_path / "moving.png"
+    pages = [Image.new("RGB", (20, 10), color) for color in ((200, 100, 40), (0, 0, 255))]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert b"fdAT" in path.read_bytes()
+    given, decode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: given.append(data.tobytes()) or decode(data, flags))
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to((40, 100, 200), (10, 20, 3)).astype(np.uint8))
+    assert not any(kind in given[0] for kind in (b"acTL", b"fcTL", b"fdAT"))
