@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refinedet.errors import CheckpointError, InputError, show, suggestion
-from refinedet.files import CHECKPOINTS, atomic_write
+from refinedet.files import CHECKPOINTS, atomic_write, utf8_path
 from refinedet.models import ModelConfig, RefineDet, from_config, outline, unwrap, unwrap_names
 from refinedet.parsing import parse_json, to_json
 from refinedet.weights.subsampling import select_classes
@@ -370,7 +370,7 @@ def _check_dtypes(stored: Mapping[str, _Stored], path: Path) -> None:
 def _open(path: Path) -> Iterator[Any]:
     """The open safetensors file; what goes wrong with it is a CheckpointError."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
         raise CheckpointError(_explain_unreadable(path)) from error
