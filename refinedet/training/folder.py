@@ -17,7 +17,7 @@ def check_folder(out: Path, resume: bool) -> None:
         raise InputError(f"{out} is a file; give a folder for the run")
     if escape_surrogates(str(out)) != str(out):
         raise InputError(
-            f"{printable(out)} is not UTF-8, and TensorBoard writes to no such folder; choose another (--out)"
+            f"{printable(out)} is not UTF-8, where TensorBoard cannot write; choose another folder (--out)"
         )
     if resume and not state.is_file():
         raise CheckpointError(f"{out} holds no run to resume (no {STATE_FILE}); start one without resume")
