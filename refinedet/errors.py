@@ -12,7 +12,7 @@ _OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, t
     "Cannot allocate memory",
     "</torch_",  # the name of a piece of shared memory
 )
-_SHOWN = 80  # characters of a value in a message
+_SHOWN = 200  # characters of a value in a message: a path fits
 
 
 class RefineDetError(Exception):
@@ -45,6 +45,11 @@ def shorten(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, of any library, says that memory was refused."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " did you mean 'x'?" with the one of ``known`` nearest to ``word``, or nothing."""
     by_letters = {name.lower(): name for name in known}
@@ -73,13 +78,8 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, of any library, says that memory was refused."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
 def show(value: object) -> str:
-    """``value`` as Python writes it, cut after some 80 characters: for a message that names a value of any origin."""
+    """``value`` as Python writes it, cut after some 200 characters: for a message that names a value of any origin."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a whole number of thousands of digits

@@ -125,6 +125,8 @@ def _check_classes(detector: Detector, dataset: DetectionDataset) -> None:
         raise InputError(
             f"{_name(dataset)}: the data set has no classes; set them to those of the data set that it wraps"
         )
+    if not len(dataset):
+        raise InputError(f"{_name(dataset)}: the data set holds no images; nothing can be evaluated")
     if tuple(dataset.classes) != tuple(detector.classes):
         raise InputError(
             f"{_name(dataset)}: the model's classes are {', '.join(detector.classes)}, the data set's "

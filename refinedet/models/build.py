@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from refinedet.anchors import SIZE_STEP, parse_size
+from refinedet.anchors import parse_size
+from refinedet.choices import SIZE_STEP
 from refinedet.errors import InputError
-from refinedet.models.backbones import make_backbone
+from refinedet.models.backbones import TIMM, make_backbone
+from refinedet.models.backbones.timm import first_line
 from refinedet.models.config import TCB_CHANNELS, ModelConfig, check_classes
 from refinedet.models.pretrained import load_pretrained
 from refinedet.models.refinedet import RefineDet
@@ -41,6 +43,7 @@ def build(
     names = _class_names(num_classes, classes)
     features = make_backbone(backbone)
     config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
+    _try_backbone(backbone, height_width)
     model = RefineDet(config, features)
     if weights is not None:
         load_pretrained(features, weights, weights_input)
@@ -48,7 +51,8 @@ def build(
 
 
 def from_config(config: ModelConfig) -> RefineDet:
-    """Build the network of ``config`` with fresh parameters."""
+    """Build the network of ``config`` with fresh parameters. Raises InputError as `build`."""
+    _try_backbone(config.backbone, parse_size(config.size))
     return RefineDet(config, make_backbone(config.backbone))
 
 
@@ -68,6 +72,25 @@ def _outline(backbone: str, num_classes: int, preset: Preset, tcb_channels: int)
             backbone, size, _class_names(num_classes, None), preset, features.preprocessing, tcb_channels
         )
         return RefineDet(config, features)
+
+
+@lru_cache(maxsize=16)
+def _try_backbone(backbone: str, size: tuple[int, int]) -> None:
+    """Raise InputError when a network of timm does not give its maps for images of ``size``: some have blocks that
+    divide them evenly, or maps of a fixed size. A pass without values tells."""
+    if not backbone.startswith(TIMM):
+        return
+    with torch.device("meta"), torch.no_grad():
+        network = make_backbone(backbone).eval()
+        try:
+            network(torch.empty(1, 3, *size))
+        except InputError:
+            raise
+        except Exception as error:  # of any kind: timm's models do as they like
+            raise InputError(
+                f"backbone {backbone!r} does not take images of {size[0]} x {size[1]} pixels ({first_line(error)}); "
+                "choose another size (multiples of 256 suit the most) or another network"
+            ) from error
 
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:

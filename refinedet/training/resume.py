@@ -42,7 +42,11 @@ def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
     """What identifies a training set: its size, classes and a digest of names and boxes in order."""
     digest = hashlib.sha256()
     for record in dataset.records:
-        for part in (str(record.image_id).encode(), record.boxes.tobytes(), record.labels.tobytes()):
+        for part in (
+            str(record.image_id).encode(errors="surrogateescape"),
+            record.boxes.tobytes(),
+            record.labels.tobytes(),
+        ):
             digest.update(part)
     return {"images": len(dataset), "classes": list(dataset.classes), "digest": digest.hexdigest()[:16]}
 
@@ -50,7 +54,7 @@ def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
 def run_facts(recipe: Recipe, data: Mapping[str, Any], window: RunningMean) -> dict[str, Any]:
     """What is saved with a state: the settings, the `fingerprint` ``data``, and the sums that are not logged yet."""
     return {
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.writable().to_dict(),
         "data": dict(data),
         "window": {"sums": window.sums, "count": window.count},
     }
@@ -65,8 +69,6 @@ def load_run(out: Path, recipe: Recipe, data: Mapping[str, Any]) -> tuple[Traini
     """
     path = out / STATE_FILE
     state = load_training_state(path)
-    _require(_is_count(state.step), path, "step", state.step, "a whole number from 0")
-    _require(isinstance(state.facts, dict), path, "facts", state.facts, "a JSON object")
     changed = [f"{k} was {v}" for k, v in differences(_saved_recipe(state, path), recipe).items()]
     changed = [change for change in changed if not change.startswith(_FREE)]
     if changed:

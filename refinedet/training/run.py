@@ -72,10 +72,10 @@ def train(
 
     ``out`` also receives ``last.safetensors`` (the state to resume from: at the start, every
     ``train.checkpoint_every`` steps and at the end), ``recipe.toml``, ``log.jsonl``, ``tensorboard/`` and
-    ``result.json``. Everything is checked before the first step. The first Ctrl-C or SIGTERM
-    finishes the step, saves and raises; the second kills. Torch's global generator is seeded with ``train.seed``. On a
-    CPU, with the same number of threads, a resumed run goes through the same losses, bit for bit, as one that never
-    stopped. While it runs no other one can begin in ``out``. Torch's default device and dtype do not matter.
+    ``result.json``. Everything is checked before the first step. The first Ctrl-C or SIGTERM finishes the step, saves
+    and raises; the second kills. Torch's global generator is seeded with ``train.seed``. On a CPU, with the same number
+    of threads, a resumed run goes through the same losses, bit for bit, as one that never stopped. While it runs no
+    other one can begin in ``out``. Torch's default device and dtype do not matter.
 
     Args:
         recipe: a recipe, its TOML file, or the name of one of the package's.
@@ -177,7 +177,7 @@ class _Run:
         logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
         loss = logged[-1] if logged else None
         summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
-        recipe = self.recipe.without_folders().to_dict()
+        recipe = self.recipe.without_folders().writable().to_dict()
         facts = {"recipe": recipe, "steps": self.trainer.steps, "loss": loss, "evaluation": summary}
         checkpoint = self.out / MODEL_FILE
         save_model(self.trainer.inference_model, checkpoint, half=self.recipe.train.half_checkpoint, metadata=facts)
@@ -191,8 +191,7 @@ class _Run:
         speed = Speed(settings.batch_size)
         if self._evaluation_due and trainer.steps < settings.steps and not self._is_evaluated():
             self._evaluate(log, progress, stop)
-        bar = StepBar(trainer.steps, settings.steps, shown=progress)
-        with bar, closing(self._batches()) as batches:
+        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches()) as batches:
             for batch in speed.timed(batches, settings.steps - trainer.steps, stop):
                 lr = trainer.learning_rate
                 values = trainer.step(batch)

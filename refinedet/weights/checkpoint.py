@@ -176,10 +176,11 @@ def save_training_state(path: str | os.PathLike[str], model: nn.Module, state: T
         CheckpointError: a weight is not finite or no part of the network, or the file cannot be written (a full disk).
     """
     network = unwrap(model)
+    model_tensors = _network_tensors(network, state.model, path)
     groups = {
-        _MODEL: _network_tensors(network, state.model, path),
+        _MODEL: model_tensors,
         _AVERAGE: state.average and _network_tensors(network, state.average, path),
-        _MOMENTUM: unwrap_names(state.momentum, network.state_dict(), path),
+        _MOMENTUM: unwrap_names(state.momentum, model_tensors, path),
         _RANDOM: state.random,
     }
     tensors = {prefix + name: tensor for prefix, group in groups.items() for name, tensor in group.items()}
@@ -239,12 +240,12 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor | _Stored], path: Path) 
 def _network_tensors(
     network: RefineDet, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> dict[str, Tensor]:
-    """``tensors`` by the names that they have in the network alone. CheckpointError unless they can be loaded again."""
-    own = unwrap_names(tensors, network.state_dict(), path)
+    """``tensors`` by their names in the network alone. CheckpointError unless they can be loaded again."""
     try:
         built = outline(network.config)
     except InputError:  # a backbone that this package cannot make; `load_weights` takes its weights back
-        built = network
+        return unwrap_names(tensors, (), path)
+    own = unwrap_names(tensors, built.state_dict(), path)
     try:
         fit(built, own, Path(path))
     except CheckpointError as error:
@@ -405,8 +406,7 @@ def _check_header(header: Any, path: Path) -> None:
     def require(condition: bool, name: str, value: object, wanted: str) -> None:
         if not condition:
             raise CheckpointError(
-                f"{path}: its refinedet metadata is damaged ({name} {show(value)}), where {wanted} belongs; "
-                "copy it again"
+                f"{path}: its refinedet metadata is damaged ({name} {show(value)}): {wanted} is needed; copy it again"
             )
 
     require(isinstance(header, dict), "document", header, "an object")

@@ -559,13 +559,13 @@ def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
 def ctrl_c(fixed, monkeypatch):
     """Ctrl-C while the network runs on the n-th batch."""
 
-    def press_at(batch):
+    def press_at(batch, signum=signal.SIGINT):
         forward = fixed.forward
 
         def interrupted(images, by_level):
             raw = forward(images, by_level=by_level)
             if len(fixed.inputs) == batch:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signum)
             return raw
 
         monkeypatch.setattr(fixed, "forward", interrupted)
@@ -573,11 +573,12 @@ def ctrl_c(fixed, monkeypatch):
     return press_at
 
 
-def test_ctrl_c_keeps_what_is_detected_already(ctrl_c, fixed, photos, tmp_path, capsys):
-    ctrl_c(2)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_keeps_what_is_detected_already(signum, ctrl_c, fixed, photos, tmp_path, capsys):
+    ctrl_c(2, signum)
     out, results = tmp_path / "out", tmp_path / "found.json"
     arguments = ["detect", "any", str(photos), "--out", str(out), "--batch-size", "2", "--json", str(results)]
-    assert cli.main(arguments) == 130
+    assert cli.main(arguments) == 128 + signum
     captured = capsys.readouterr()
     rows = [line.split()[0] for line in captured.out.splitlines() if line.startswith(str(photos))]
     assert list(dict.fromkeys(rows)) == [str(photos / f"{index}.png") for index in range(4)]
@@ -602,6 +603,19 @@ def test_ctrl_c_keeps_the_video_so_far(ctrl_c, fixed, tmp_path, capsys):
     assert "interrupted after 4 of 40 frames" in document["failed"][0]["error"]
     assert document["remaining"] == [str(sources[1])]
     assert [path.name for path in out.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_evaluate_says_so(signum, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        signal.raise_signal(signum)
+        raise AssertionError("still at work")
+
+    monkeypatch.setattr("refinedet.evaluation.evaluate.evaluate_checkpoint", interrupt)
+    handler = signal.getsignal(signum)
+    assert cli.main(["evaluate", "any", "--data", str(tmp_path)]) == 128 + signum
+    assert capsys.readouterr().err == "refinedet: interrupted\n"
+    assert signal.getsignal(signum) is handler
 
 
 def test_ctrl_c_elsewhere_says_so(fixed, photos, tmp_path, capsys, monkeypatch):

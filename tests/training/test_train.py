@@ -2,7 +2,10 @@
 
 import json
 import os
+import pty
 import resource
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -207,12 +210,6 @@ def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
         train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
 
 
-def test_evaluation_on_the_way_is_shown(data, tmp_path, capsys):
-    result = train(tiny_recipe(train={"steps": 4}, evaluate={"every": 2}), tmp_path / "run", data=data)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert lines == [f"step 2: mean {result.evaluation['measure']} 0.0000"]
-
-
 @pytest.mark.parametrize("device", ["meta", None])
 def test_default_device_and_dtype_do_not_matter(run, data, tmp_path, device):
     torch.set_default_device(device)
@@ -329,25 +326,114 @@ def test_classes_of_a_file_go_with_the_run(data, tmp_path):
 # stopping ------------------------------------------------------------------------------------------------------------
 
 
-def test_interrupt_finishes_the_step_and_saves(data, tmp_path, before_step):
-    before_step(lambda trainer: signal.raise_signal(signal.SIGINT) if trainer.steps == 5 else None)
-    handler = signal.getsignal(signal.SIGINT)
-    saved = r"stopped after step 6; the run is saved in .*run, where evaluate and detect take last\.safetensors"
-    with pytest.raises(TrainingInterrupted, match=saved):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_finishes_the_step_and_saves(signum, data, tmp_path, before_step):
+    before_step(lambda trainer: signal.raise_signal(signum) if trainer.steps == 5 else None)
+    handler = signal.getsignal(signum)
+    with pytest.raises(TrainingInterrupted, match=r"stopped after step 6; the run is saved in .*run") as caught:
         train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert caught.value.exit_status == 128 + signum
+    assert signal.getsignal(signum) is handler
     assert load_training_state(tmp_path / "run" / "last.safetensors").step == 6
     assert len(logged_losses(tmp_path / "run")) == 6
 
 
-def test_second_interrupt_kills():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_interrupt_kills(first, second):
     program = (
         "import signal\nfrom refinedet.interrupt import stop_on_interrupt\n"
-        "with stop_on_interrupt() as stop:\n    signal.raise_signal(signal.SIGINT)\n    print(stop.made, flush=True)\n"
-        "    signal.raise_signal(signal.SIGINT)\n    print('alive')\n"
+        f"with stop_on_interrupt() as stop:\n    signal.raise_signal({first:d})\n    print(stop.made, flush=True)\n"
+        f"    signal.raise_signal({second:d})\n    print('alive')\n"
     )
     child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert (child.returncode, child.stdout) == (-signal.SIGINT, "True\n")
+    assert (child.returncode, child.stdout) == (-second, "True\n")
+
+
+def test_a_request_sent_twice_is_one():
+    """`timeout` sends SIGTERM to the process and at once to its group."""
+    program = (
+        "import os, signal, subprocess, sys\nfrom refinedet.interrupt import stop_on_interrupt\n"
+        "with stop_on_interrupt() as stop:\n"
+        "    again = subprocess.Popen(['sh', '-c', f'sleep 0.1; kill -TERM {os.getpid()}'])\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    again.wait()\n    print(stop.signum)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (child.returncode, child.stdout, child.stderr) == (0, f"{int(signal.SIGTERM)}\n", "")
+
+
+def test_nohup_keeps_its_meaning():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_interrupt():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_interrupt_before_the_first_step(data, tmp_path, monkeypatch):
+    """While the first images are read, which may take minutes: the run ends there, and can go on."""
+    read = datasets_module.DetectionDataset.__getitem__
+
+    def interrupted(dataset, index):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the request waits for the batch")
+
+    recipe, out = tiny_recipe(data={"cache": True}), tmp_path / "run"
+    monkeypatch.setattr(datasets_module.DetectionDataset, "__getitem__", interrupted)
+    with pytest.raises(TrainingInterrupted, match="stopped after step 0; the run is saved"):
+        train(recipe, out, data=data, progress=False)
+    assert load_training_state(out / "last.safetensors").step == 0
+    monkeypatch.setattr(datasets_module.DetectionDataset, "__getitem__", read)
+    assert train(recipe, out, data=data, resume=True, progress=False).steps == 12
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_interrupt_in_an_evaluation_ends_it_and_saves(step, data, tmp_path, monkeypatch, run):
+    """Schedulers wait ten or thirty seconds, an evaluation takes minutes. The resumed run makes up for it."""
+    evaluate = train_module.evaluate
+
+    def interrupted(detector, *arguments, **options):
+        if evaluations:
+            evaluations.pop()
+            return evaluate(detector, *arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the request waits for the evaluation")
+
+    recipe, out = tiny_recipe(evaluate={"every": 3}, train={"checkpoint_every": 100}), tmp_path / "run"
+    evaluations = [None] * (step // 3 - 1)
+    monkeypatch.setattr(train_module, "evaluate", interrupted)
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {step}; the run is saved"):
+        train(recipe, out, data=data, progress=False)
+    assert load_training_state(out / "last.safetensors").step == step
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    result = train(recipe, out, data=data, resume=True, progress=False)
+    assert result.evaluation["images"] == 2
+    assert [entry["step"] for entry in read_log(out / "log.jsonl") if entry["group"] == "test"] == [3, 6, 9, 12]
+    assert logged_losses(out) == logged_losses(run[0])
+
+
+def test_interrupt_while_the_result_is_written_lets_it_be(data, tmp_path, monkeypatch):
+    save = train_module.save_model
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(train_module, "save_model", interrupted)
+    result = train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=data, progress=False)
+    assert refinedet.load(result.checkpoint).classes == CLASSES
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def test_evaluations_on_the_way_are_told(data, tmp_path, capsys):
+    recipe = tiny_recipe(train={"steps": 4}, evaluate={"every": 2})
+    train(recipe, tmp_path / "run", data=data)
+    (entry, _) = (e for e in read_log(tmp_path / "run" / "log.jsonl") if e["group"] == "test")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert told == [f"step 2: mean AP@0.5 (area) on the test split {entry['mean_ap']:.4f}"]
+    train(tiny_recipe(train={"steps": 3}, evaluate={"every": 2}), tmp_path / "quiet", data=data, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_interrupt_handler_is_left_alone_in_other_threads():
@@ -363,8 +449,18 @@ def test_interrupt_handler_is_left_alone_in_other_threads():
     assert seen == [(False, signal.getsignal(signal.SIGINT))]
 
 
-def test_ctrl_c_at_the_shell(data, tmp_path):
-    """The process group gets SIGINT, loading workers too, as from a terminal; exit status 130 and how to go on."""
+def wait_for_a_step(out, child):
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_the_shell(signum, data, tmp_path):
+    """The process group gets the signal, loading workers too, as from a terminal, `timeout` or Slurm; exit status 130
+    or 143, how to go on, and no worker that is left."""
     content = recipe_content(train={"steps": 100_000, "workers": 1}, data={"root": str(data)})
     recipe = tmp_path / "tiny.toml"
     recipe.write_text("\n".join(_toml(content)))
@@ -372,19 +468,43 @@ def test_ctrl_c_at_the_shell(data, tmp_path):
     command = [sys.executable, "-m", "refinedet", "train", str(recipe), "--out", str(out)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
-            assert child.poll() is None, child.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGINT)
+        wait_for_a_step(out, child)
+        child.send_signal(signum)
+        os.killpg(child.pid, signum)
         _, shown = child.communicate(timeout=PATIENCE)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-    assert child.returncode == 130
-    assert "--resume" in shown
+    assert child.returncode == 128 + signum
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+    message = shown.splitlines()[-1]
+    assert message.startswith(f"refinedet: stopped after step {len(read_log(out / 'log.jsonl'))}; the run is saved in")
+    assert f"; go on with: refinedet train {recipe} --out {out} --resume; " in message
+    assert message.endswith(f"; measure it with: refinedet evaluate {out / 'last.safetensors'} --data {data}")
     assert "Traceback" not in shown
+    assert load_training_state(out / "last.safetensors").step == len(read_log(out / "log.jsonl"))
+    assert main(shlex.split(message.rpartition("refinedet ")[2])) == 0
+
+
+def test_a_terminal_that_is_closed(data, tmp_path):
+    """Training gets SIGHUP, and can tell nobody."""
+    out = tmp_path / "run"
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"steps": 100_000}, data={"root": str(data)}))))
+    arguments = ["-m", "refinedet", "train", str(recipe), "--out", str(out)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, *arguments])
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     assert load_training_state(out / "last.safetensors").step == len(read_log(out / "log.jsonl"))
 
 
