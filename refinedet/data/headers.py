@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD = 1 << 16  # bytes of a file in which all formats but JPEG and TIFF tell their size
 
 
@@ -43,18 +43,21 @@ def read_header(file: BinaryIO) -> Header | None:
         return None
 
 
-def claims_too_much(data: bytes) -> bool:
-    """Whether a chunk of a PNG is longer than the file: OpenCV takes, and fills, memory for what a chunk claims, up to
-    4 GiB, and then finds the file cut short."""
-    start = 8
-    while data.startswith(_PNG) and len(data) >= start + 8:
+def still_png(data: bytes) -> bytes | None:
+    """A PNG without its animation: OpenCV 5.0 does not survive damage there, and the first picture stands outside.
+
+    None where a chunk is longer than the file: OpenCV takes, and fills, memory for what a chunk claims, up to 4 GiB.
+    """
+    kept, start, kind = [data[:8]], 8, b""
+    while kind != b"IEND" and start + 8 <= len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if end > len(data):
-            return True
-        if data[start + 4 : start + 8] == b"IEND":
-            break
+            return None
+        kind = data[start + 4 : start + 8]
+        if kind not in (b"acTL", b"fcTL", b"fdAT"):
+            kept.append(data[start:end])
         start = end
-    return False
+    return b"".join(kept)
 
 
 def _jpeg(file: BinaryIO) -> Header | None:
@@ -177,7 +180,7 @@ def _avif(head: bytes) -> Header | None:
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header | None]], ...] = (
-    (_PNG + rb"....IHDR", _at(">II", 16)),
+    (PNG + rb"....IHDR", _at(">II", 16)),
     (rb"GIF8[79]a", _at("<HH", 6)),
     (rb"BM.{12}\x0c\0\0\0", _at("<HH", 18)),
     (rb"BM.{12}[\x28\x34\x38\x40\x6c\x7c]\0\0\0", _at("<ii", 18)),

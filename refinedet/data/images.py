@@ -10,7 +10,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from refinedet.data.headers import Header, claims_too_much, read_header
+from refinedet.data.headers import PNG, Header, read_header, still_png
 from refinedet.errors import DataError, InputError, show
 from refinedet.files import is_hidden
 from refinedet.silence import silent_decoders
@@ -40,12 +40,15 @@ def read_image(path: str | os.PathLike[str], *, apply_exif: bool = False) -> np.
 def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndarray:
     """As `read_image`, of the content of a file; ``name`` is for the message of an error."""
     header = read_header(io.BytesIO(data))
-    if header is None or claims_too_much(data):
+    if header is None:
         raise _not_an_image(name, len(data))
     _check_size(header, name)
+    plain = still_png(data) if data.startswith(PNG) else data
+    if plain is None:
+        raise _not_an_image(name, len(data))
     for place, content in header.neutral:  # OpenCV would turn a TIFF in any case, and some in disorder
-        data = data[:place] + content + data[place + len(content) :]
-    image = _decode(data, header, name, apply_exif)
+        plain = plain[:place] + content + plain[place + len(content) :]
+    image = _decode(plain, header, name, apply_exif)
     expected = [(header.height, header.width), (header.width, header.height)][: 2 if apply_exif else 1]
     if image.shape[:2] not in expected:
         raise DataError(

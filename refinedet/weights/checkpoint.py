@@ -8,7 +8,6 @@ the safetensors metadata under the key ``refinedet``: ``format_version``, ``kind
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -23,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refinedet.errors import CheckpointError, InputError, show, suggestion
-from refinedet.files import CHECKPOINTS, atomic_write
+from refinedet.files import CHECKPOINTS, atomic_write, utf8_path
 from refinedet.models import ModelConfig, RefineDet, from_config, outline, unwrap, unwrap_names
-from refinedet.parsing import parse_json
+from refinedet.parsing import parse_json, to_json
 from refinedet.weights.subsampling import select_classes
 
 FORMAT_VERSION = 1
@@ -326,7 +325,7 @@ def _check_writable(tensor: Tensor, name: str, path: Path) -> None:
 def _header_text(path: Path, header: Mapping[str, Any]) -> str:
     """``header`` as JSON that can be read again; InputError if it holds what JSON does not."""
     try:
-        text = json.dumps(header)
+        text = to_json(header)
         parse_json(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
@@ -372,7 +371,7 @@ def _check_dtypes(stored: Mapping[str, _Stored], path: Path) -> None:
 def _open(path: Path) -> Iterator[Any]:
     """The open safetensors file; what goes wrong with it is a CheckpointError."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
         raise CheckpointError(_explain_unreadable(path)) from error

@@ -18,7 +18,9 @@ from support.videos import make_video
 import refinedet
 from refinedet.commands import doctor
 from refinedet.commands import main as cli
+from refinedet.errors import InputError
 from refinedet.inference.detector import Detector
+from refinedet.training.folder import check_folder
 
 NOT_UTF8 = os.fsdecode(b"bad\xff.png")
 
@@ -206,3 +208,26 @@ def test_a_library_that_takes_utf8_only_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "refinedet: error: bad\\xff.png cannot be written in utf-8; rename the file or folder\n"
     )
+
+
+def test_videos_whose_names_are_not_utf8(fixed, tmp_path, capsys):
+    """OpenCV ends the process for such a name, of the video or of the folder of its copy."""
+    folder = tmp_path / os.fsdecode(b"clips\xfe")
+    folder.mkdir()
+    clip = make_video(tmp_path / "clip.avi", frames=2).rename(folder / os.fsdecode(b"clip\xff.avi"))
+    assert detect(clip, "--out", folder / "out", "--json") == 0
+    (video,) = json.loads(capsys.readouterr().out)["videos"]
+    assert video["path"].endswith("/clips\\xfe/clip\\xff.avi")
+    assert len(video["frames"]) == 2
+    assert (folder / "out" / os.fsdecode(b"clip\xff.mp4")).stat().st_size > 0
+
+
+def test_a_checkpoint_whose_name_is_not_utf8(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors").rename(tmp_path / os.fsdecode(b"tiny\xff.safetensors"))
+    image = write(tmp_path / "0.png")
+    assert cli.main(["detect", str(checkpoint), str(image), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_run_in_a_folder_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"run\\xff is not UTF-8, where TensorBoard"):
+        check_folder(tmp_path / os.fsdecode(b"run\xff"), resume=False)

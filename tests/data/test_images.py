@@ -534,3 +534,15 @@ def test_the_white_of_a_portable_map_is_white(tmp_path, kind, white):
     path.write_bytes(head.encode() + data)
     expected = np.array(values).reshape(2, 2, 1) * 255 / white
     np.testing.assert_allclose(read_image(path), expected.repeat(3, 2), atol=1 if kind in ("P2", "P3") else 0.5)
+
+
+def test_the_animation_of_a_png_is_not_given_to_the_decoder(tmp_path, monkeypatch):
+    """OpenCV 5.0 may end the process when it is damaged."""
+    path = tmp_path / "moving.png"
+    pages = [Image.new("RGB", (20, 10), color) for color in ((200, 100, 40), (0, 0, 255))]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert b"fdAT" in path.read_bytes()
+    given, decode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: given.append(data.tobytes()) or decode(data, flags))
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to((40, 100, 200), (10, 20, 3)).astype(np.uint8))
+    assert not any(kind in given[0] for kind in (b"acTL", b"fcTL", b"fdAT"))

@@ -71,7 +71,9 @@ class KillReport:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
-        return f"kills: seed {self.seed}, {self.kills} kills of {self.runs} runs ({counts}), {len(self.failures)} failures"
+        return (
+            f"kills: seed {self.seed}, {self.kills} kills of {self.runs} runs ({counts}), {len(self.failures)} failures"
+        )
 
 
 def kill_runs(count: int, seed: int, folder: Path, on_kill: Callable[[], object] = lambda: None) -> KillReport:
@@ -106,7 +108,9 @@ def _write_recipe(folder: Path) -> Path:
     data = make_voc(folder / "data")
     content = recipe_content(**SETTINGS, data={"root": str(data)})
     path = folder / "tiny.toml"
-    lines = [f"[{section}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in c.items()) for section, c in content.items()]
+    lines = [
+        f"[{section}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in c.items()) for section, c in content.items()
+    ]
     path.write_text("\n".join(lines))
     return path
 

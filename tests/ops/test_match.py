@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -472,6 +473,16 @@ def test_memory_is_linear() -> None:
     growth = peak_growth("op", 300_000, 1_000)
     assert growth < 4 * outputs
     assert growth < peak_growth("op", 300_000, 4) + outputs
+
+
+@pytest.mark.cpu_only
+def test_memory_measure_shows_its_error_and_works_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ".")
+    with pytest.raises(AssertionError, match="KeyError: 'no such'"):  # it came as far as that
+        peak_growth("no such", 8, 4)
 
 
 @pytest.mark.cpu_only
