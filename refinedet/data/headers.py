@@ -7,6 +7,7 @@ TIFF the stored or the turned one, depending on its version.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def read_header(file: BinaryIO) -> Header | None:
         if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
             return _tiff(file)
         return next((read(head) for magic, read in _FORMATS if re.match(magic, head, re.DOTALL)), None)
-    except (struct.error, OverflowError):  # the file ends before; no file has so large an offset
+    except struct.error:  # the file ends before
         return None
 
 
@@ -91,6 +92,8 @@ def _tiff(file: BinaryIO) -> Header | None:
     else:
         (first,) = struct.unpack_from(order + "I", start, 4)
         counter, entry, upright = "H", struct.Struct(order + "HHI4s"), "HHIH2x"
+    if first > file.seek(0, io.SEEK_END):
+        return None
     file.seek(first)
     (count,) = struct.unpack(order + counter, file.read(struct.calcsize(order + counter)))
     table = file.read(entry.size * min(count, 0xFFFF))

@@ -455,6 +455,16 @@ def test_a_cut_header_is_one_sentence(tmp_path, format):
                 assert "cut.dat: " in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize("offset", [2**20, 2**63 - 1, 2**64 - 1])
+def test_a_directory_beyond_the_end_of_a_tiff(tmp_path, offset):
+    path = tmp_path / "far.tif"
+    data = encoded("TIFF", big_tiff=True)
+    path.write_bytes(data[:8] + offset.to_bytes(8, "little") + data[16:])
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"far\.tif: not an image"):
+            read(path)
+
+
 def test_sides_beyond_those_of_opencv_are_named(tmp_path):
     path = tmp_path / "long.pgm"
     path.write_bytes(b"P5 1048577 1 255\n" + bytes(1048577))
