@@ -445,7 +445,7 @@ def test_the_content_counts_and_not_the_suffix(tmp_path, suffix):
     assert read_image(path).shape[:2] == image_size(path) == (48, 64)
 
 
-@pytest.mark.parametrize("exif", [None, b"", b"Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\x01\x01\x12"])
+@pytest.mark.parametrize("exif", [None, b"Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\x01\x01\x12"])
 def test_damaged_exif_is_no_orientation(tmp_path, exif):
     for format in ("WEBP", "JPEG", "PNG"):
         (tmp_path / "image.dat").write_bytes(encoded(format, exif=exif) if exif else encoded(format, icc_profile=b"x"))
@@ -469,8 +469,7 @@ def test_a_cut_header_is_one_sentence(tmp_path, format):
 @pytest.mark.parametrize("offset", [2**20, 2**63 - 1, 2**64 - 1])
 def test_a_directory_beyond_the_end_of_a_tiff(tmp_path, offset):
     path = tmp_path / "far.tif"
-    data = encoded("TIFF", big_tiff=True)
-    path.write_bytes(data[:8] + offset.to_bytes(8, "little") + data[16:])
+    path.write_bytes(b"II+\0\x08\0\0\0" + offset.to_bytes(8, "little") + bytes(1000))
     for read in (read_image, image_size):
         with pytest.raises(DataError, match=r"far\.tif: not an image"):
             read(path)
