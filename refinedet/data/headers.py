@@ -7,20 +7,22 @@ TIFF the stored or the turned one, depending on its version.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 PNG = b"\x89PNG\r\n\x1a\n"
-_HEAD = 1 << 16  # bytes of a file in which all formats but JPEG and TIFF tell their size
+_HEAD = 1 << 16  # bytes of a file in which all formats but JPEG, TIFF and WebP tell what is asked
 
 
 class Header(NamedTuple):
     """``height`` and ``width`` of the stored pixels.
 
-    Of a TIFF also its ``orientation`` (1 to 8, as in EXIF), and in ``neutral`` what makes it 1: offsets, and the bytes
-    to write there. Of a PGM, PPM or PAM the value of ``white``, where OpenCV leaves the samples as they are.
+    Of a TIFF and a WebP also the ``orientation`` (1 to 8, as in EXIF), and of a TIFF in ``neutral`` what makes it 1:
+    offsets, and the bytes to write there. Of a PGM, PPM or PAM the value of ``white``, where OpenCV leaves the samples
+    as they are.
     """
 
     height: int
@@ -38,8 +40,10 @@ def read_header(file: BinaryIO) -> Header | None:
             return _jpeg(file)
         if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
             return _tiff(file)
+        if re.match(rb"RIFF....WEBPVP8X", head, re.DOTALL):
+            return _webp_extended(file)
         return next((read(head) for magic, read in _FORMATS if re.match(magic, head, re.DOTALL)), None)
-    except (struct.error, OverflowError):  # the file ends before; no file has so large an offset
+    except struct.error:  # the file ends before
         return None
 
 
@@ -81,32 +85,43 @@ def _jpeg(file: BinaryIO) -> Header | None:
 
 
 def _tiff(file: BinaryIO) -> Header | None:
-    """The first directory: TIFF 6.0 section 2, and its form with offsets of 8 bytes."""
+    values, neutral = _directory(file)
+    if 256 not in values or 257 not in values:
+        return None
+    return Header(values[257], values[256], _orientation(values), neutral)
+
+
+def _orientation(values: dict[int, int]) -> int:
+    orientation = values.get(274, 1)
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _directory(file: BinaryIO) -> tuple[dict[int, int], tuple[tuple[int, bytes], ...]]:
+    """Width, height and orientation, by their tags, in the first directory of a TIFF (TIFF 6.0 section 2, and its form
+    with offsets of 8 bytes), and `Header.neutral`."""
     file.seek(0)
     start = file.read(16)
     order = "<" if start.startswith(b"II") else ">"
     if b"+" in start[2:4]:
         (first,) = struct.unpack_from(order + "Q", start, 8)
-        counter, entry, upright = "Q", struct.Struct(order + "HHQ8s"), "HHQH6x"
+        counter, entry, upright = struct.Struct(order + "Q"), struct.Struct(order + "HHQ8s"), order + "HHQH6x"
     else:
         (first,) = struct.unpack_from(order + "I", start, 4)
-        counter, entry, upright = "H", struct.Struct(order + "HHI4s"), "HHIH2x"
-    file.seek(first)
-    (count,) = struct.unpack(order + counter, file.read(struct.calcsize(order + counter)))
-    table = file.read(entry.size * min(count, 0xFFFF))
+        counter, entry, upright = struct.Struct(order + "H"), struct.Struct(order + "HHI4s"), order + "HHIH2x"
     values: dict[int, int] = {}
     neutral: list[tuple[int, bytes]] = []
+    if first > file.seek(0, io.SEEK_END):
+        return values, ()
+    file.seek(first)
+    (count,) = counter.unpack(file.read(counter.size))
+    table = file.read(entry.size * min(count, 0xFFFF))
     for offset in range(0, len(table) - entry.size + 1, entry.size):
         tag, kind, _, value = entry.unpack_from(table, offset)
         if tag in (256, 257, 274) and kind in _INTEGERS:
             values.setdefault(tag, struct.unpack_from(order + _INTEGERS[kind], value)[0])  # the first counts
         if tag == 274:
-            place = first + struct.calcsize(order + counter) + offset
-            neutral.append((place, struct.pack(order + upright, tag, 3, 1, 1)))
-    if 256 not in values or 257 not in values:
-        return None
-    orientation = values.get(274, 1)
-    return Header(values[257], values[256], orientation if 1 <= orientation <= 8 else 1, tuple(neutral))
+            neutral.append((first + counter.size + offset, struct.pack(upright, tag, 3, 1, 1)))
+    return values, tuple(neutral)
 
 
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # types of a TIFF's values that fit into an entry
@@ -132,9 +147,27 @@ def _webp_lossless(head: bytes) -> Header:
     return Header((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
 
 
-def _webp_extended(head: bytes) -> Header:
-    width, height = (int.from_bytes(head[start : start + 3], "little") for start in (24, 27))
-    return Header(height + 1, width + 1)
+def _webp_extended(file: BinaryIO) -> Header:
+    """Its EXIF stands behind the pixels. OpenCV 4 does not know it."""
+    file.seek(0)
+    head = file.read(30)
+    flags, width, height = struct.unpack("<B3x3s3s", head[20:])
+    size = (int.from_bytes(height, "little") + 1, int.from_bytes(width, "little") + 1)
+    position, end = 12, file.seek(0, io.SEEK_END)
+    while flags & 0x08 and position + 8 <= end:
+        file.seek(position)
+        kind, length = struct.unpack("<4sI", file.read(8))
+        if kind == b"EXIF":
+            return Header(*size, _exif_orientation(file.read(length)))
+        position += 8 + length + length % 2
+    return Header(*size)
+
+
+def _exif_orientation(data: bytes) -> int:
+    try:
+        return _orientation(_directory(io.BytesIO(data.removeprefix(b"Exif\0\0")))[0])
+    except struct.error:  # damaged, which does not matter for the pixels
+        return 1
 
 
 def _search(pattern: bytes) -> Callable[[bytes], Header | None]:
@@ -186,7 +219,6 @@ _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header | None]], ...] = (
     (rb"BM.{12}[\x28\x34\x38\x40\x6c\x7c]\0\0\0", _at("<ii", 18)),
     (rb"RIFF....WEBPVP8 ", _webp_lossy),
     (rb"RIFF....WEBPVP8L", _webp_lossless),
-    (rb"RIFF....WEBPVP8X", _webp_extended),
     (rb"P[14Ff]\s", _search(_PNM)),
     (rb"P[23]\s", _ascii_pnm),
     (rb"P[56]\s", _search(_PNM + _WHITE)),

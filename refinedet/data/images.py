@@ -48,7 +48,7 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndar
         raise _not_an_image(name, len(data))
     for place, content in header.neutral:  # OpenCV would turn a TIFF in any case, and some in disorder
         plain = plain[:place] + content + plain[place + len(content) :]
-    image = _decode(plain, header, name, apply_exif)
+    image = _decode(plain, header, name, apply_exif and header.orientation == 1)
     expected = [(header.height, header.width), (header.width, header.height)][: 2 if apply_exif else 1]
     if image.shape[:2] not in expected:
         raise DataError(
@@ -58,10 +58,10 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndar
     return _to_8_bit(_turn(image, header.orientation) if apply_exif else image, header.white, name)
 
 
-def _decode(data: bytes, header: Header, name: str, apply_exif: bool) -> np.ndarray:
+def _decode(data: bytes, header: Header, name: str, turn: bool) -> np.ndarray:
     # Decoding from memory matters: from a file, OpenCV fills a truncated JPEG with grey and only warns.
     # It also makes the path's encoding no matter of OpenCV's.
-    orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
+    orientation = 0 if turn else cv2.IMREAD_IGNORE_ORIENTATION
     reason = None
     try:
         with silent_decoders():

@@ -164,6 +164,7 @@ def _reader(path: str | os.PathLike[str]) -> Iterator[tuple[VideoInfo, Iterator[
             opened = capture.open(name)
         if not opened:
             raise DataError(f"{path}: not a video that OpenCV can open; convert it to mp4 or replace it")
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default of OpenCV 5, not of 4
         _check_size(capture, path)
         readable, first = _read(capture)
         if not readable:

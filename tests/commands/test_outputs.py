@@ -229,5 +229,5 @@ def test_a_checkpoint_whose_name_is_not_utf8(tmp_path):
 
 
 def test_a_run_in_a_folder_that_is_not_utf8_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"run\\xff is not UTF-8, where TensorBoard"):
+    with pytest.raises(InputError, match=r"run\\udcff' is not UTF-8, which TensorBoard"):
         check_folder(tmp_path / os.fsdecode(b"run\xff"), resume=False)

@@ -48,7 +48,7 @@ def _units(data: bytes) -> Units:
         if data.startswith(magic):
             try:
                 yield from read(data)
-            except struct.error:  # the file ends before
+            except (struct.error, IndexError, OverflowError):  # the file ends before
                 return
             return
     if data[4:8] in (b"ftyp", b"jP  "):

@@ -11,7 +11,7 @@ FOURCC = {
     **dict.fromkeys((".avi", ".mkv", ".asf", ".mjpeg"), "MJPG"),
     **dict.fromkeys((".ts", ".mts", ".m2ts", ".mpg"), "mpg2"),
     **dict.fromkeys((".webm", ".ogv"), "VP80"),
-    **{".wmv": "WMV2", ".flv": "FLV1", ".nut": "FFV1", ".y4m": "I420"},
+    **{".wmv": "WMV2", ".flv": "FLV1", ".nut": "FFV1"},
 }  # by container: a codec that the wheels of OpenCV write
 
 

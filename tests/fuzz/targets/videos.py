@@ -14,7 +14,7 @@ from refinedet.inference.video import detect_video
 from refinedet.records import Detections
 
 LIMIT = 1_000_000  # pixels of a frame: more than any seed has, and soon decoded
-SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".flv", ".ts", ".mpg", ".asf", ".y4m")
+SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".flv", ".ts", ".mpg", ".asf", ".nut")
 
 
 class Blind:
