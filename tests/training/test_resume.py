@@ -19,6 +19,8 @@ from support.synthetic import make_voc
 
 from refinedet.errors import CheckpointError, InputError, RecipeError
 from refinedet.models import build
+from refinedet.training import run as run_module
+from refinedet.training.logs import read_log
 from refinedet.training.loss import MultiBoxLosses
 from refinedet.training.read import parse_recipe, read_recipe
 from refinedet.training.resume import read_scale
@@ -159,6 +161,22 @@ def test_resume_with_more_steps_continues(finished, data, uninterrupted):
     assert logged_losses(finished)[:12] == logged_losses(uninterrupted)
     assert logged_losses(finished)[12][0] == 14
     assert result.evaluation["images"] == 2
+
+
+def test_run_killed_after_its_last_evaluation_logs_it_once(data, tmp_path, monkeypatch):
+    recipe = tiny_recipe(train={"steps": 2}, evaluate={"every": 1})
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module._Run, "_write_result", die)
+        train(recipe, tmp_path / "run", data=data, progress=False)
+    for _ in range(2):
+        result = train(recipe, tmp_path / "run", data=data, resume=True, progress=False)
+        assert result.evaluation["images"] == 2
+        entries = [(entry["step"], entry["group"]) for entry in read_log(tmp_path / "run" / "log.jsonl")]
+        assert entries == [(1, "train"), (1, "test"), (2, "train"), (2, "test")]
 
 
 def test_cut_off_last_line_of_the_log(finished, data, uninterrupted):
