@@ -169,9 +169,10 @@ def test_run_killed_after_its_last_evaluation_logs_it_once(data, tmp_path, monke
     def die(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_module._Run, "_write_result", die)
+    monkeypatch.setattr(run_module._Run, "_write_result", die)
+    with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "run", data=data, progress=False)
+    monkeypatch.undo()
     for _ in range(2):
         result = train(recipe, tmp_path / "run", data=data, resume=True, progress=False)
         assert result.evaluation["images"] == 2
