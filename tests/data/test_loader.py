@@ -1,10 +1,12 @@
 """Batches: pure functions of (seed, step), whoever loads them."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -248,9 +250,13 @@ def test_process_that_cannot_be_started_is_one_clear_error(dataset, monkeypatch)
     def refuse():
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
     monkeypatch.setattr(os, "fork", refuse)
     with pytest.raises(DataError, match=r"Cannot allocate memory\); free memory or /dev/shm, or use fewer workers"):
         next(loader(dataset, workers=1).iterate())
+    gc.collect()
+    assert not shown
 
 
 def kill(process, number=signal.SIGKILL):
