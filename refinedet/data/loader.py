@@ -178,6 +178,8 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _obey_parent_only()
+    # Python's thread that hands tensors over shows an error when the main process has stopped asking for them.
+    sys.excepthook = lambda *_: None
     # Each worker is one process of several: OpenCV's own threads would only compete.
     cv2.setNumThreads(0)
 

@@ -13,6 +13,7 @@ from refinedet.anchors import SIZE_STEP
 from refinedet.data.augment import AugmentConfig
 from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, suggestion
+from refinedet.parsing import to_float
 from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.sources import Layer, read_layers, resolve
 
@@ -140,7 +141,7 @@ def _convert(option: Any, value: Any) -> Any:
         items = tuple(_convert(item_type, item) for item in value)
         return None if None in items else items
     if option is float and type(value) is int:
-        return float(value)
+        return to_float(value)
     return value if type(value) is option else None  # not isinstance: True is no whole number
 
 
