@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -180,6 +182,8 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _obey_parent_only()
+    # Python's thread that hands tensors over shows an error when the main process has stopped asking for them.
+    sys.excepthook = lambda *_: None
     # Each worker is one process of several: OpenCV's own threads would only compete.
     cv2.setNumThreads(0)
 
@@ -218,8 +222,7 @@ def _first_line(error: Exception) -> str:
 def _alive(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:
     """The batches of ``loader``; the death of a worker becomes an error that names the fix."""
     try:
-        with torch.device("cpu"):  # not on torch's default device, where the loader would draw a seed
-            batches = iter(loader)
+        batches = _start(loader)
         with _deaths.held_back():
             try:
                 while True:
@@ -230,6 +233,19 @@ def _alive(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | Refin
                 del batches  # ends the workers, here where none of their ends is raised
     except (RuntimeError, OSError, EOFError, MemoryError) as error:  # the last three: fork, pipes, shared memory
         raise DataError(f"a data loading process died ({_first_line(error)}); {_MEMORY_FIX}") from error
+
+
+def _start(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:
+    """Start the loading processes."""
+    try:
+        with torch.device("cpu"):  # not on torch's default device, where the loader would draw a seed
+            return iter(loader)
+    except Exception as error:
+        # What torch has made so far ends here, in an error of its own that Python would show with its traceback.
+        shown, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)
+        sys.unraisablehook = shown
+        raise
 
 
 class _Deaths:

@@ -17,6 +17,7 @@ from refinedet.choices import SIZE_STEP, check_backbone
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, show, suggestion
 from refinedet.files import is_utf8
+from refinedet.parsing import to_float
 from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.sources import Layer, read_layers, read_text, resolve
 
@@ -161,7 +162,7 @@ def _convert(option: Any, value: Any) -> Any:
         items = tuple(_convert(item_type, item) for item in value)
         return None if None in items else items
     if option is float and type(value) is int:
-        return float(value)
+        return to_float(value)
     return value if type(value) is option else None  # not isinstance: True is no whole number
 
 

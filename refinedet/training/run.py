@@ -252,7 +252,8 @@ class _Run:
             )
         if progress and self.trainer.steps < self.recipe.train.steps:  # the last one is the caller's to tell
             show_mean_ap(self.trainer.steps, found)
-        log.write(self.trainer.steps, "test", {"mean_ap": found.mean_ap, "ap": {r.name: r.ap for r in found.rows}})
+        if not self._is_evaluated():  # it is, where the run was stopped after its last evaluation, or is finished again
+            log.write(self.trainer.steps, "test", {"mean_ap": found.mean_ap, "ap": {r.name: r.ap for r in found.rows}})
         numbers: dict[str, Any] = json.loads(found.to_json())
         return numbers
 

@@ -1,21 +1,27 @@
 """Batches: pure functions of (seed, step), whoever loads them."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
+import sys
+import time
 from itertools import islice
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.synthetic import make_coco, make_voc
+from torch.utils.data import DataLoader, Dataset
 
 from refinedet.data import AugmentConfig, COCODataset, TrainAugment, TrainLoader, VOCDataset, eval_batches
-from refinedet.data.loader import collate
+from refinedet.data.loader import _start_worker, collate
 from refinedet.errors import DataError, InputError
 from refinedet.preprocessing import Preprocessing, prepare
 from refinedet.records import Batch, Sample, Targets
@@ -264,9 +270,13 @@ def test_process_that_cannot_be_started_is_one_clear_error(dataset, monkeypatch)
     def refuse():
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
     monkeypatch.setattr(os, "fork", refuse)
     with pytest.raises(DataError, match=r"Cannot allocate memory\); free memory or /dev/shm, or use fewer workers"):
         next(loader(dataset, workers=1).iterate())
+    gc.collect()
+    assert not shown
 
 
 def kill(process, number=signal.SIGKILL):
@@ -284,6 +294,24 @@ def test_death_of_a_worker_waits_for_the_next_batch(dataset):
         list(islice(batches, 20))
 
 
+class Unasked(Dataset):
+    """Hands a file over in Python's thread for that, to one who hangs up, as a main process does that is stopped."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        address, _ = resource_sharer.DupFd(0)._id
+        Client(address, authkey=multiprocessing.current_process().authkey).close()
+        time.sleep(0.5)
+        return index
+
+
+def test_worker_whose_batch_is_not_fetched_is_silent(capfd):
+    assert list(DataLoader(Unasked(), batch_size=None, num_workers=1, worker_init_fn=_start_worker)) == [0]
+    assert capfd.readouterr().err == ""
+
+
 def test_deaths_in_other_loaders_are_torchs(dataset):
     """Before, beside and after ours."""
     ours = [loader(dataset, workers=1).iterate() for _ in range(2)]
@@ -291,7 +319,7 @@ def test_deaths_in_other_loaders_are_torchs(dataset):
         next(batches)
     for batches in ours:  # not in the order of a stack
         batches.close()
-    other = iter(torch.utils.data.DataLoader(range(100), num_workers=1))
+    other = iter(DataLoader(range(100), num_workers=1))
     next(other)
     (worker,) = multiprocessing.active_children()
     with pytest.raises(RuntimeError, match="killed by signal"):

@@ -1,4 +1,4 @@
-"""``make fuzz``: fresh inputs of every kind, or those of one seed again.
+"""``make fuzz``: fresh inputs of every kind and kills of training runs, or those of one seed again.
 
 python tests/fuzz [--seed N] [--count N] [--only coco ...] [--out DIR]
 """
@@ -13,23 +13,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from fuzz import find_targets
-from fuzz.engine import fuzz
+from fuzz.engine import Report, fuzz
+from fuzz.kills import COUNT, KillReport, kill_runs
+
+KILLS = "kills"
 
 
 def main() -> int:
-    """Exit status: 0 when every input was read or refused in one sentence, else 1."""
+    """Exit status: 0 when every input was read or refused in one sentence and every run went on exactly, else 1."""
     targets = find_targets()
-    parser = argparse.ArgumentParser(description="Fuzz everything that reads a file.")
+    parser = argparse.ArgumentParser(description="Fuzz everything that reads a file, and kill training runs.")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="default: another one every time")
-    parser.add_argument("--count", type=int, help="inputs of each kind (default: of the bar, see docs)")
-    parser.add_argument("--only", nargs="+", choices=sorted(targets), metavar="KIND", default=sorted(targets))
+    parser.add_argument("--count", type=int, help="inputs of each kind, kills (default: the kind's own)")
+    kinds = [*sorted(targets), KILLS]
+    parser.add_argument("--only", nargs="+", choices=kinds, metavar="KIND", default=kinds)
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder for seeds and failing inputs")
     arguments = parser.parse_args()
     failed = 0
     for name in arguments.only:
-        target, count = targets[name], arguments.count or targets[name].count
+        count = arguments.count or (COUNT if name == KILLS else targets[name].count)
         with tqdm(total=count, desc=name, unit="input", delay=2) as bar:
-            report = fuzz(target, count, arguments.seed, arguments.out / name, bar.update)
+            report: Report | KillReport
+            if name == KILLS:
+                report = kill_runs(count, arguments.seed, arguments.out / name, bar.update)
+            else:
+                report = fuzz(targets[name], count, arguments.seed, arguments.out / name, bar.update)
         print(report)
         for failure in report.failures:
             print(f"  {failure.kind}: {failure.file}\n    " + failure.detail.strip().replace("\n", "\n    "))

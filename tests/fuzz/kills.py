@@ -7,7 +7,6 @@ SIGTERM or SIGINT, to the process or to its whole group. A resumed run is killed
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import random
@@ -34,6 +33,7 @@ from refinedet.commands.main import main
 from refinedet.files import PACKAGE
 from refinedet.training.folder import MODEL_FILE, STATE_FILE
 from refinedet.training.logs import LOG_FILE, read_log
+from refinedet.training.read import parse_recipe
 from refinedet.weights.checkpoint import load_training_state
 
 COUNT = 40  # kills of a whole run, `make fuzz`
@@ -108,10 +108,7 @@ def _write_recipe(folder: Path) -> Path:
     data = make_voc(folder / "data")
     content = recipe_content(**SETTINGS, data={"root": str(data)})
     path = folder / "tiny.toml"
-    lines = [
-        f"[{section}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in c.items()) for section, c in content.items()
-    ]
-    path.write_text("\n".join(lines))
+    path.write_text(parse_recipe(content, name="tiny", source="kills").to_toml())
     return path
 
 

@@ -19,6 +19,8 @@ from support.synthetic import make_voc
 
 from refinedet.errors import CheckpointError, InputError, RecipeError
 from refinedet.models import build
+from refinedet.training import run as run_module
+from refinedet.training.logs import read_log
 from refinedet.training.loss import MultiBoxLosses
 from refinedet.training.read import parse_recipe, read_recipe
 from refinedet.training.resume import read_scale
@@ -159,6 +161,23 @@ def test_resume_with_more_steps_continues(finished, data, uninterrupted):
     assert logged_losses(finished)[:12] == logged_losses(uninterrupted)
     assert logged_losses(finished)[12][0] == 14
     assert result.evaluation["images"] == 2
+
+
+def test_run_killed_after_its_last_evaluation_logs_it_once(data, tmp_path, monkeypatch):
+    recipe = tiny_recipe(train={"steps": 2}, evaluate={"every": 1})
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module._Run, "_write_result", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", data=data, progress=False)
+    monkeypatch.undo()
+    for _ in range(2):
+        result = train(recipe, tmp_path / "run", data=data, resume=True, progress=False)
+        assert result.evaluation["images"] == 2
+        entries = [(entry["step"], entry["group"]) for entry in read_log(tmp_path / "run" / "log.jsonl")]
+        assert entries == [(1, "train"), (1, "test"), (2, "train"), (2, "test")]
 
 
 def test_cut_off_last_line_of_the_log(finished, data, uninterrupted):
@@ -324,6 +343,7 @@ def test_resume_from_tensors_that_are_missing_or_damaged(finished, data, name, v
         (["facts", "recipe"], None, r"recipe is missing, it must be a JSON object"),
         (["facts", "recipe"], [], r"recipe is \[\], it must be a JSON object"),
         (["facts", "recipe", "train", "lr"], "x", r"train\.lr is 'x'"),
+        (["facts", "recipe", "train", "lr"], 10**400, r"train\.lr is inf; it must be > 0 and finite"),
         (["facts", "window"], None, r"window is missing"),
         (["facts", "window", "count"], -1, r"window\.count is -1, it must be from 0 to step 12"),
         (["facts", "window", "count"], 13, r"window\.count is 13, it must be from 0 to step 12"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fuzz.engine import MEBIBYTE, Target
 from fuzz.mutations import damage_bytes, damage_document
 from refinedet.models import ModelConfig, RefineDet
 from refinedet.models.backbones.base import Backbone
+from refinedet.presets import OFFICIAL
 from refinedet.training.folder import STATE_FILE
 from refinedet.training.logs import RunningMean
 from refinedet.training.loss import MultiBoxLosses
@@ -33,13 +35,13 @@ STEPS = 3
 
 
 class Small(Backbone):
-    """Four maps of two channels: the file has some ten kilobytes."""
+    """Four maps of two channels: with single-step heads on them a file of few and small tensors."""
 
     channels = (2, 2, 2, 2)
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)) for _ in range(4))
+        self.part = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError("no step is taken")
@@ -47,7 +49,8 @@ class Small(Backbone):
 
 def new_trainer(scaled: bool) -> Trainer:
     torch.manual_seed(0)
-    trainer = Trainer(RefineDet(ModelConfig("small", (64, 64), CLASSES, tcb_channels=2), Small()), RECIPE, CPU)
+    config = ModelConfig("small", (64, 64), CLASSES, replace(OFFICIAL, tcb=False))
+    trainer = Trainer(RefineDet(config, Small()), RECIPE, CPU)
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     return trainer
 
