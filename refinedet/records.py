@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 def exportable(record: type[T]) -> type[T]:
-    """Lets programs that take or return this NamedTuple be saved by torch.export.save; loading needs refinedet."""
+    """Lets programs that take or return this NamedTuple be saved by torch.export.save.
+
+    Who loads them imports ``refinedet.ops`` first, which knows the records and the operators.
+    """
     # There is no public function for a NamedTuple: https://docs.pytorch.org/docs/stable/export.html has dataclasses.
     _pytree._register_namedtuple(record, serialized_type_name=f"{record.__module__}.{record.__qualname__}")
     return record

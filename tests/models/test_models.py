@@ -19,9 +19,10 @@ import torchvision
 from safetensors.torch import save_file
 from support.paths import GOLDEN, ROOT
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 import refinedet
-from refinedet import OFFICIAL, PAPER, ops
+from refinedet import OFFICIAL, PAPER, LevelOutput, RawOutput, Targets, ops
 from refinedet.errors import CheckpointError, InputError
 from refinedet.models import ModelConfig, RefineDet, build, caffe_multipliers, from_config
 from refinedet.models.backbones.resnet import ResNet101
@@ -31,6 +32,7 @@ from refinedet.models.backbones.vgg import VGG16, conv_names
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
 from refinedet.models.pretrained import VGG_CONVS, fold_rgb_input, load_pretrained, reduce_vgg, rename_resnet
 from refinedet.preprocessing import Preprocessing
+from refinedet.training.loss import MultiBoxLosses
 from refinedet.weights.caffe_names import caffe_names, load_caffe_arrays
 
 NORMALIZE = GOLDEN / "net" / "normalize_backward.npz"
@@ -748,7 +750,8 @@ def test_exports_to_onnx(backbone: str, tcb: bool, monkeypatch: pytest.MonkeyPat
 
 
 LOAD = """
-import sys, torch, refinedet
+import sys, torch
+import refinedet.ops
 folder, *names = sys.argv[1:]
 images = torch.load(f"{folder}/images.pt")
 found = {name: torch.export.load(f"{folder}/{name}.pt2").module()(images) for name in names}
@@ -760,13 +763,8 @@ torch.save({name: [type(output).__name__, [*output]] for name, output in found.i
 @torch.no_grad()
 def test_exported_programs_are_saved_and_loaded_by_another_process(tmp_path: Path) -> None:
     """Their outputs are the records of the network and of the operator."""
-    network, single = variant("squeezenet", True), variant("squeezenet", False)
-    modules = {
-        "whole": network,
-        "single": single,
-        "levels": ByLevelRecord(network),
-        "detections": Whole(network, by_level=True),
-    }
+    network = variant("squeezenet", True)
+    modules = {"single": variant("squeezenet", False), "detections": Whole(network, by_level=True)}
     batch = torch.export.Dim("batch", min=1, max=64)
     for name, module in modules.items():
         program = torch.export.export(module, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
@@ -781,9 +779,10 @@ def test_exported_programs_are_saved_and_loaded_by_another_process(tmp_path: Pat
         torch.testing.assert_close(found[name][1], [*expected])
 
 
-class ByLevelRecord(ByLevel):
-    def forward(self, images: Tensor) -> Any:
-        return self.network(images, True)
+@pytest.mark.parametrize("record", [RawOutput, LevelOutput, Targets, ops.Detected, ops.Match, MultiBoxLosses])
+def test_records_are_known_to_programs_that_are_saved(record: type[tuple]) -> None:
+    structure = _pytree.tree_structure(record(*range(len(record._fields))))
+    assert _pytree.treespec_loads(_pytree.treespec_dumps(structure)) == structure
 
 
 @pytest.mark.parametrize("training", [False, True])
