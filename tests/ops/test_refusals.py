@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from refinedet import ops
 from refinedet.errors import InputError
@@ -246,7 +246,12 @@ def test_bad_input_is_refused_everywhere_alike(place: str, bad: Bad) -> None:
 @pytest.mark.parametrize("op", GOOD)
 @pytest.mark.parametrize("place", PLACES)
 def test_good_input_is_taken_everywhere(place: str, op: str) -> None:
-    PLACES[place](op, GOOD[op])
+    """How many boxes nms keeps, only the run knows: torch asks the tracer for a symbol, where there is one."""
+    if "nms" in op and place != "operator":
+        with pytest.raises(DynamicOutputShapeException):
+            PLACES[place](op, GOOD[op])
+    else:
+        PLACES[place](op, GOOD[op])
 
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
