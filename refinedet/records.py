@@ -1,12 +1,26 @@
 """The records that pass between data, model, loss and caller."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+T = TypeVar("T")
 
 
+def exportable(record: type[T]) -> type[T]:
+    """Lets programs that take or return this NamedTuple be saved by torch.export.save.
+
+    Who loads them imports ``refinedet.ops`` first, which knows the records and the operators.
+    """
+    # There is no public function for a NamedTuple: https://docs.pytorch.org/docs/stable/export.html has dataclasses.
+    _pytree._register_namedtuple(record, serialized_type_name=f"{record.__module__}.{record.__qualname__}")
+    return record
+
+
+@exportable
 class RawOutput(NamedTuple):
     """What the network computes: logits and encoded offsets, before any softmax or decoding.
 
@@ -20,6 +34,7 @@ class RawOutput(NamedTuple):
     odm_conf: Tensor  # [B,N,C] logits, class 0 = background
 
 
+@exportable
 class LevelOutput(NamedTuple):
     """A :class:`RawOutput` in levels, one tensor [B,n,*] for each: the n anchors follow those of the level before."""
 
@@ -34,6 +49,7 @@ class LevelOutput(NamedTuple):
         return RawOutput(arm_loc, arm_conf, torch.cat(self.odm_loc, dim=1), torch.cat(self.odm_conf, dim=1))
 
 
+@exportable
 class Targets(NamedTuple):
     """Ragged ground truth of a batch: image b owns rows ``offsets[b]:offsets[b + 1]``."""
 

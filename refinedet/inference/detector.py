@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from refinedet import ops
 from refinedet.boxes import to_pixels
 from refinedet.errors import InputError
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
-from refinedet.inference.timing import timed
+from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.preprocessing import Preprocessing, prepare
 from refinedet.presets import Preset
 from refinedet.progress import show_progress
 from refinedet.records import Detections, LevelOutput, RawOutput
 from refinedet.weights.checkpoint import load_network
+
+Threshold: TypeAlias = float | None  # in `Detector`, float is a method
 
 
 class Detector:
@@ -57,16 +60,52 @@ class Detector:
         """In which the network computes."""
         return self.network.dtype
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Detector:
-        """Move the network to ``device`` and cast it to ``dtype``, where given; returns the detector itself."""
-        self.network.to(device=device, dtype=dtype)
+    def to(self, *arguments: Any, **options: Any) -> Detector:
+        """Move or cast the network, as ``torch.nn.Module.to`` does; returns the detector itself, like those below.
+
+        In any dtype images are prepared and boxes decoded in float32; the network between them computes in its own.
+        """
+        self.network.to(*arguments, **options)
         return self
+
+    def cpu(self) -> Detector:
+        """Move the network to the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | torch.device | None = None) -> Detector:
+        """Move the network to a GPU, the current one unless given."""
+        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
+
+    def half(self) -> Detector:
+        """Cast the network to float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Detector:
+        """Cast the network to bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> Detector:
+        """Cast the network to float32."""
+        return self.to(torch.float32)
+
+    def double(self) -> Detector:
+        """Cast the network to float64."""
+        return self.to(torch.float64)
+
+    def train(self, mode: bool = True) -> Detector:
+        """Set the mode of the network; `detect` computes in eval mode whatever it is."""
+        self.network.train(mode)
+        return self
+
+    def eval(self) -> Detector:
+        """Set the network to eval mode."""
+        return self.train(False)
 
     def detect(
         self,
         images: Image | Iterable[Image],
         *,
-        score_threshold: float | None = None,
+        score_threshold: Threshold = None,
         batch_size: int = 8,
         progress: bool = False,
     ) -> list[Detections]:
@@ -97,7 +136,7 @@ class Detector:
         return detected
 
     def detect_stream(
-        self, images: Iterable[Image], *, score_threshold: float | None = None, batch_size: int = 8
+        self, images: Iterable[Image], *, score_threshold: Threshold = None, batch_size: int = 8
     ) -> Iterator[Detections]:
         """As `detect`, lazily: at most ``batch_size`` images are in memory, so a folder may be of any length."""
         check_options(score_threshold, batch_size)
@@ -113,7 +152,7 @@ class Detector:
             raw: LevelOutput = self.network(images.to(self.device, self.dtype), by_level=True)
         return raw
 
-    def select(self, raw: RawOutput | LevelOutput, score_threshold: float | None = None) -> ops.Detected:
+    def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:
         """Decode and suppress the raw output of images of ``size`` with the thresholds of the preset, but for
         ``score_threshold`` where given; boxes [B,K,4] are corners in units of the image side."""
         options = self.preset.detect_options()
@@ -122,21 +161,21 @@ class Detector:
         arm_loc = raw.arm_loc if self.preset.cascade else None
         return ops.detect(arm_loc, raw.arm_conf, raw.odm_loc, raw.odm_conf, self.network.anchors, **options)
 
-    def _stream(self, images: Iterable[Image], score_threshold: float | None, batch_size: int) -> Iterator[Detections]:
+    def _stream(self, images: Iterable[Image], score_threshold: Threshold, batch_size: int) -> Iterator[Detections]:
         for batch in batches(enumerate(images), batch_size):
             arrays = [as_bgr(image, index) for index, image in batch]
-            yield from self.detect_batch(arrays, [path_of(image) for _, image in batch], score_threshold, {})
+            yield from self.detect_batch(arrays, [path_of(image) for _, image in batch], score_threshold)
 
     @torch.inference_mode()
     def detect_batch(
         self,
         arrays: list[np.ndarray],
         paths: Sequence[str | None],
-        score_threshold: float | None,
-        seconds: dict[str, float],
+        score_threshold: Threshold,
+        seconds: Seconds | None = None,
     ) -> list[Detections]:
         """The objects of BGR images [H,W,3] uint8, all at once; the time of the stages load (preparing them), forward
-        and select is added to ``seconds``."""
+        and select is added to ``seconds``, where given."""
         with timed(seconds, "load"):
             prepared = torch.stack([prepare(array, self.size, self.preprocessing) for array in arrays])
         with timed(seconds, "forward", self.device):
@@ -161,7 +200,7 @@ def load(path_or_name: str | os.PathLike[str]) -> Detector:
     return Detector(load_network(path_or_name))
 
 
-def check_options(score_threshold: float | None, batch_size: int) -> None:
+def check_options(score_threshold: Threshold, batch_size: int) -> None:
     """Raise InputError unless the threshold, where given, is from 0 to 1 and a batch holds at least one image."""
     if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
         raise InputError(f"score_threshold is {score_threshold}; give a value from 0 to 1")

@@ -5,13 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 
+Seconds: TypeAlias = dict[str, float]  # by stage
+
 
 @contextmanager
-def timed(seconds: dict[str, float], stage: str, device: torch.device | None = None) -> Iterator[None]:
-    """Add the time of the block to ``seconds[stage]``, the work it queued on a GPU included."""
+def timed(seconds: Seconds | None, stage: str, device: torch.device | None = None) -> Iterator[None]:
+    """Add the time of the block to ``seconds[stage]``, the work it queued on a GPU included; None: not measured, and
+    the GPU not waited for."""
+    if seconds is None:
+        yield
+        return
     start = time.perf_counter()
     yield
     if device is not None and device.type == "cuda":

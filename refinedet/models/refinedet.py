@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +47,14 @@ class RefineDet(nn.Module):
         # Loading with assign=True may change the device.
         self.register_load_state_dict_post_hook(RefineDet._place_anchors)  # type: ignore[no-untyped-call]
 
-    def forward(self, images: Tensor, *, by_level: bool = False) -> RawOutput | LevelOutput:
+    def forward(self, images: Tensor, by_level: bool = False) -> RawOutput | LevelOutput:
         """Logits and offsets of images [B,3,H,W], preprocessed by ``config.preprocessing``, in ``dtype`` or autocast.
 
         H and W may differ from ``config.size`` but must be multiples of 64 (else InputError); the anchors are then
         those of :meth:`anchors_for`. Returns tensors [B,N,*] in the order of the anchors, or with ``by_level`` those
-        of each level, not concatenated, which is all that :func:`refinedet.ops.detect` needs.
+        of each level, not concatenated, which is all that :func:`refinedet.ops.detect` needs. While
+        torch.jit.trace or torch.onnx.export, which take no None, trace a single-step network, it returns the two
+        outputs that it has.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"images have shape {list(images.shape)}; give a batch [B,3,H,W]")
@@ -61,7 +64,10 @@ class RefineDet(nn.Module):
             output = LevelOutput(None, None, *self.odm(features))
         else:
             output = LevelOutput(*self.arm(features), *self.odm(self.tcb(features)))
-        return output if by_level else output.concatenate()
+        found = output if by_level else output.concatenate()
+        if self.arm is None and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return cast(RawOutput, (found.odm_loc, found.odm_conf))
+        return found
 
     @property
     def device(self) -> torch.device:

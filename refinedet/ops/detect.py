@@ -10,8 +10,10 @@ from refinedet.ops import extension
 from refinedet.ops.call import call
 from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks, Size
 from refinedet.presets import OFFICIAL
+from refinedet.records import exportable
 
 
+@exportable
 class Detected(NamedTuple):
     """Detections of B images, K rows each; of image b the first ``counts[b]`` rows are real.
 

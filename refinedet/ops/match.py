@@ -10,8 +10,10 @@ from refinedet.ops import extension
 from refinedet.ops.call import call
 from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks
 from refinedet.presets import OFFICIAL
+from refinedet.records import exportable
 
 
+@exportable
 class Match(NamedTuple):
     """What each of the N anchors of B images is to learn."""
 

@@ -10,11 +10,12 @@ from torch.nn import functional
 from refinedet.errors import InputError, show
 from refinedet.ops import match, mine, refine
 from refinedet.presets import OFFICIAL, Preset
-from refinedet.records import RawOutput, Targets
+from refinedet.records import RawOutput, Targets, exportable
 
 MOST_OUTSIDE = 1.0  # image sides that a box may stick out of its image: what is farther away is in pixels
 
 
+@exportable
 class MultiBoxLosses(NamedTuple):
     """Losses of a batch, each a float32 scalar, and the number of matched anchors behind them (int64 scalars)."""
 

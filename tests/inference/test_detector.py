@@ -215,10 +215,52 @@ def test_detects_in_another_precision(dtype):
     """Boxes come from exact anchors; the first of a picture is found again, a few hundredths of its side away."""
     expected = refinedet.load("bccd").detect(EXAMPLE, score_threshold=0.5)[0]
     found = refinedet.load("bccd").to(dtype=dtype).detect(EXAMPLE, score_threshold=0.5)[0]
-    assert found.boxes.dtype == torch.float32
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
     overlaps = box_iou(found.boxes, expected.boxes).amax(dim=0)
     assert (overlaps > 0.9).float().mean() > 0.9
     assert abs(len(found.scores) - len(expected.scores)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("cast", "dtype"),
+    [
+        (Detector.half, torch.float16),
+        (Detector.bfloat16, torch.bfloat16),
+        (Detector.double, torch.float64),
+        (Detector.float, torch.float32),
+        (Detector.cpu, torch.float32),
+        (lambda detector: detector.to(torch.float16), torch.float16),
+        (lambda detector: detector.to("cpu", torch.float64), torch.float64),
+        (lambda detector: detector.to(device="cpu", dtype=torch.bfloat16), torch.bfloat16),
+        (lambda detector: detector.half().float(), torch.float32),
+    ],
+)
+def test_casts_as_a_network_does(cast, dtype):
+    detector = Detector(tiny_model(128))
+    assert cast(detector) is detector
+    assert detector.dtype == dtype
+    assert torch.equal(detector.network.anchors, refinedet.generate_anchors((128, 128)))
+    expected = detector.network(torch.zeros(1, 3, 128, 128, dtype=dtype)).odm_conf
+    assert expected.dtype == dtype
+    assert detector.detect(image())[0].boxes.dtype == torch.float32
+
+
+def test_modes_are_the_networks():
+    detector = Detector(tiny_model())
+    assert detector.train() is detector
+    assert detector.network.training
+    assert detector.eval() is detector
+    assert not detector.network.training
+
+
+def test_moves_to_a_gpu(monkeypatch):
+    """Whichever is meant; here there may be none."""
+    detector, moves = Detector(tiny_model()), []
+    monkeypatch.setattr(detector.network, "to", lambda device: moves.append(torch.device(device)))
+    assert detector.cuda() is detector
+    detector.cuda(1)
+    detector.cuda(torch.device("cuda", 2))
+    assert moves == [torch.device("cuda"), torch.device("cuda", 1), torch.device("cuda", 2)]
 
 
 def test_stream_reads_one_batch_ahead_at_most():

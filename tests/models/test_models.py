@@ -1,11 +1,15 @@
 """The networks: sizes, counts, initialisation, layers, weights files, errors, compilation and export."""
 
+import io
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +17,12 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from support.paths import GOLDEN
+from support.paths import GOLDEN, ROOT
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 import refinedet
-from refinedet import OFFICIAL, PAPER, ops
+from refinedet import OFFICIAL, PAPER, LevelOutput, RawOutput, Targets, ops
 from refinedet.errors import CheckpointError, InputError
 from refinedet.models import ModelConfig, RefineDet, build, caffe_multipliers, from_config
 from refinedet.models.backbones.resnet import ResNet101
@@ -27,6 +32,7 @@ from refinedet.models.backbones.vgg import VGG16, conv_names
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
 from refinedet.models.pretrained import VGG_CONVS, fold_rgb_input, load_pretrained, reduce_vgg, rename_resnet
 from refinedet.preprocessing import Preprocessing
+from refinedet.training.loss import MultiBoxLosses
 from refinedet.weights.caffe_names import caffe_names, load_caffe_arrays
 
 NORMALIZE = GOLDEN / "net" / "normalize_backward.npz"
@@ -673,3 +679,102 @@ def test_images_to_detections_compile_and_export(light: RefineDet) -> None:
         for ours, theirs, expected in zip(compiled(images), exported(images), whole(images), strict=True):
             torch.testing.assert_close(ours, expected)
             torch.testing.assert_close(theirs, expected)
+
+
+def variants() -> list[Any]:
+    """Networks with and without an anchor refinement module, of our backbones and of timm's."""
+    return [
+        pytest.param(backbone, tcb, id=f"{backbone}-{'cascade' if tcb else 'single'}")
+        for backbone in ("squeezenet", "timm:resnet18")
+        for tcb in (True, False)
+    ]
+
+
+def variant(backbone: str, tcb: bool) -> RefineDet:
+    torch.manual_seed(0)
+    return build(backbone, 64, 4, tcb_channels=8, preset=replace(OFFICIAL, tcb=tcb)).eval()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:FutureWarning")
+@pytest.mark.parametrize(("backbone", "tcb"), variants())
+@pytest.mark.parametrize("by_level", [False, True])
+@torch.no_grad()
+def test_is_traced_for_any_size(backbone: str, tcb: bool, by_level: bool) -> None:
+    """A trace knows no keywords and no None."""
+    network = variant(backbone, tcb)
+    traced = torch.jit.trace(network if not by_level else ByLevel(network), (torch.randn(1, 3, 64, 64),))
+    other = torch.randn(2, 3, 128, 64)
+    expected = [part for part in network(other, by_level) if part is not None]
+    assert len(expected) == (4 if tcb else 2)
+    torch.testing.assert_close([*traced(other)], expected)
+
+
+class ByLevel(nn.Module):
+    def __init__(self, network: RefineDet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return tuple(self.network(images, True))
+
+
+@pytest.mark.filterwarnings("ignore")  # of an exporter that torch will remove
+@pytest.mark.parametrize(("backbone", "tcb"), variants())
+def test_exports_to_onnx(backbone: str, tcb: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the exporter that traces. Its last step, which looks for functions of onnxscript, needs the package onnx."""
+    onnx = SimpleNamespace(load_model_from_string=lambda _: SimpleNamespace(graph=SimpleNamespace(node=[])))
+    monkeypatch.setitem(sys.modules, "onnx", onnx)
+    file = io.BytesIO()
+    names = ["arm_loc", "arm_conf", "odm_loc", "odm_conf"][0 if tcb else 2 :]
+    images = torch.randn(1, 3, 64, 64)
+    torch.onnx.export(variant(backbone, tcb), (images,), file, dynamo=False, input_names=["images"], output_names=names)
+    for name in ("images", *names):
+        assert name.encode() in file.getvalue()
+
+
+LOAD = """
+import sys, torch
+import refinedet.ops
+folder, *names = sys.argv[1:]
+images = torch.load(f"{folder}/images.pt")
+found = {name: torch.export.load(f"{folder}/{name}.pt2").module()(images) for name in names}
+torch.save({name: [type(output).__name__, [*output]] for name, output in found.items()}, f"{folder}/found.pt")
+"""
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found:UserWarning")  # anchors that are a view
+@torch.no_grad()
+def test_exported_programs_are_saved_and_loaded_by_another_process(tmp_path: Path) -> None:
+    """Their outputs are the records of the network and of the operator."""
+    network = variant("squeezenet", True)
+    modules = {"single": variant("squeezenet", False), "detections": Whole(network, by_level=True)}
+    batch = torch.export.Dim("batch", min=1, max=64)
+    for name, module in modules.items():
+        program = torch.export.export(module, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+    images = torch.randn(3, 3, 64, 64)
+    torch.save(images, tmp_path / "images.pt")
+    subprocess.run([sys.executable, "-c", LOAD, tmp_path, *modules], check=True, cwd=ROOT)
+    found = torch.load(tmp_path / "found.pt")
+    for name, module in modules.items():
+        expected = module(images)
+        assert found[name][0] == type(expected).__name__
+        torch.testing.assert_close(found[name][1], [*expected])
+
+
+@pytest.mark.parametrize("record", [RawOutput, LevelOutput, Targets, ops.Detected, ops.Match, MultiBoxLosses])
+def test_records_are_known_to_programs_that_are_saved(record: type[tuple]) -> None:
+    structure = _pytree.tree_structure(record(*range(len(record._fields))))
+    assert _pytree.treespec_loads(_pytree.treespec_dumps(structure)) == structure
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet101", "squeezenet"])
+def test_an_empty_batch(backbone: str, training: bool) -> None:
+    network = build(backbone, 64, 4, tcb_channels=8).train(training)
+    for by_level in (False, True):
+        output = network(torch.empty(0, 3, 64, 64), by_level)
+        whole = output.concatenate() if by_level else output
+        assert [tuple(part.shape) for part in whole] == [(0, 255, width) for width in (4, 2, 4, 4)]
+    found = ops.detect(*output, network.anchors)
+    assert found.boxes.shape == (0, 500, 4)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from refinedet import ops
 from refinedet.errors import InputError
@@ -243,10 +243,19 @@ def test_bad_input_is_refused_everywhere_alike(place: str, bad: Bad) -> None:
     assert str(error.value) == f"refinedet.{bad.op.removeprefix('batched_')}: {bad.message}"
 
 
+NO_SHAPE = {"meta": (RuntimeError, "data-dependent shape"), "fake": (DynamicOutputShapeException, "nms")}
+
+
 @pytest.mark.parametrize("op", GOOD)
 @pytest.mark.parametrize("place", PLACES)
 def test_good_input_is_taken_everywhere(place: str, op: str) -> None:
-    PLACES[place](op, GOOD[op])
+    """How many boxes nms keeps, only the run knows: torch asks the tracer for a symbol, where there is one."""
+    if "nms" in op and place != "operator":
+        error, message = NO_SHAPE[place]
+        with pytest.raises(error, match=message):
+            PLACES[place](op, GOOD[op])
+    else:
+        PLACES[place](op, GOOD[op])
 
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
