@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from refinedet.errors import InputError
+from refinedet.errors import InputError, show
 from refinedet.models.backbones.base import Backbone
 from refinedet.models.backbones.resnet import ResNet101
 from refinedet.models.backbones.squeezenet import SqueezeNet
@@ -17,6 +17,6 @@ def make_backbone(name: str) -> Backbone:
     """Make the backbone of that name, one of ``BACKBONES`` or "timm:NAME"; InputError if there is none."""
     if isinstance(name, str) and name.startswith(TIMM):
         return TimmBackbone(name.removeprefix(TIMM))
-    if name not in BACKBONES:
-        raise InputError(f"backbone is {name!r}; choose {', '.join(BACKBONES)} or {TIMM}NAME")
+    if not isinstance(name, str) or name not in BACKBONES:
+        raise InputError(f"backbone is {show(name)}; choose {', '.join(BACKBONES)} or {TIMM}NAME")
     return BACKBONES[name]()
