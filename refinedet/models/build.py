@@ -79,7 +79,7 @@ def outline(config: ModelConfig) -> RefineDet:
 @lru_cache(maxsize=4)
 def _outline(backbone: str, num_classes: int, preset: Preset, tcb_channels: int) -> RefineDet:
     size = (SIZE_STEP, SIZE_STEP)  # no weight depends on it
-    with torch.device("meta"), _float32_by_default():
+    with torch.device("meta"), _float32_by_default(), torch.inference_mode(False):  # it outlives the caller's blocks
         features = make_backbone(backbone)
         config = ModelConfig(
             backbone, size, _class_names(num_classes, None), preset, features.preprocessing, tcb_channels
