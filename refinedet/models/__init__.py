@@ -1,7 +1,7 @@
 """The RefineDet network and its parts."""
 
 from refinedet.models.backbones.base import Backbone
-from refinedet.models.build import build, from_config, outline
+from refinedet.models.build import allocate, build, from_config, outline
 from refinedet.models.config import ModelConfig
 from refinedet.models.pretrained import load_pretrained
 from refinedet.models.refinedet import RefineDet, caffe_multipliers
@@ -11,6 +11,7 @@ __all__ = [
     "Backbone",
     "ModelConfig",
     "RefineDet",
+    "allocate",
     "build",
     "caffe_multipliers",
     "from_config",

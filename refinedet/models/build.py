@@ -1,6 +1,8 @@
 """Making a network: from a backbone's name and the classes, or from a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
@@ -41,9 +43,10 @@ def build(
     # mypy does not know that int is Integral
     height_width = parse_size((size, size) if isinstance(size, (int, Integral)) else size)
     names = _class_names(num_classes, classes)
+    if isinstance(backbone, str):
+        _try_backbone(backbone, height_width)
     features = make_backbone(backbone)
     config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
-    _try_backbone(backbone, height_width)
     model = RefineDet(config, features)
     if weights is not None:
         load_pretrained(features, weights, weights_input)
@@ -56,6 +59,17 @@ def from_config(config: ModelConfig) -> RefineDet:
     return RefineDet(config, make_backbone(config.backbone))
 
 
+def allocate(config: ModelConfig) -> RefineDet:
+    """The network of ``config`` in float32 on the CPU, whatever torch's defaults, to be filled by a whole state dict:
+    until then its values are any. Raises InputError as `build`."""
+    if config.backbone.startswith(TIMM):  # layers of timm may hold values that are in no state dict
+        with torch.device("cpu"), _float32_by_default():
+            return from_config(config)
+    model = deepcopy(outline(config))
+    model.config = config
+    return model.to_empty(device="cpu")
+
+
 def outline(config: ModelConfig) -> RefineDet:
     """The network of ``config`` on the meta device, without values: to ask for names and shapes. Not to be changed:
     networks that differ in thresholds or names of classes share one."""
@@ -66,12 +80,22 @@ def outline(config: ModelConfig) -> RefineDet:
 @lru_cache(maxsize=4)
 def _outline(backbone: str, num_classes: int, preset: Preset, tcb_channels: int) -> RefineDet:
     size = (SIZE_STEP, SIZE_STEP)  # no weight depends on it
-    with torch.device("meta"):
+    with torch.device("meta"), _float32_by_default(), torch.inference_mode(False):  # it outlives the caller's blocks
         features = make_backbone(backbone)
         config = ModelConfig(
             backbone, size, _class_names(num_classes, None), preset, features.preprocessing, tcb_channels
         )
         return RefineDet(config, features)
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @lru_cache(maxsize=16)
@@ -80,7 +104,7 @@ def _try_backbone(backbone: str, size: tuple[int, int]) -> None:
     divide them evenly, or maps of a fixed size. A pass without values tells."""
     if not backbone.startswith(TIMM):
         return
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad(), _float32_by_default():
         network = make_backbone(backbone).eval()
         try:
             network(torch.empty(1, 3, *size))

@@ -43,7 +43,8 @@ class RefineDet(nn.Module):
             self.arm = self.tcb = None
             odm_channels = backbone.channels
         self.odm = Heads(odm_channels, config.num_classes, block_norm)
-        self.to(memory_format=backbone.memory_format)  # places the anchors too
+        # Places the anchors, too. Torch refuses the format for weights of another rank: timm's lambda layers have five.
+        self._apply(lambda t: t.to(memory_format=backbone.memory_format) if t.dim() == 4 else t)
         # Loading with assign=True may change the device.
         self.register_load_state_dict_post_hook(RefineDet._place_anchors)  # type: ignore[no-untyped-call]
 

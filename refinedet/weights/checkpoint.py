@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from refinedet.errors import CheckpointError, InputError, show, suggestion
 from refinedet.files import CHECKPOINTS, atomic_write, utf8_path
-from refinedet.models import ModelConfig, RefineDet, from_config, outline, unwrap, unwrap_names
+from refinedet.models import ModelConfig, RefineDet, allocate, outline, unwrap, unwrap_names
 from refinedet.parsing import parse_json, to_json
 from refinedet.weights.subsampling import select_classes
 
@@ -99,8 +99,8 @@ def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
     stored = _stored_tensors(path, prefix)
     _check_dtypes(stored, path)
     fit(expected, unwrap_names(stored, expected.state_dict(), path), path)
-    with _explaining_build(path), torch.device("cpu"), _float32_by_default():
-        model = from_config(config)
+    with _explaining_build(path):
+        model = allocate(config)
     _assign(model, _read_tensors(path, prefix), path)
     return model.eval()
 
@@ -282,16 +282,6 @@ def _explaining_build(path: Path) -> Iterator[None]:
         yield
     except (CheckpointError, InputError) as error:
         raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
-
-
-@contextmanager
-def _float32_by_default() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

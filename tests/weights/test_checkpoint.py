@@ -338,3 +338,16 @@ def test_weights_that_are_not_finite_are_not_loaded(saved):
     rewrite(saved, tensors=tensors)
     with pytest.raises(CheckpointError, match=r"damaged: odm\.loc\.0\.weight holds values that are not finite"):
         refinedet.load(saved)
+
+
+def test_loading_in_inference_mode_spoils_no_later_network(model, saved):
+    """What is kept from one load to the next must not be made of inference tensors."""
+    outline = checkpoint.outline(model.config)
+    outline_cache = checkpoint.outline.__globals__["_outline"]
+    outline_cache.cache_clear()
+    with torch.inference_mode():
+        refinedet.load(saved)
+    assert checkpoint.outline(model.config) is not outline
+    network = refinedet.load(saved).network.train()
+    network(torch.rand(2, 3, 64, 64)).odm_loc.sum().backward()
+    assert network.odm.loc[0].weight.grad.any()

@@ -53,7 +53,7 @@ def unbuilt(monkeypatch):
     def build(config):
         raise AssertionError("a network was built")
 
-    monkeypatch.setattr(checkpoint, "from_config", build)
+    monkeypatch.setattr(checkpoint, "allocate", build)
 
 
 def rewrite(path, tensors=None, **header):

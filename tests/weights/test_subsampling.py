@@ -92,3 +92,15 @@ def test_training_starts_from_the_selected_classifiers(coco_checkpoint, tmp_path
     names = [name for name in expected if name.startswith("odm.")]
     assert names
     assert all(torch.equal(trained[name], expected[name]) for name in names)
+
+
+def test_training_starts_from_a_shipped_checkpoint_by_its_name(coco_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("refinedet.weights.checkpoint.CHECKPOINTS", coco_checkpoint.parent)
+    root = make_voc(tmp_path / "voc")
+    for path in (root / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace("disc", "cat").replace("square", "dog"))
+    recipe = tiny_recipe(data={"classes": ["dog", "cat"]}, train={"steps": 1, "warmup_steps": 1})  # a step at rate 0
+    train(recipe, tmp_path / "run", data=root, weights=coco_checkpoint.stem, progress=False)
+    trained = load_training_state(tmp_path / "run" / "last.safetensors").model
+    expected = select_classes(refinedet.load(coco_checkpoint).network.state_dict(), COCO_CLASSES, ("dog", "cat"))
+    assert torch.equal(trained["odm.conf.0.weight"], expected["odm.conf.0.weight"])
