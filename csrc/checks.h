@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cfloat>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -72,6 +73,10 @@ inline std::string device_name(const Tensor& tensor) {
 
 // The dispatcher comes to CUDA when any tensor is there: all have to be, and on the same GPU. The first one is given.
 inline void check_same_device(const char* op, std::initializer_list<Argument> arguments) {
+  for (const Argument& argument : arguments) {  // Python's None is a tensor that is not defined
+    const bool given = argument.tensor == nullptr || argument.tensor->defined();
+    check(given, op, argument.name, " is None, expected a tensor");
+  }
   const Argument& first = *arguments.begin();
   const bool on_cpu = first.tensor->is_cpu();
   for (const Argument& argument : arguments) {
@@ -127,7 +132,11 @@ inline int64_t at_least_1(const char* op, const char* name, int64_t value) {
 
 inline Variances to_variances(const char* op, const std::vector<double>& values) {
   check(values.size() == 4, op, "variances must be 4 numbers, got ", values.size());
-  const auto value = [&](size_t i) { return static_cast<float>(values[i]); };
+  const auto value = [&](size_t i) {
+    const bool usable = values[i] >= FLT_MIN && values[i] <= FLT_MAX;
+    check(usable, op, "variances must be numbers above 0, got ", values[i]);
+    return static_cast<float>(values[i]);
+  };
   return {value(0), value(1), value(2), value(3)};
 }
 

@@ -6,13 +6,14 @@ from operator import index
 import torch
 from torch import Tensor
 
-from refinedet.errors import InputError
+from refinedet.choices import SIZE_STEP
+from refinedet.errors import InputError, show
 
 STRIDES = (8, 16, 32, 64)  # pixels between the cells of each level
-SIZE_STEP = STRIDES[-1]  # pixels; both sides of an input are multiples of it (spec section 2)
 SCALE = 4  # side of the square anchor, in strides
 RATIOS = (1.0, 2.0, 0.5)  # width / height, in channel order
 ANCHORS_PER_CELL = len(RATIOS)
+MOST_PIXELS = 4096 * 4096  # of an input: a million anchors
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -21,19 +22,25 @@ def check_size(size: tuple[int, int]) -> None:
     The transfer connection blocks add a level to the next one upsampled exactly twofold (spec section 2).
     """
     if any(side < SIZE_STEP or side % SIZE_STEP for side in size):
-        nearest = tuple(max(SIZE_STEP, round(side / SIZE_STEP) * SIZE_STEP) for side in size)
+        nearest = tuple(max(SIZE_STEP, (side + SIZE_STEP // 2) // SIZE_STEP * SIZE_STEP) for side in size)
         raise InputError(
-            f"input size (height, width) is {tuple(size)}; both must be multiples of {SIZE_STEP}, nearest {nearest}"
+            f"input size (height, width) is {show(tuple(size))}; both must be multiples of {SIZE_STEP}, "
+            f"nearest {show(nearest)}"
         )
 
 
 def parse_size(size: Iterable[int]) -> tuple[int, int]:
-    """``size`` as (height, width); InputError unless it is two whole numbers that `check_size` accepts."""
+    """``size`` as (height, width); InputError unless it is two whole numbers that `check_size` accepts, of at most
+    `MOST_PIXELS`."""
     try:
         height, width = map(index, size)
     except (TypeError, ValueError):
-        raise InputError(f"input size is {size!r}; give (height, width) in whole pixels") from None
+        raise InputError(f"input size is {show(size)}; give (height, width) in whole pixels") from None
     check_size((height, width))
+    if height * width > MOST_PIXELS:
+        raise InputError(
+            f"input size (height, width) is {show((height, width))}; give at most {MOST_PIXELS} pixels (4096 x 4096)"
+        )
     return height, width
 
 

@@ -4,7 +4,15 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_SHOWN = 80  # characters of a value in a message
+_OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, the system and its shared memory say it
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "Insufficient memory",
+    "Cannot allocate memory",
+    "</torch_",  # the name of a piece of shared memory
+)
+_SHOWN = 200  # characters of a value in a message: a path fits
 
 
 class RefineDetError(Exception):
@@ -37,6 +45,11 @@ def shorten(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, of any library, says that memory was refused."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " did you mean 'x'?" with the one of ``known`` nearest to ``word``, or nothing."""
     by_letters = {name.lower(): name for name in known}
@@ -66,7 +79,7 @@ def _escape(character: str) -> str:
 
 
 def show(value: object) -> str:
-    """``value`` as Python writes it, cut after some 80 characters: for a message that names a value of any origin."""
+    """``value`` as Python writes it, cut after some 200 characters: for a message that names a value of any origin."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a whole number of thousands of digits

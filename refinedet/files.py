@@ -7,11 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from refinedet.errors import escape_surrogates
+
 PACKAGE = Path(__file__).resolve().parent
 CHECKPOINTS = PACKAGE / "checkpoints"  # shipped models
 LONG_NAME = 100  # bytes: of a longer name nothing goes into that of the temporary file; file systems take 255, some 143
 LONG_SUFFIX = 20  # bytes: no format is called so
 RECIPES = PACKAGE / "recipes"  # shipped recipes
+_SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether systems and editors keep a file for themselves: ``._a.xml``, ``.ipynb_checkpoints/a.xml``,
+    ``__MACOSX/a.xml``, ``Thumbs.db``. ``path`` is relative to the folder that is searched, whose own name is no
+    matter."""
+    return any((part[0] == "." and part != "..") or part.lower() in _SYSTEM_FILES for part in path.parts)
+
+
+@contextmanager
+def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name of the file ``path``, in UTF-8: its own, or that of a link to it while the block runs. For libraries that
+    take no other: OpenCV's videos end the process, safetensors refuses."""
+    name = os.fspath(path)
+    if escape_surrogates(name) == name:
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"file{escape_surrogates(Path(name).suffix)}"
+        link.symlink_to(Path(name).absolute())
+        yield str(link)
 
 
 @contextmanager

@@ -1,23 +1,49 @@
 """From an image as OpenCV reads it to the network's input (spec section 1)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from refinedet.errors import InputError, show
+from refinedet.parsing import to_float
+
+ORDERS = ("bgr", "rgb")
+_LARGEST = 1e6  # of a mean or deviation; grey levels end at 255
+
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Input convention of a backbone. ``mean`` and ``std`` are in BGR order and grey levels 0..255.
 
-    ``order`` is the channel order the network reads: "bgr" (Caffe models) or "rgb" (timm models).
+    ``order`` is the channel order the network reads: "bgr" (Caffe models) or "rgb" (timm models). Raises InputError for
+    anything else.
     """
 
     mean: tuple[float, float, float] = (104.0, 117.0, 123.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     order: str = "bgr"
+
+    def __post_init__(self) -> None:
+        self._require(self._holds("mean", -_LARGEST), "mean", "three numbers, at most a million")
+        self._require(self._holds("std", 1 / _LARGEST), "std", "three numbers above 0, from a millionth to a million")
+        self._require(isinstance(self.order, str) and self.order in ORDERS, "order", f"one of {', '.join(ORDERS)}")
+
+    def _holds(self, name: str, least: float) -> bool:
+        values: Any = getattr(self, name)
+        return (
+            isinstance(values, (tuple, list))
+            and len(values) == 3
+            and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            and all(least <= to_float(value) <= _LARGEST for value in values)
+        )
+
+    def _require(self, condition: bool, name: str, wanted: str) -> None:
+        if not condition:
+            raise InputError(f"preprocessing: {name} is {show(getattr(self, name))}; give {wanted}")
 
 
 def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

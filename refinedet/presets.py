@@ -4,7 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from refinedet.errors import InputError
+from refinedet.errors import InputError, show
+from refinedet.parsing import to_float
+
+MOST_KEPT = 1_000_000  # top_k and keep_top_k: room for so many boxes is made for each image
+_MILLION = 1e6
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Preset:
     tcb: bool = True
 
     def __post_init__(self) -> None:
+        self._require(isinstance(self.name, str), "name", "a text")
         for name in ("match_iou", "negative_iou", "objectness_threshold", "score_threshold", "nms_iou"):
             value = getattr(self, name)
             self._require(_is_number(value) and 0 <= value <= 1, name, "a value from 0 to 1")
@@ -38,14 +43,17 @@ class Preset:
         for name in ("top_k", "keep_top_k"):
             value = getattr(self, name)
             self._require(type(value) is int and value >= 1, name, "a whole number, at least 1")
+            self._require(value <= MOST_KEPT, name, f"at most {MOST_KEPT}")
         for name in ("head_bottleneck", "cascade", "tcb"):
             self._require(type(getattr(self, name)) is bool, name, "True or False")
         four = isinstance(self.variances, (tuple, list)) and len(self.variances) == 4
         self._require(four and all(map(_is_positive, self.variances)), "variances", "four values above 0")
+        moderate = all(1 / _MILLION <= value <= _MILLION for value in self.variances)
+        self._require(moderate, "variances", "values from 1e-6 to 1e6, which float32 boxes can be multiplied by")
 
     def _require(self, condition: bool, name: str, wanted: str) -> None:
         if not condition:
-            raise InputError(f"preset {self.name}: {name} is {getattr(self, name)}; give {wanted}")
+            raise InputError(f"preset {_plain(self.name)}: {name} is {_plain(getattr(self, name))}; give {wanted}")
 
     def detect_options(self) -> dict[str, Any]:
         """The keyword arguments of :func:`refinedet.ops.detect`."""
@@ -59,9 +67,14 @@ class Preset:
         }
 
 
+def _plain(value: object) -> str:
+    """A short text as it is, anything else as Python writes it."""
+    return value if isinstance(value, str) and show(value) == repr(value) else show(value)
+
+
 def _is_number(value: object) -> bool:
     """A finite one, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(to_float(value))
 
 
 def _is_positive(value: Any) -> bool:

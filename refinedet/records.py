@@ -50,7 +50,9 @@ class Sample(NamedTuple):
     labels: np.ndarray  # int64 [n], 1..C-1
     difficult: np.ndarray  # bool [n]; VOC difficult or COCO crowd
     path: str
-    image_id: str
+    image_id: int | str  # as the data set's files have it
+    one_based: bool = False  # the boxes are VOC's corners: the first pixel is 1, and the last one belongs to the box
+    areas: np.ndarray | None = None  # float64 [n] pixels of the objects' outlines, NaN where unknown; None: of all
 
 
 class Batch(NamedTuple):

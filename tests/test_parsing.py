@@ -1,11 +1,12 @@
 """What json and tomllib let through, or end in other errors with, is one ValueError."""
 
 import json
+import os
 
 import pytest
 
 from refinedet.errors import show
-from refinedet.parsing import parse_json, parse_toml, to_float
+from refinedet.parsing import parse_json, parse_toml, to_float, to_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -58,5 +59,15 @@ def test_any_value_can_be_shown():
         deep = [deep]
     assert show(deep) == "a value of type list, too long to be shown"
     assert show(10**5000) == "a value of type int, too long to be shown"
-    assert show("x" * 100) == "'" + "x" * 79 + "..."
+    assert show("x" * 300) == "'" + "x" * 199 + "..."
     assert show(1.5) == "1.5"
+
+
+def test_json_holds_names_that_are_not_utf8_as_valid_unicode():
+    name = os.fsdecode(b"bad\xff")
+    document = {name: [name, (1, None)], "smile": "\U0001f600", "plain": 0.5}
+    text = to_json(document)
+    text.encode("ascii")
+    assert parse_json(text) == {"bad\\xff": ["bad\\xff", [1, None]], "smile": "\U0001f600", "plain": 0.5}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"loss": float("nan")})

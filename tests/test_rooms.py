@@ -15,8 +15,10 @@ from support.paths import ROOT
 
 WORDS = {
     "anchors",
+    "augmentation",
     "boxes",
     "choices",
+    "classes",
     "errors",
     "files",
     "interrupt",

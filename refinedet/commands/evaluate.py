@@ -30,6 +30,9 @@ def add_parser(commands: Commands) -> None:
         help="AP at IoU 0.5, as the area under the curve or by the 11 points of VOC 2007, or COCO AP (default: voc)",
     )
     parser.add_argument("--format", choices=DATA_FORMATS, help="layout of the data set (default: found out)")
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="annotations and splits may name files outside the data folder"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for evaluation.json and the curves")
     add_batch_size(parser)
     add_device(parser)
@@ -48,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data,
         arguments.split,
         format=arguments.format,
+        allow_outside=arguments.allow_outside,
         device=choose_device(arguments.device),
         metric=arguments.metric,
         batch_size=arguments.batch_size,

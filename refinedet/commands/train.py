@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from refinedet.choices import WEIGHTS_INPUTS
 from refinedet.commands.options import add_device, add_json, deliver, speaker
+from refinedet.errors import DataError
 from refinedet.interrupt import Stopped, TrainingInterrupted
 from refinedet.training.folder import STATE_FILE
 from refinedet.training.sources import Layer, parse_setting, recipe_names, setting
@@ -64,16 +65,20 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and tell what came out of it and where it is."""
     from refinedet.training.read import read_recipe
-    from refinedet.training.run import train
 
     say = speaker(arguments)
     out = _run_folder(arguments)
     recipe = read_recipe(arguments.recipe, [given.layer for given in arguments.settings])
+
+    from refinedet.training.run import RunStopped, train  # loads torch: a mistake in the recipe is told by now
+
     try:
-        result = train(recipe, out, device=arguments.device, resume=arguments.resume)
+        result = train(recipe, out, device=arguments.device, resume=arguments.resume, progress=not arguments.quiet)
     except TrainingInterrupted as stopped:
         ways = f"go on with: {resume_command(arguments)}; measure it with: {evaluate_command(recipe, out)}"
         raise Stopped(f"{stopped}; {ways}", stopped.signum) from None
+    except RunStopped as stopped:
+        raise DataError(f"{stopped}; go on with: {resume_command(arguments)}") from None
     say(f"Trained to step {result.steps} in {result.seconds / 60:.1f} min")
     if result.loss is not None:
         say(f"Mean loss of the last steps: {result.loss:.4f}")

@@ -4,13 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from refinedet.data.augment import AugmentConfig, TrainAugment
-from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
-from refinedet.data.coco import COCODataset
+from refinedet.augmentation import AugmentConfig
+from refinedet.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.data.augment import TrainAugment
+from refinedet.data.coco import COCODataset, is_coco
 from refinedet.data.dataset import DetectionDataset, existing_folder
 from refinedet.data.images import list_images, read_image
 from refinedet.data.loader import TrainLoader, eval_batches
-from refinedet.data.voc import VOCDataset
+from refinedet.data.voc import VOCDataset, is_voc
 from refinedet.errors import DataError
 
 __all__ = [
@@ -37,24 +38,26 @@ def open_dataset(
     *,
     format: str | None = None,
     classes: Sequence[str] | None = None,
+    allow_outside: bool = False,
 ) -> DetectionDataset:
     """Open one split of a data set and check all of it but the pixels.
 
     ``format`` is "voc" or "coco"; None tells them apart by their folders. ``classes`` gives the foreground names in
-    the order of their labels (a trained model's, for instance); by default the data set's own.
+    the order of their labels (a trained model's, for instance); by default the data set's own. ``allow_outside``
+    permits annotations and splits to name files that are not in ``root``.
     Raises DataError that names the file, what is wrong and the fix.
     """
     folder = existing_folder(root)
-    chosen = _guess_format(folder) if format is None else format
-    if chosen not in _FORMATS:
+    if format is not None and format not in _FORMATS:
         raise DataError(f"data set format {format!r} is unknown; give 'voc' or 'coco'")
-    return _FORMATS[chosen](folder, split, classes=classes)
+    found = _guess_format(folder)
+    return _FORMATS[format or found](folder, split, classes=classes, allow_outside=allow_outside)
 
 
 def _guess_format(root: Path) -> str:
-    if (root / "ImageSets" / "Main").is_dir():
+    if is_voc(root):
         return "voc"
-    if any(root.glob("annotations/*.json")) or any(root.glob("*.json")):
+    if is_coco(root):
         return "coco"
     raise DataError(
         f"{root}: neither a VOC data set (Annotations/*.xml, ImageSets/Main/SPLIT.txt, JPEGImages/) "

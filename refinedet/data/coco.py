@@ -1,123 +1,199 @@
 """Data sets in the layout of COCO: one JSON file of images, annotations and categories per split."""
 
-import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refinedet.data.dataset import (
     DetectionDataset,
     Findings,
     Record,
     check_classes,
+    check_inside,
     choices,
+    declared_size,
     existing_folder,
     make_record,
     unknown_class,
 )
-from refinedet.errors import DataError
+from refinedet.errors import DataError, show
+from refinedet.files import is_hidden
+from refinedet.parsing import parse_json, to_float
 from refinedet.progress import track
+
+# Where the annotations of a split {0} are; the last one is Roboflow's.
+_ANNOTATIONS = (
+    "annotations/instances_{0}.json",
+    "annotations/{0}.json",
+    "instances_{0}.json",
+    "{0}.json",
+    "{0}/instances_{0}.json",
+    "{0}/{0}.json",
+    "{0}/_annotations.coco.json",
+)
+
+
+class _Image(NamedTuple):
+    path: Path
+    name: str
+    size: tuple[float, float] | None  # height, width as declared
+
+
+class _Object(NamedTuple):
+    image: int | str
+    category: int | str
+    corners: tuple[float, float, float, float]  # x1,y1,x2,y2 in pixels
+    crowd: bool
+    area: float  # of the outline, pixels; NaN where it is not given
 
 
 class COCODataset(DetectionDataset):
     """One split of a data set in COCO layout.
 
     The annotations are ``annotations/instances_SPLIT.json``, ``annotations/SPLIT.json`` or either one beside the
-    images; the images are in ``SPLIT/``, ``images/SPLIT/``, ``images/`` or the root. Boxes x,y,w,h become corners in
-    units of the image side, ``iscrowd`` becomes difficult, and images without annotations stay. Labels count the
-    categories in the file's order (spec 10.5), or follow ``classes`` by name where given.
+    images, or Roboflow's ``SPLIT/_annotations.coco.json`` (``valid/`` for the split val); the images are in ``SPLIT/``,
+    ``images/SPLIT/``, ``images/``, beside the annotations or in the root. Boxes x,y,w,h become corners in units of the
+    image side, ``iscrowd`` becomes difficult, and images without annotations stay. Labels count the categories in the
+    file's order (spec 10.5), or follow ``classes`` by name where given. Ids are whole numbers or texts.
 
     For evaluation: ``annotation_file``; ``category_ids``, from label to category id (a class that the file does not
-    have is absent); the record's and sample's ``image_id``, the file's id as text; ``image_ids``, from that to the id.
+    have is absent); ``image_id`` and ``areas`` of the records.
 
     Everything but the pixels is checked here, so that an error comes before any work: DataError for malformed JSON,
-    a missing image, an unknown image, category or class. Unusable boxes are dropped with a warning; see
-    ``make_record``.
+    a missing image, an unknown image, category or class, and a ``file_name`` that leaves ``root``, unless
+    ``allow_outside``. Unusable boxes are dropped with a warning; see ``make_record``.
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str, *, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str,
+        *,
+        classes: Sequence[str] | None = None,
+        allow_outside: bool = False,
+    ) -> None:
         self.root = existing_folder(root)
         self.split = split
         self.annotation_file = _find_annotations(self.root, split)
         content = _read_json(self.annotation_file)
         categories = _read_categories(content["categories"], self.annotation_file)
         names = tuple(categories.values()) if classes is None else check_classes(classes)
+        findings = Findings()
+        images = self._read_images(content["images"], allow_outside)
+        records = self._read_records(images, content["annotations"], categories, names, findings)
+        super().__init__(f"{self.root} (split {split})", names, records, findings.lines())
         ids_by_name = {name: category for category, name in categories.items()}
         self.category_ids = {label: ids_by_name[name] for label, name in enumerate(names, 1) if name in ids_by_name}
-        self.image_ids = {str(image.get("id")): image.get("id") for image in content["images"]}
-        findings = Findings()
-        records = self._read_records(content, categories, names, findings)
-        super().__init__(f"{self.root} (split {split})", names, records, findings.lines())
+
+    def _read_images(self, items: list[dict[str, Any]], allow_outside: bool) -> dict[int | str, _Image]:
+        """The images by id, in the file's order."""
+        file = self.annotation_file
+        names = {_id(item, "id", "image", file): _text(item, "file_name", "image", file) for item in items}
+        if len(names) < len(items):
+            raise DataError(f"{file}: two images share an id; give each image its own")
+        paths = _find_images(self.root, self.split, list(names.values()), file, allow_outside)
+        return {
+            key: _Image(path, name, declared_size(item.get("height"), item.get("width")))
+            for (key, name), path, item in zip(names.items(), paths, items, strict=True)
+        }
 
     def _read_records(
-        self, content: dict[str, list[Any]], categories: dict[Any, str], names: Sequence[str], findings: Findings
+        self,
+        images: dict[int | str, _Image],
+        annotations: list[dict[str, Any]],
+        categories: dict[int | str, str],
+        names: Sequence[str],
+        findings: Findings,
     ) -> list[Record]:
         file = self.annotation_file
-        images = {_id(item, "id", "image", file): item for item in content["images"]}
-        if len(images) < len(content["images"]):
-            raise DataError(f"{file}: two images share an id; give each image its own")
         labels = {name: label for label, name in enumerate(names, 1)}
-        grouped = _group(content["annotations"], images, categories, file)
-        folder = _find_images(self.root, self.split, images, file)
+        grouped: dict[int | str, list[_Object]] = {key: [] for key in images}
+        for item in annotations:
+            found = _read_object(item, images, categories, file)
+            if categories[found.category] not in labels:
+                raise unknown_class(categories[found.category], file, names)
+            grouped[found.image].append(found)
         records = []
         for key, image in track(images.items(), f"reading {self.root.name} {self.split}", "image"):
-            found = grouped.get(key, [])
-            for item in found:
-                if categories[item["category_id"]] not in labels:
-                    raise unknown_class(categories[item["category_id"]], file, names)
-            name = str(image["file_name"])
+            objects = grouped[key]
             records.append(
                 make_record(
-                    folder / name,
-                    str(key),
-                    name,
-                    [_corners(item, file) for item in found],
-                    [labels[categories[item["category_id"]]] for item in found],
-                    [bool(item.get("iscrowd")) for item in found],
-                    _declared_size(image),
+                    image.path,
+                    key,
+                    image.name,
+                    [item.corners for item in objects],
+                    [labels[categories[item.category]] for item in objects],
+                    [item.crowd for item in objects],
+                    image.size,
                     findings,
+                    areas=[item.area for item in objects],
                 )
             )
         return records
 
 
+def is_coco(root: Path) -> bool:
+    """Whether a folder has the annotations of some split."""
+    return bool(_splits(root))
+
+
 def _find_annotations(root: Path, split: str) -> Path:
-    folders = (root / "annotations", root, root / split)
-    candidates = [folder / name for folder in folders for name in (f"instances_{split}.json", f"{split}.json")]
+    candidates = [root / pattern.format(split) for pattern in _ANNOTATIONS]
+    if split == "val":
+        candidates.append(root / _ANNOTATIONS[-1].format("valid"))
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
-    existing = {path.stem.removeprefix("instances_") for path in (root / "annotations").glob("*.json")}
-    raise DataError(f"{candidates[0]}: no such split; the splits there: {choices(existing)}")
+    raise DataError(f"{candidates[0]}: no such split; the splits there: {choices(_splits(root))}")
 
 
-def _find_images(root: Path, split: str, images: dict[Any, dict[str, Any]], file: Path) -> Path:
-    """The folder that the images are in; DataError when one of them is in no candidate."""
-    folders = (root / split, root / "images" / split, root / "images", root)
-    names = [str(_field(image, "file_name", "image", file)) for image in images.values()]
+def _splits(root: Path) -> set[str]:
+    files = [*root.glob("annotations/*.json"), *root.glob("*.json")]
+    beside = [pattern for pattern in _ANNOTATIONS if pattern.startswith("{0}/")]
+    return {file.stem.removeprefix("instances_") for file in files if not is_hidden(file.relative_to(root))} | {
+        file.parent.name
+        for pattern in beside
+        for file in root.glob(pattern.format("*"))
+        if file == root / pattern.format(file.parent.name) and not is_hidden(file.relative_to(root))
+    }
+
+
+def _find_images(root: Path, split: str, names: list[str], file: Path, allow_outside: bool) -> list[Path]:
+    """The images' paths; DataError when one of them is in no candidate, or none of them is given."""
     if not names:
         raise DataError(f"{file}: the list of images is empty; add some or choose another split")
-    folder = next((folder for folder in folders if (folder / names[0]).is_file()), None)
+    folders = list(dict.fromkeys((root / split, root / "images" / split, root / "images", file.parent, root)))
+    folder = next((folder for folder in folders if os.path.isfile(_join(folder, names[0]))), None)
+    if not allow_outside:
+        for name in names:
+            check_inside(_join(folder or folders[0], name), root, f"{file}: file_name {show(name)}")
     if folder is None:
         raise DataError(
             f"{file}: its image {names[0]} is in none of {', '.join(map(str, folders))}; restore it or its folder"
         )
-    missing = [name for name in names if not (folder / name).is_file()]
+    paths = [_join(folder, name) for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if missing:
         raise DataError(
             f"{file}: its image {missing[0]} is not in {folder} ({len(missing)} of {len(names)} are missing); "
             "restore the images or remove them from the file"
         )
-    return folder
+    return paths
+
+
+def _join(folder: Path, name: str) -> Path:
+    """The path of a ``file_name``, which Windows may have written."""
+    path = folder / name
+    return path if "\\" not in name or os.path.isfile(path) else folder / name.replace("\\", "/")
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: malformed JSON ({error}); correct the file or write it again") from error
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; correct the file or write it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     for key in ("images", "annotations", "categories"):
@@ -129,9 +205,9 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return checked
 
 
-def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[Any, str]:
+def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str, str]:
     """Category id -> name, in the file's order."""
-    categories = {_id(item, "id", "category", file): str(_field(item, "name", "category", file)) for item in items}
+    categories = {_id(item, "id", "category", file): _text(item, "name", "category", file) for item in items}
     if not categories:
         raise DataError(f"{file}: the list of categories is empty; add the classes")
     if len(categories) < len(items) or len(set(categories.values())) < len(items):
@@ -139,55 +215,68 @@ def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[Any, str]:
     return categories
 
 
-def _group(
-    annotations: list[dict[str, Any]], images: dict[Any, Any], categories: dict[Any, str], file: Path
-) -> dict[Any, list[dict[str, Any]]]:
-    """The annotations of each image id, in the file's order."""
-    grouped: dict[Any, list[dict[str, Any]]] = {}
-    for item in annotations:
-        image = _id(item, "image_id", "annotation", file)
-        category = _id(item, "category_id", "annotation", file)
-        if image not in images:
-            raise DataError(f"{file}: annotation {item.get('id')} names image id {image!r}, which the file lacks")
-        if category not in categories:
-            raise DataError(
-                f"{file}: annotation {item.get('id')} names category id {category!r}; "
-                f"the file's categories are {choices(f'{key} ({name})' for key, name in categories.items())}"
-            )
-        _check_numbers(item, file)
-        grouped.setdefault(image, []).append(item)
-    return grouped
+def _read_object(
+    item: dict[str, Any], images: Container[int | str], categories: dict[int | str, str], file: Path
+) -> _Object:
+    image = _id(item, "image_id", "annotation", file)
+    category = _id(item, "category_id", "annotation", file)
+    if image not in images:
+        raise DataError(f"{file}: {_name(item, 'annotation')} names image id {show(image)}, which the file lacks")
+    if category not in categories:
+        raise DataError(
+            f"{file}: {_name(item, 'annotation')} names category id {show(category)}; "
+            f"the file's categories are {choices(f'{show(key)} ({name})' for key, name in categories.items())}"
+        )
+    area = _number(item, "area", file)
+    return _Object(
+        image,
+        category,
+        _corners(item, file),
+        bool(_number(item, "iscrowd", file)),
+        math.nan if area is None else area,
+    )
 
 
 def _corners(item: dict[str, Any], file: Path) -> tuple[float, float, float, float]:
     box = _field(item, "bbox", "annotation", file)
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)):
-        raise DataError(f"{file}: annotation {item.get('id')} has bbox {box!r}; give [x, y, width, height]")
-    x, y, width, height = box
+    if not (isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)):
+        raise DataError(f"{file}: {_name(item, 'annotation')} has bbox {show(box)}; give [x, y, width, height]")
+    x, y, width, height = map(to_float, box)
     return x, y, x + width, y + height
 
 
-def _check_numbers(item: dict[str, Any], file: Path) -> None:
-    """What COCO's metric reads beside the box; absent or null counts as not given."""
-    for key in ("area", "iscrowd"):
-        value = item.get(key)
-        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
-            raise DataError(f"{file}: annotation {item.get('id')} has {key} {value!r}; give a number, or leave it out")
-
-
-def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if height and width else None
+def _number(item: dict[str, Any], key: str, file: Path) -> float | None:
+    """A number beside the box; absent or null counts as not given."""
+    value = item.get(key)
+    if value is None:
+        return None
+    if not (isinstance(value, (int, float)) and math.isfinite(to_float(value))):
+        raise DataError(f"{file}: {_name(item, 'annotation')} has {key} {show(value)}; give a number, or leave it out")
+    return to_float(value)
 
 
 def _id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
     value = _field(item, key, kind, file)
-    if not isinstance(value, (int, str)):
-        raise DataError(f"{file}: {kind} {item.get('id')} has {key} {value!r}; give a whole number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas writes 1.0 where a column has gaps
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise DataError(f"{file}: {_name(item, kind)} has {key} {show(value)}; give a whole number or a text")
+    return value
+
+
+def _text(item: dict[str, Any], key: str, kind: str, file: Path) -> str:
+    value = _field(item, key, kind, file)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{file}: {_name(item, kind)} has {key} {show(value)}; give a text")
     return value
 
 
 def _field(item: dict[str, Any], key: str, kind: str, file: Path) -> Any:
     if key not in item:
-        raise DataError(f"{file}: {kind} {item.get('id', item)} has no {key!r}; add it")
+        raise DataError(f"{file}: {_name(item, kind)} has no {key!r}; add it")
     return item[key]
+
+
+def _name(item: dict[str, Any], kind: str) -> str:
+    """What an entry is called in a message."""
+    return f"{kind} {show(item.get('id', item))}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from refinedet.data.headers import PNG, Header, read_header, still_png
 from refinedet.errors import DataError, InputError, show
+from refinedet.files import is_hidden
 from refinedet.silence import silent_decoders
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"))
@@ -162,8 +163,9 @@ def is_image(path: str | os.PathLike[str]) -> bool:
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files of a folder that have an image's suffix, sorted by name."""
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    """The files of a folder that have an image's suffix and are not hidden, sorted by name."""
+    files = (path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in files if not is_hidden(Path(path.name)))
 
 
 @contextmanager

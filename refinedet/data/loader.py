@@ -3,20 +3,24 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from refinedet.data.augment import TrainAugment
 from refinedet.data.dataset import DetectionDataset
-from refinedet.errors import DataError, InputError, RefineDetError
+from refinedet.errors import DataError, InputError, RefineDetError, is_out_of_memory
 from refinedet.preprocessing import Preprocessing, prepare
 from refinedet.progress import track
 from refinedet.records import Batch, Sample, Targets
+
+_MEMORY_FIX = "free memory or /dev/shm, or use fewer workers (0: none)"
 
 
 class TrainLoader:
@@ -29,7 +33,8 @@ class TrainLoader:
 
     ``use_difficult`` false drops difficult boxes after augmentation, whose crops still see them (spec 7.1, 9.2).
     ``cache`` keeps the decoded images in memory (height x width x 3 bytes each); they are read before the first step.
-    Images come in pinned memory where CUDA is available. A damaged image raises one DataError, from workers too.
+    Images come in pinned memory where CUDA is available. What cannot be loaded, and a worker that dies, raises one
+    RefineDetError, a DataError where the reason is not known better, and no sooner than the next batch is asked for.
     """
 
     def __init__(
@@ -73,9 +78,9 @@ class TrainLoader:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
             # Without a generator of its own, the loader would draw a seed from torch's global one.
-            generator=torch.Generator(),
+            generator=torch.Generator("cpu"),
         )
-        for item in _alive(iter(loader)):
+        for item in _alive(loader):
             if isinstance(item, RefineDetError):
                 raise item
             # Pinning memory turns plain tuples into lists.
@@ -96,7 +101,7 @@ class _StepsFrom:
 
 
 class _Batches(Dataset[Batch | RefineDetError]):
-    """Step -> Batch. A RefineDetError is returned, not raised: the loader would wrap it in a worker's traceback."""
+    """Step -> Batch. Errors are returned, not raised: the loader would wrap them in a worker's traceback."""
 
     def __init__(
         self,
@@ -116,10 +121,12 @@ class _Batches(Dataset[Batch | RefineDetError]):
     def __getitem__(self, step: int) -> Batch | RefineDetError:
         first = step * self.batch_size
         try:
-            items = [self._item(*divmod(first + i, len(self.samples))) for i in range(self.batch_size)]
+            batch = collate([self._item(*divmod(first + i, len(self.samples))) for i in range(self.batch_size)])
+            return batch if get_worker_info() is None else _share(batch)
         except RefineDetError as error:
             return error
-        return collate(items)
+        except Exception as error:
+            return _explain(error, step)
 
     def _item(self, epoch: int, position: int) -> tuple[Tensor, np.ndarray, np.ndarray, str]:
         sample = self.samples[int(self._permutation(epoch)[position])]
@@ -186,13 +193,78 @@ def _obey_parent_only() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _alive(batches: Iterator[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:
-    """Pass batches on; turn the death of a worker into an error that names the fix."""
+def _share(batch: Batch) -> Batch:
+    """The batch in shared memory. Torch would put it there in a thread of the worker, whose errors nobody gets."""
+    for tensor in (batch.images, *batch.targets):
+        tensor.share_memory_()
+    return batch
+
+
+def _explain(error: Exception, step: int) -> RefineDetError:
+    reason = f"the batch of step {step} cannot be loaded ({type(error).__name__}: {_first_line(error)})"
+    if is_out_of_memory(error):
+        return DataError(f"{reason}; {_MEMORY_FIX}")
+    return DataError(f"{reason}; check its images and annotations")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _alive(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:
+    """The batches of ``loader``; the death of a worker becomes an error that names the fix."""
     try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            f"a data loading process died ({error}); free memory or /dev/shm, or use fewer workers (0: none)"
-        ) from error
+        with torch.device("cpu"):  # not on torch's default device, where the loader would draw a seed
+            batches = iter(loader)
+        with _deaths.held_back():
+            try:
+                while True:
+                    with _deaths.raised():
+                        batch = next(batches)
+                    yield batch
+            finally:
+                del batches  # ends the workers, here where none of their ends is raised
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:  # the last three: fork, pipes, shared memory
+        raise DataError(f"a data loading process died ({_first_line(error)}); {_MEMORY_FIX}") from error
+
+
+class _Deaths:
+    """When the death of a worker is raised: as soon as its process waits for a batch, and no sooner.
+
+    Torch raises it from a handler of SIGCHLD, wherever the main process is: in a half-made step, in a half-written
+    file. While `held_back`, that handler is called in blocks of `raised` only.
+    """
+
+    def __init__(self) -> None:
+        self._torchs: Callable[[int, FrameType | None], object] = lambda *_: None
+        self._iterations = 0
+        self._waiting = False
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        handler = signal.getsignal(signal.SIGCHLD)
+        # Other threads can set no handler, and get no signal either.
+        if callable(handler) and handler != self._handle and threading.current_thread() is threading.main_thread():
+            self._torchs = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+        self._iterations += 1
+        try:
+            yield
+        finally:
+            self._iterations -= 1
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        self._waiting = True
+        try:
+            self._torchs(signal.SIGCHLD, None)  # those that died meanwhile
+            yield
+        finally:
+            self._waiting = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting or not self._iterations:
+            self._torchs(number, frame)
+
+
+_deaths = _Deaths()

@@ -1,28 +1,45 @@
 """Data sets in the layout of PASCAL VOC: Annotations/*.xml, ImageSets/Main/SPLIT.txt, JPEGImages/."""
 
-import math
+import codecs
+import json
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from refinedet.data.classes import VOC_CLASSES
+from refinedet.classes import VOC_CLASSES
 from refinedet.data.dataset import (
     DetectionDataset,
     Findings,
     Record,
     check_classes,
+    check_inside,
     choices,
+    declared_size,
     existing_folder,
     make_record,
     unknown_class,
 )
 from refinedet.data.images import IMAGE_SUFFIXES
-from refinedet.errors import DataError
+from refinedet.errors import DataError, show
+from refinedet.files import is_hidden
 from refinedet.progress import track
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FLAGS = {"": False, "unspecified": False, "false": False, "no": False, "true": True, "yes": True}  # beside numbers
+_DECLARED_ENCODING = re.compile(rb"\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([\w.:-]+)[\"']")
+# Names that Python does not know.
+_ENCODING_NAMES = {"windows-31j": "cp932", "windows-936": "gbk", "windows-949": "cp949", "windows-950": "cp950"}
+# What Windows writes under the name of a smaller set, by the names of Python's codecs.
+_EXTENDED_ENCODINGS = {
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "cp950",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
 
 
 class VOCDataset(DetectionDataset):
@@ -30,21 +47,30 @@ class VOCDataset(DetectionDataset):
 
     Coordinates are used as they stand, divided by the image's width and height (spec 7.1): 1-based in VOC itself.
     An image is found by the split's id, whatever its suffix and whatever the XML's ``filename`` says; the folder is
-    JPEGImages, or else the only one named ``*Images``. ``classes`` gives the names in the order of their labels; by
-    default they are those of all annotation files, sorted, and VOC's own twenty are in VOC's order.
+    JPEGImages, or else the only one named ``*Images``. A line of the split may also be the name or path of the image
+    or of its annotation. ``classes`` gives the names in the order of their labels; by default they are those of all
+    annotation files, sorted, and VOC's own twenty are in VOC's order.
 
     Everything but the pixels is checked here, so that an error comes before any work: DataError for a missing file,
-    malformed XML, an unknown class or split. Unusable boxes are dropped with a warning; see ``make_record``.
+    malformed XML, an unknown class or split, and an id or filename that leaves ``root``, unless ``allow_outside``.
+    Unusable boxes are dropped with a warning; see ``make_record``. Hidden files are passed over.
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str, *, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str,
+        *,
+        classes: Sequence[str] | None = None,
+        allow_outside: bool = False,
+    ) -> None:
         self.root = existing_folder(root)
         self.split = split
         name = f"{self.root} (split {split})"
         findings = Findings()
-        ids = _read_split(self.root, split, findings)
+        ids = _read_split(self.root, split, allow_outside, findings)
         names = discover_classes(self.root) if classes is None else check_classes(classes)
-        images = _ImageFinder(_image_folder(self.root))
+        images = _ImageFinder(_image_folder(self.root), None if allow_outside else self.root)
         records = [
             _read_record(self.root, image_id, names, images, findings)
             for image_id in track(ids, f"reading {self.root.name} {split}")
@@ -52,11 +78,17 @@ class VOCDataset(DetectionDataset):
         super().__init__(name, names, records, findings.lines())
 
 
+def is_voc(root: Path) -> bool:
+    """Whether a folder has the lists of splits of VOC's layout."""
+    return os.path.isdir(root / "ImageSets" / "Main")
+
+
 def discover_classes(root: str | os.PathLike[str]) -> tuple[str, ...]:
     """The class names in all annotation files of a VOC folder, of any split, so that splits agree on the labels."""
     found: set[str] = set()
     folder = Path(root) / "Annotations"
-    for path in track(sorted(folder.rglob("*.xml")), "collecting class names"):
+    files = sorted(path for path in folder.rglob("*.xml") if not is_hidden(path.relative_to(folder)))
+    for path in track(files, "collecting class names"):
         found.update(item.name for item in _read_annotation(path).objects)
     if not found:
         raise DataError(f"{folder}: no annotated object in any XML file, so no class is known; pass classes=[...]")
@@ -71,24 +103,29 @@ class _Object(NamedTuple):
 
 class _Annotation(NamedTuple):
     objects: list[_Object]
-    size: tuple[int, int] | None  # height, width
+    size: tuple[float, float] | None  # height, width
     filename: str
 
 
 class _ImageFinder:
-    """Finds images by their name without suffix; lists each folder once."""
+    """Finds images by their name without suffix; lists each folder once. A ``filename`` has to stay in ``limits``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: Path | None) -> None:
         self.root = root
+        self._limits = limits
         self._listings: dict[Path, dict[str, list[Path]]] = {}
 
-    def find(self, image_id: str, filename: str) -> Path | None:
+    def find(self, image_id: str, filename: str, annotation: Path) -> Path | None:
         """The image called ``image_id``, whatever its suffix; ``filename`` decides among several or replaces none."""
         base = self.root / image_id
         found = self._listing(base.parent).get(base.name, [])
         named = self.root / filename
-        if filename and (named in found or (not found and named.is_file())):
+        if filename and named in found:
             return named
+        if filename and not found:
+            if self._limits is not None:
+                check_inside(named, self._limits, f"{annotation}: <filename> {show(filename)}")
+            return named if os.path.isfile(named) else None
         return found[0] if found else None
 
     def _listing(self, folder: Path) -> dict[str, list[Path]]:
@@ -101,17 +138,36 @@ class _ImageFinder:
         return self._listings[folder]
 
 
-def _read_split(root: Path, split: str, findings: Findings) -> list[str]:
+def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings) -> list[str]:
     """The image ids of a split, in the file's order."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        existing = (entry.stem for entry in path.parent.glob("*.txt")) if path.parent.is_dir() else ()
-        raise DataError(f"{path}: no such split; the splits there: {choices(existing)}")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such split; the splits there: {choices(_splits(path.parent))}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error.reason}); list one image id per line") from error
-    ids = [_image_id(line.strip(), root) for line in lines if line.strip()]
+        raise DataError(
+            f"{path}: not a text file in UTF-8 ({error.reason}); save it as UTF-8, one image id per line"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    ids: list[str] = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        found = _image_id(line, root)
+        if not line or (line.startswith("#") and found is None):
+            continue
+        image_id = found or _readings(line, root)[-1]
+        annotation, place = root / "Annotations" / f"{image_id}.xml", f"{path}, line {number}: {show(line)}"
+        if not allow_outside:
+            check_inside(annotation, root, place)
+        if is_hidden(Path(os.path.basename(image_id) if os.path.isabs(image_id) else image_id)):
+            findings.add("hidden files listed in the split, left out", path.name)
+        elif found is None:
+            raise DataError(
+                f"{annotation}: no such annotation file; restore it or remove the id from the split ({place})"
+            )
+        else:
+            ids.append(image_id)
     if not ids:
         raise DataError(f"{path}: the split is empty; list one image id per line or choose another split")
     unique = list(dict.fromkeys(ids))
@@ -120,16 +176,40 @@ def _read_split(root: Path, split: str, findings: Findings) -> list[str]:
     return unique
 
 
-def _image_id(line: str, root: Path) -> str:
-    """The id on a line: all of it, or its first column in VOC's lists of one class (``000005 -1``)."""
-    return line if (root / "Annotations" / f"{line}.xml").is_file() else line.split()[0]
+def _splits(folder: Path) -> list[str]:
+    return [path.stem for path in folder.glob("*.txt") if path.is_file() and not is_hidden(Path(path.name))]
+
+
+def _image_id(line: str, root: Path) -> str | None:
+    """The image id that a line stands for; None where there is no such annotation."""
+    readings = _readings(line, root)
+    return next((i for i in readings if i and os.path.isfile(root / "Annotations" / f"{i}.xml")), None)
+
+
+def _readings(line: str, root: Path) -> list[str]:
+    """What a line may mean: an id; its first column, in VOC's lists of one class (``000005 -1``); either one as the
+    path of an image or annotation (``JPEGImages/000005.jpg``); any of them in quotes."""
+    text = line.strip("\"'")
+    column = (line.split() or [""])[0].strip("\"'")
+    return [line, text, column, _without_folder_and_suffix(text, root), _without_folder_and_suffix(column, root)]
+
+
+def _without_folder_and_suffix(text: str, root: Path) -> str:
+    text = text.replace("\\", "/").removeprefix("./")
+    absolute = Path(os.path.abspath(root))
+    for written in (absolute, root, absolute.name):
+        text = text.removeprefix(f"{written}/")
+    folder, _, rest = text.partition("/")
+    text = rest if folder == "Annotations" or folder.endswith("Images") else text
+    stem, suffix = os.path.splitext(text)
+    return stem if suffix.lower() in IMAGE_SUFFIXES | {".xml"} else text
 
 
 def _image_folder(root: Path) -> Path:
     usual = root / "JPEGImages"
     if usual.is_dir():
         return usual
-    others = sorted(path for path in root.glob("*Images") if path.is_dir())
+    others = sorted(p for p in root.glob("*Images") if p.is_dir() and not is_hidden(Path(p.name)))
     if len(others) != 1:
         raise DataError(f"{root}: no folder JPEGImages (folders named *Images: {choices(p.name for p in others)})")
     return others[0]
@@ -138,7 +218,7 @@ def _image_folder(root: Path) -> Path:
 def _read_record(root: Path, image_id: str, classes: Sequence[str], images: _ImageFinder, findings: Findings) -> Record:
     path = root / "Annotations" / f"{image_id}.xml"
     annotation = _read_annotation(path)
-    image = images.find(image_id, annotation.filename)
+    image = images.find(image_id, annotation.filename, path)
     if image is None:
         raise DataError(
             f"{path}: its image {image_id}.* is not in {images.root}; restore it or remove the id from the split"
@@ -156,20 +236,48 @@ def _read_record(root: Path, image_id: str, classes: Sequence[str], images: _Ima
         [item.difficult for item in annotation.objects],
         annotation.size,
         findings,
+        one_based=True,
     )
 
 
 def _read_annotation(path: Path) -> _Annotation:
     try:
-        tree = ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation file; restore it or remove the id from the split") from None
+        tree = ElementTree.fromstring(_decode(path.read_bytes()))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: malformed XML (not {error.encoding}: {error.reason} at byte {error.start}); declare the encoding "
+            'that it is written in, such as <?xml version="1.0" encoding="gbk"?>, or save it as UTF-8'
+        ) from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise DataError(f"{path}: malformed XML ({error}); correct the file or remove it from the data set") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     objects = [_read_object(element, path) for element in tree.iter("object")]
-    return _Annotation(objects, _read_size(tree, path), (tree.findtext("filename") or "").strip())
+    if not objects and tree.tag != "annotation":  # a page of a web site, CVAT's XML: not an image without objects
+        raise DataError(f"{path}: its root is <{tree.tag}>, not VOC's <annotation>; replace it by the annotation")
+    size = declared_size(tree.findtext("size/height"), tree.findtext("size/width"))
+    return _Annotation(objects, size, (tree.findtext("filename") or "").strip())
+
+
+def _decode(data: bytes) -> str:
+    """The text of an XML file in the encoding that it declares: by itself the parser knows few of them.
+
+    Raises UnicodeDecodeError where it is in another one, LookupError for one that Python does not know.
+    """
+    encoding: str = json.detect_encoding(data)  # UTF-8, 16 or 32 by the first bytes, in XML as in JSON
+    declared = _DECLARED_ENCODING.match(data)
+    if encoding == "utf-8" and declared:
+        name = declared[1].decode().lower().removeprefix("x-")
+        name = codecs.lookup(_ENCODING_NAMES.get(name, name)).name
+        # .NET declares UTF-16 in texts that are saved as UTF-8.
+        encoding = "utf-8" if name.startswith(("utf-16", "utf-32")) else name
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding not in _EXTENDED_ENCODINGS:
+            raise
+        text = data.decode(_EXTENDED_ENCODINGS[encoding])
+    return text.lstrip("\ufeff \t\r\n")
 
 
 def _read_object(element: ElementTree.Element, path: Path) -> _Object:
@@ -177,16 +285,12 @@ def _read_object(element: ElementTree.Element, path: Path) -> _Object:
     if not name:
         raise DataError(f"{path}: an <object> has no <name>; add it")
     box = tuple(_number(element, f"bndbox/{corner}", path) for corner in _CORNERS)
-    difficult = element.find("difficult") is not None and _number(element, "difficult", path) != 0
-    return _Object(name, box, difficult)
+    return _Object(name, box, _read_difficult(element, path))
 
 
-def _read_size(tree: ElementTree.Element, path: Path) -> tuple[int, int] | None:
-    """(height, width) as annotated, or None: some tools leave the element out or write 0."""
-    if tree.find("size") is None:
-        return None
-    height, width = _number(tree, "size/height", path), _number(tree, "size/width", path)
-    return (int(height), int(width)) if 0 < height < math.inf and 0 < width < math.inf else None
+def _read_difficult(element: ElementTree.Element, path: Path) -> bool:
+    text = (element.findtext("difficult") or "").strip().lower()
+    return _FLAGS[text] if text in _FLAGS else _number(element, "difficult", path) != 0
 
 
 def _number(element: ElementTree.Element, tag: str, path: Path) -> float:
@@ -196,4 +300,4 @@ def _number(element: ElementTree.Element, tag: str, path: Path) -> float:
     try:
         return float(text)
     except ValueError:
-        raise DataError(f"{path}: <{tag}> is {text.strip()!r}, not a number; correct it") from None
+        raise DataError(f"{path}: <{tag}> is {show(text.strip())}, not a number; correct it") from None

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from refinedet.boxes import to_pixels
 from refinedet.choices import METRICS
-from refinedet.data import DetectionDataset, VOCDataset, eval_batches, open_dataset
+from refinedet.data import DetectionDataset, eval_batches, open_dataset
 from refinedet.errors import InputError
-from refinedet.evaluation.coco_ap import COCOResult, coco_ap
+from refinedet.evaluation.coco_ap import coco_ap
 from refinedet.evaluation.pixels import (
     Collected,
     EvaluatedImage,
     coco_ground_truth,
-    coco_ids,
     coco_results,
+    image_ranks,
     truth_to_pixels,
 )
 from refinedet.evaluation.report import Evaluation, class_row, measure, optional
@@ -48,6 +48,7 @@ def evaluate(
     Args:
         detector: on any device; its network is evaluated in eval mode and left in the mode it was in. Its classes must
             be the data set's, in the same order (open the data set with ``classes=detector.classes``).
+        dataset: a data set, or what joins, wraps or shortens one: samples by number, their count, and ``classes``.
         metric: "voc" (AP at ``iou_threshold``, the area under the curve), "voc07" (the same by the 11 points of VOC
             2007) or "coco" (the mean of AP at IoU 0.50:0.95, and COCO's other numbers).
         iou_threshold: of the VOC metrics and of the precision-recall curves.
@@ -72,26 +73,26 @@ def evaluate(
             iou_threshold=iou_threshold,
             eleven_points=metric == "voc07",
         )
-        image_ids, category_ids = coco_ids(dataset, collected.images)
         coco = None
         if metric == "coco":
-            results = coco_results(collected.found, image_ids, category_ids)
-            coco = coco_ap(coco_ground_truth(dataset, collected), results)
-    ap = [result.ap for result in curves] if coco is None else _class_ap(coco, category_ids, len(curves))
+            labels = {result.label: result.label for result in curves}
+            results = coco_results(collected.found, image_ranks(collected.images), labels)
+            coco = coco_ap(coco_ground_truth(dataset.classes, collected), results)
+    ap = [result.ap if coco is None else coco.category_ap[result.label] for result in curves]
     return Evaluation(
         metric=metric,
         measure=measure(metric, iou_threshold),
         mean_ap=optional(mean_ap(curves) if coco is None else coco.metrics["AP"]),
         iou_threshold=iou_threshold,
-        dataset=dataset.name,
+        dataset=_name(dataset),
         images=len(dataset),
         rows=[class_row(*values) for values in zip(dataset.classes, curves, ap, strict=True)],
         coco=None if coco is None else {name: optional(value) for name, value in coco.metrics.items()},
         seconds=seconds,
         curves=curves,
         found=collected.found,
-        image_ids=image_ids,
-        category_ids=category_ids,
+        image_ids=[image.image_id for image in collected.images],
+        category_ids=getattr(dataset, "category_ids", {result.label: result.label for result in curves}),
     )
 
 
@@ -101,22 +102,34 @@ def evaluate_checkpoint(
     split: str = "test",
     *,
     format: str | None = None,
+    allow_outside: bool = False,
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> Evaluation:
     """:func:`evaluate` a checkpoint (file or shipped name) on a split of a data set folder.
 
-    The data set is opened with the checkpoint's classes: an annotation of any other class is a DataError. ``format`` is
-    that of :func:`refinedet.data.open_dataset`, ``options`` are those of :func:`evaluate`.
+    The data set is opened with the checkpoint's classes: an annotation of any other class is a DataError. ``format``
+    and ``allow_outside`` are those of :func:`refinedet.data.open_dataset`, ``options`` those of :func:`evaluate`.
     """
     detector = load(checkpoint).to(device)
-    return evaluate(detector, open_dataset(data, split, format=format, classes=detector.classes), **options)
+    dataset = open_dataset(data, split, format=format, classes=detector.classes, allow_outside=allow_outside)
+    return evaluate(detector, dataset, **options)
+
+
+def _name(dataset: DetectionDataset) -> str:
+    return getattr(dataset, "name", type(dataset).__name__)
 
 
 def _check_classes(detector: Detector, dataset: DetectionDataset) -> None:
+    if not hasattr(dataset, "classes"):
+        raise InputError(
+            f"{_name(dataset)}: the data set has no classes; set them to those of the data set that it wraps"
+        )
+    if not len(dataset):
+        raise InputError(f"{_name(dataset)}: the data set holds no images; nothing can be evaluated")
     if tuple(dataset.classes) != tuple(detector.classes):
         raise InputError(
-            f"{dataset.name}: the model's classes are {', '.join(detector.classes)}, the data set's "
+            f"{_name(dataset)}: the model's classes are {', '.join(detector.classes)}, the data set's "
             f"{', '.join(dataset.classes)}; open the data set with classes=detector.classes"
         )
 
@@ -133,9 +146,9 @@ def _collect(
     progress: bool,
 ) -> Collected:
     truth: list[_Rows] = []
+    areas: list[np.ndarray] = []
     found: list[_Rows] = []
     images: list[EvaluatedImage] = []
-    one_based = isinstance(dataset, VOCDataset)
     batches = eval_batches(dataset, detector.size, detector.preprocessing, batch_size)
     with show_progress("evaluating", "image", len(dataset), shown=progress) as bar:
         while True:
@@ -147,13 +160,14 @@ def _collect(
             found_in_batch = _run(detector, blobs, score_threshold, seconds)
             for sample, (boxes, labels, scores) in zip(samples, found_in_batch, strict=True):
                 number, size = len(images), sample.image.shape[:2]
-                truth.append((number, sample.labels, truth_to_pixels(sample, one_based=one_based), sample.difficult))
+                truth.append((number, sample.labels, truth_to_pixels(sample), sample.difficult))
+                areas.append(np.full(len(sample.labels), np.nan) if sample.areas is None else sample.areas)
                 pixels = to_pixels(boxes, size).double().numpy()
                 # Copies: a view would keep the padding of the whole batch.
                 found.append((number, labels.numpy().copy(), pixels, scores.numpy().copy()))
                 images.append(EvaluatedImage(sample.image_id, *size))
             bar.update(len(samples))
-    return Collected(GroundTruth(*_stack(truth)), ScoredBoxes(*_stack(found)), images)
+    return Collected(GroundTruth(*_stack(truth)), np.concatenate(areas), ScoredBoxes(*_stack(found)), images)
 
 
 def _run(
@@ -174,9 +188,3 @@ def _stack(rows: list[_Rows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     numbers, labels, boxes, values = zip(*rows, strict=True)
     images = np.repeat(numbers, [len(row) for row in labels])
     return images, np.concatenate(labels), np.concatenate(boxes), np.concatenate(values)
-
-
-def _class_ap(result: COCOResult, category_ids: dict[int, int], classes: int) -> list[float]:
-    """AP of the labels 1..classes; NaN for a class without a category."""
-    ap = {label: result.category_ap[category] for label, category in category_ids.items()}
-    return [ap.get(label, float("nan")) for label in range(1, classes + 1)]

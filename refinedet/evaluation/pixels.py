@@ -8,19 +8,18 @@ From network output to metric, as the released evaluation scripts do (spec secti
 3. Ground truth, brought into the same 0-based inclusive frame: VOC's 1-based corners minus 1; COCO's x, y, x + w - 1,
    y + h - 1. (IoU does not depend on the origin, so comparing here equals comparing in VOC's frame.)
 
-Either metric works on either data set; a VOC difficult object is to COCO's metric a crowd, and the other way round.
+Which frame a box is in says its sample, so that data sets may be joined, shortened and wrapped. Either metric works on
+either kind; a VOC difficult object is to COCO's metric a crowd, and the other way round.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refinedet.data import COCODataset, DetectionDataset
+from refinedet.evaluation.coco_ap import id_order
 from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes
 from refinedet.records import Sample
 
@@ -32,7 +31,7 @@ BOX_DECIMALS, SCORE_DECIMALS = 4, 8  # in detections.json and so in COCO's metri
 class EvaluatedImage(NamedTuple):
     """What is kept of an image after it was run."""
 
-    image_id: str
+    image_id: int | str
     height: int
     width: int
 
@@ -41,26 +40,20 @@ class Collected(NamedTuple):
     """Boxes of all images in 0-based inclusive pixels; images are numbered in the data set's order."""
 
     truth: GroundTruth
+    areas: np.ndarray  # float64 [G] pixels of the objects' outlines, NaN where unknown
     found: ScoredBoxes
     images: list[EvaluatedImage]
 
 
-def truth_to_pixels(sample: Sample, *, one_based: bool) -> np.ndarray:
+def truth_to_pixels(sample: Sample) -> np.ndarray:
     """Ground truth [n,4] of ``sample`` in 0-based inclusive pixels, float64 (step 3 above)."""
     height, width = sample.image.shape[:2]
     corners = np.round(sample.boxes.astype(np.float64) * (width, height, width, height), ANNOTATION_DECIMALS)
-    return corners - (1.0 if one_based else (0.0, 0.0, 1.0, 1.0))
-
-
-def coco_ids(dataset: DetectionDataset, images: list[EvaluatedImage]) -> tuple[list[int | str], dict[int, int]]:
-    """Image ids by image number and category ids by label: those of the annotation file, or else made."""
-    if isinstance(dataset, COCODataset):
-        return [dataset.image_ids[image.image_id] for image in images], dataset.category_ids
-    return [image.image_id for image in images], {label: label for label in range(1, len(dataset.classes) + 1)}
+    return corners - (1.0 if sample.one_based else (0.0, 0.0, 1.0, 1.0))
 
 
 def coco_results(
-    found: ScoredBoxes, image_ids: list[int | str], category_ids: dict[int, int]
+    found: ScoredBoxes, image_ids: Sequence[int | str], category_ids: Mapping[int, int | str]
 ) -> Iterator[dict[str, Any]]:
     """The detections in COCO's results format, one by one; those of a class without a category are left out."""
     sizes = found.boxes[:, 2:] - found.boxes[:, :2] + 1
@@ -76,26 +69,28 @@ def coco_results(
             }
 
 
-def coco_ground_truth(dataset: DetectionDataset, collected: Collected) -> dict[str, Any]:
-    """COCO data keep their own annotations, whose areas are those of the objects' outlines; others get them made."""
-    if isinstance(dataset, COCODataset):
-        content: dict[str, Any] = json.loads(dataset.annotation_file.read_bytes())
-        # As the data set does; pycocotools could never match these, but would count them as missed.
-        content["annotations"] = [item for item in content["annotations"] if _has_area(item["bbox"])]
-        return content
-    truth, images = collected.truth, collected.images
-    boxes = np.concatenate([truth.boxes[:, :2], truth.boxes[:, 2:] - truth.boxes[:, :2] + 1], axis=1)
-    rows = zip(truth.images.tolist(), truth.labels.tolist(), boxes.tolist(), truth.difficult.tolist(), strict=True)
+def image_ranks(images: Sequence[EvaluatedImage]) -> list[int]:
+    """By image number the image's id in COCO's metric: its rank by its own id, which joined data sets may share."""
+    order = sorted(range(len(images)), key=lambda number: (id_order(images[number].image_id), number))
+    return sorted(range(len(images)), key=order.__getitem__)
+
+
+def coco_ground_truth(classes: Sequence[str], collected: Collected) -> dict[str, Any]:
+    """The boxes as COCO's annotations: an image's id is that of `image_ranks`, a category's its label.
+
+    The areas are those of the objects' outlines, by which COCO tells small from large, or else the boxes'.
+    """
+    truth = collected.truth
+    sizes = truth.boxes[:, 2:] - truth.boxes[:, :2] + 1
+    boxes = np.round(np.concatenate([truth.boxes[:, :2], sizes], axis=1), ANNOTATION_DECIMALS)
+    areas = np.where(np.isnan(collected.areas), boxes[:, 2:].prod(axis=1), collected.areas)
+    ranks = np.array(image_ranks(collected.images))
+    columns = (ranks[truth.images], truth.labels, boxes, truth.difficult, areas)
     return {
-        "images": [{"id": image.image_id, "height": image.height, "width": image.width} for image in images],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(dataset.classes, start=1)],
+        "images": [{"id": rank} for rank in range(len(ranks))],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
         "annotations": [
-            {"image_id": images[image].image_id, "category_id": label, "bbox": box, "iscrowd": int(difficult)}
-            for image, label, box, difficult in rows
+            {"image_id": image, "category_id": label, "bbox": box, "iscrowd": int(difficult), "area": area}
+            for image, label, box, difficult, area in zip(*(column.tolist() for column in columns), strict=True)
         ],
     }
-
-
-def _has_area(box: list[float]) -> bool:
-    """Whether a COCO box x, y, width, height is finite, not inverted and not empty."""
-    return all(map(math.isfinite, box)) and min(box[2:]) > 0

@@ -53,7 +53,7 @@ class Evaluation:
     curves: list[ClassResult] = field(repr=False)
     found: ScoredBoxes = field(repr=False)  # all detections: image numbers, labels, boxes in 0-based pixels, scores
     image_ids: list[int | str] = field(repr=False)  # by image number
-    category_ids: dict[int, int] = field(repr=False)  # by label; one that a COCO annotation file lacks is absent
+    category_ids: dict[int, int | str] = field(repr=False)  # by label; one that a COCO annotation file lacks is absent
 
     def to_json(self) -> str:
         """The numbers, without curves and detections, as JSON text; numbers that do not exist are null."""

@@ -18,7 +18,7 @@ import numpy as np
 from refinedet.data.headers import read_header
 from refinedet.data.images import max_pixels
 from refinedet.errors import DataError
-from refinedet.files import atomic_write
+from refinedet.files import atomic_write, utf8_path
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
@@ -145,8 +145,8 @@ def _has_frames(path: str | os.PathLike[str]) -> bool:
     """Two of them: a picture, or audio with one, has one."""
     capture = cv2.VideoCapture()
     try:
-        with silent_decoders():
-            return bool(capture.open(os.fspath(path))) and capture.read()[0] and capture.read()[0]
+        with silent_decoders(), utf8_path(path) as name:
+            return bool(capture.open(name)) and capture.read()[0] and capture.read()[0]
     finally:
         capture.release()
 
@@ -160,8 +160,8 @@ def _reader(path: str | os.PathLike[str]) -> Iterator[tuple[VideoInfo, Iterator[
         raise DataError(f"{path}: not a video; give a file that OpenCV opens as one, or an image to `detect`")
     capture = cv2.VideoCapture()
     try:
-        with silent_decoders():
-            opened = capture.open(os.fspath(path))
+        with silent_decoders(), utf8_path(path) as name:
+            opened = capture.open(name)
         if not opened:
             raise DataError(f"{path}: not a video that OpenCV can open; convert it to mp4 or replace it")
         capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default of OpenCV 5, not of 4
@@ -229,7 +229,8 @@ def _mp4_size(height: int, width: int) -> tuple[int, int]:
 @contextmanager
 def _writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
     height, width = size
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
+    with utf8_path(path) as name:
+        writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*CODEC), rate, (width, height))
     try:
         if not writer.isOpened():
             raise DataError(
@@ -242,7 +243,8 @@ def _writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[cv2.Vide
 
 def _check_written(temporary: Path, output: str | os.PathLike[str]) -> None:
     """OpenCV's writer never reports a full disk: see that the file it left has a frame."""
-    capture = cv2.VideoCapture(str(temporary))
+    with utf8_path(temporary) as name:
+        capture = cv2.VideoCapture(name)
     readable = capture.isOpened() and _read(capture)[0]
     capture.release()
     if not readable:

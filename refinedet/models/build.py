@@ -1,13 +1,18 @@
 """Making a network: from a backbone's name and the classes, or from a configuration."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 
+import torch
+
 from refinedet.anchors import parse_size
+from refinedet.choices import SIZE_STEP
 from refinedet.errors import InputError
-from refinedet.models.backbones import make_backbone
-from refinedet.models.config import TCB_CHANNELS, ModelConfig
+from refinedet.models.backbones import TIMM, make_backbone
+from refinedet.models.backbones.timm import first_line
+from refinedet.models.config import TCB_CHANNELS, ModelConfig, check_classes
 from refinedet.models.pretrained import load_pretrained
 from refinedet.models.refinedet import RefineDet
 from refinedet.presets import Preset, get_preset
@@ -35,11 +40,10 @@ def build(
     """
     # mypy does not know that int is Integral
     height_width = parse_size((size, size) if isinstance(size, (int, Integral)) else size)
-    if tcb_channels < 1:
-        raise InputError(f"tcb_channels is {tcb_channels}; give at least 1 (256 in the paper)")
     names = _class_names(num_classes, classes)
     features = make_backbone(backbone)
     config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
+    _try_backbone(backbone, height_width)
     model = RefineDet(config, features)
     if weights is not None:
         load_pretrained(features, weights, weights_input)
@@ -47,9 +51,46 @@ def build(
 
 
 def from_config(config: ModelConfig) -> RefineDet:
-    """Build the network of ``config`` with fresh parameters."""
-    parse_size(config.size)
+    """Build the network of ``config`` with fresh parameters. Raises InputError as `build`."""
+    _try_backbone(config.backbone, parse_size(config.size))
     return RefineDet(config, make_backbone(config.backbone))
+
+
+def outline(config: ModelConfig) -> RefineDet:
+    """The network of ``config`` on the meta device, without values: to ask for names and shapes. Not to be changed:
+    networks that differ in thresholds or names of classes share one."""
+    preset = Preset(head_bottleneck=config.preset.head_bottleneck, tcb=config.preset.tcb)
+    return _outline(config.backbone, config.num_classes, preset, config.tcb_channels)
+
+
+@lru_cache(maxsize=4)
+def _outline(backbone: str, num_classes: int, preset: Preset, tcb_channels: int) -> RefineDet:
+    size = (SIZE_STEP, SIZE_STEP)  # no weight depends on it
+    with torch.device("meta"):
+        features = make_backbone(backbone)
+        config = ModelConfig(
+            backbone, size, _class_names(num_classes, None), preset, features.preprocessing, tcb_channels
+        )
+        return RefineDet(config, features)
+
+
+@lru_cache(maxsize=16)
+def _try_backbone(backbone: str, size: tuple[int, int]) -> None:
+    """Raise InputError when a network of timm does not give its maps for images of ``size``: some have blocks that
+    divide them evenly, or maps of a fixed size. A pass without values tells."""
+    if not backbone.startswith(TIMM):
+        return
+    with torch.device("meta"), torch.no_grad():
+        network = make_backbone(backbone).eval()
+        try:
+            network(torch.empty(1, 3, *size))
+        except InputError:
+            raise
+        except Exception as error:  # of any kind: timm's models do as they like
+            raise InputError(
+                f"backbone {backbone!r} does not take images of {size[0]} x {size[1]} pixels ({first_line(error)}); "
+                "choose another size (multiples of 256 suit the most) or another network"
+            ) from error
 
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -57,8 +98,7 @@ def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tupl
         if not isinstance(num_classes, Integral) or num_classes < 2:
             raise InputError(f"num_classes is {num_classes!r}; give at least 2 (background and one class), or classes")
         return tuple(f"class{label}" for label in range(1, num_classes))
-    if isinstance(classes, str) or not classes or len(set(classes)) != len(classes):
-        raise InputError(f"classes is {classes!r}; give a sequence of different names, without the background")
+    check_classes(classes)
     if num_classes not in (None, len(classes) + 1):
         raise InputError(
             f"num_classes is {num_classes}, but there are {len(classes)} classes and the background; "

@@ -1,16 +1,14 @@
 """ImageNet weights for a backbone: reading the file, giving its tensors our names, folding its input into ours."""
 
-import pickle
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from refinedet.choices import WEIGHTS_INPUTS
 from refinedet.errors import CheckpointError, InputError, shorten
@@ -20,9 +18,8 @@ from refinedet.models.backbones.resnet import ResNet101
 from refinedet.models.backbones.squeezenet import SqueezeNet
 from refinedet.models.backbones.timm import TimmBackbone
 from refinedet.models.backbones.vgg import VGG16, conv_names
+from refinedet.models.weights_file import StateDict, read_state_dict
 from refinedet.preprocessing import Preprocessing
-
-StateDict = dict[str, Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue in 0..1: torchvision's and timm's usual statistics
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,6 +27,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # positions in torchvision's ``features``
 FC_TAPS = (0, 3, 6)  # of fc6's 7x7 kernel: dilation 3
 FC_CHANNEL_STEP = 4  # 1024 of fc6's and fc7's 4096 channels
+
+_TIMM_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
+_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+_PLAIN = {  # parts of a block of efficientnet-pytorch without expansion, and timm's
+    "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2", **_SQUEEZE
+}  # fmt: skip
+_EXPANDED = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
+    "_bn2": "bn3", **_SQUEEZE
+}  # fmt: skip
 
 _GREY_DEVIATION = 60.0  # of photographs, in grey levels: 1 in torchvision's units
 # A trained classifier's scores differ between an image and plain grey by a few units (DeepScale's: 4.3), and by many
@@ -74,13 +81,11 @@ def _load_squeezenet(backbone: SqueezeNet, path: str | Path, weights_input: str 
     the same names, torchvision's reads RGB in 0..1 and DeepScale's, the original, BGR in 0..255.
     """
     state = read_state_dict(path)
-    load_checked(backbone, state, path, new=("norm", "extra"), ignored=("classifier.",))
-    weights = backbone.features.state_dict()  # not copied: what is written to it is the backbone's
-    kernel, shift = fold_input(weights["0.weight"], weights_input, backbone.preprocessing)
-    if "classifier.1.weight" in state:
-        _check_input(backbone, state["classifier.1.weight"], weights_input, path)
-    weights["0.weight"].copy_(kernel)
-    weights["0.bias"].add_(shift)
+    found = select_checked(backbone, state, path, new=("norm", "extra"), ignored=("classifier.",))
+    kernel, shift = fold_input(found["features.0.weight"], weights_input, backbone.preprocessing)
+    _check_input(backbone, found, state.get("classifier.1.weight"), weights_input, path)
+    found |= {"features.0.weight": kernel, "features.0.bias": found["features.0.bias"] + shift}
+    backbone.load_state_dict(found, strict=False)
 
 
 @load_pretrained.register
@@ -93,7 +98,7 @@ def _load_timm(backbone: TimmBackbone, path: str | Path, weights_input: str = "t
     if weights_input != "torchvision":
         raise InputError(f"weights_input is {weights_input!r}, but a timm model has its own input; leave it out")
     whole = backbone.complete_network().state_dict()
-    state = read_state_dict(path)
+    state = read_state_dict(path, whole)
     if "_conv_stem.weight" in state:
         state = rename_efficientnet(state, whole, path)
     features = backbone.body.model
@@ -101,39 +106,17 @@ def _load_timm(backbone: TimmBackbone, path: str | Path, weights_input: str = "t
     load_checked(features, state, path, ignored=[name for name in whole if name not in needed])
 
 
-def read_state_dict(path: str | Path) -> StateDict:
-    """Read a state dict of tensors from a ``.safetensors`` file or a ``torch.save`` file, without unpickling objects.
-
-    Raises CheckpointError for a file that is absent, damaged, unsafe or of another kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file; check the path")
-    if path.suffix == ".safetensors":
-        state = _read(path, load_file)
-    else:
-        state = _read(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: not a state dict (names to tensors); save the weights with model.state_dict()")
-    return dict(state)
-
-
-def _read(path: Path, reader: Callable[[Path], object]) -> object:
-    try:
-        return reader(path)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than plain tensors, so it is not loaded (it could run code), or is damaged; "
-            "use a file of plain weights"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, BadZipFile, SafetensorError) as error:
-        raise CheckpointError(f"{path}: damaged or no weights file ({error}); fetch it again") from error
-
-
 def load_checked(
     module: nn.Module, state: StateDict, path: str | Path, *, new: Sequence[str] = (), ignored: Sequence[str] = ()
 ) -> None:
-    """Load ``state``, read from ``path``, into ``module``: every parameter and no stranger, else CheckpointError.
+    """Load what `select_checked` takes of ``state`` into ``module``."""
+    module.load_state_dict(select_checked(module, state, path, new=new, ignored=ignored), strict=False)
+
+
+def select_checked(
+    module: nn.Module, state: StateDict, path: str | Path, *, new: Sequence[str] = (), ignored: Sequence[str] = ()
+) -> StateDict:
+    """What of ``state``, read from ``path``, is for ``module``: every parameter and no stranger, else CheckpointError.
 
     Names that start with one of ``new`` are the module's own and may be absent; those that start with one of
     ``ignored`` (a classifier the detector has no use for) may be there. So may counters of batch normalisation.
@@ -151,11 +134,16 @@ def load_checked(
             for name, value in found.items()
             if name in expected and value.shape != expected[name].shape
         ],
+        "of wrong type": [
+            f"{name} {value.dtype}"
+            for name, value in found.items()
+            if name in expected and value.is_floating_point() != expected[name].is_floating_point()
+        ],
     }
     if any(problems.values()):
         listing = "; ".join(f"{kind}: {shorten(names)}" for kind, names in problems.items() if names)
         raise CheckpointError(f"{path}: not a weights file for {type(module).__name__} ({listing}); use its own")
-    module.load_state_dict(found, strict=False)
+    return found
 
 
 def _is_counter(name: str) -> bool:
@@ -169,6 +157,13 @@ def require(state: StateDict, names: Iterable[str], path: str | Path, kind: str)
         raise CheckpointError(f"{path}: not {kind} (missing: {shorten(missing)}); use a file with its key names")
 
 
+def require_shapes(state: StateDict, shapes: Mapping[str, tuple[int, ...]], path: str | Path, kind: str) -> None:
+    """Raise CheckpointError unless the tensors of ``state`` have the ``shapes`` of a file of that ``kind``."""
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
+            raise CheckpointError(f"{path}: {name} is {list(state[name].shape)} instead of {list(shape)}; use {kind}")
+
+
 def reduce_vgg(
     state: StateDict, preprocessing: Preprocessing, path: str | Path, weights_input: str = "torchvision"
 ) -> StateDict:
@@ -180,18 +175,21 @@ def reduce_vgg(
     """
     pairs = {f"features.{position}": name for position, name in zip(VGG_CONVS, conv_names(), strict=True)}
     pairs |= {"classifier.0": "fc6", "classifier.3": "fc7"}
-    shapes = {"classifier.0.weight": (4096, 512 * 7 * 7), "classifier.3.weight": (4096, 4096)}
+    shapes = {
+        "features.0.weight": (64, 3, 3, 3),
+        "features.0.bias": (64,),
+        "classifier.0.weight": (4096, 512 * 7 * 7),
+        "classifier.0.bias": (4096,),
+        "classifier.3.weight": (4096, 4096),
+        "classifier.3.bias": (4096,),
+    }
     names = {f"{old}.{kind}": f"{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
     require(state, names, path, "torchvision's VGG-16")
-    for name, shape in shapes.items():
-        if state[name].shape != shape:
-            raise CheckpointError(
-                f"{path}: {name} is {list(state[name].shape)} instead of {list(shape)}; use torchvision's VGG-16 file"
-            )
+    require_shapes(state, shapes, path, "torchvision's VGG-16")
     reduced = {new: state[old] for old, new in names.items()}
     reduced["conv1_1.weight"], shift = fold_input(reduced["conv1_1.weight"], weights_input, preprocessing)
     reduced["conv1_1.bias"] = reduced["conv1_1.bias"] + shift
-    step, taps = FC_CHANNEL_STEP, torch.tensor(FC_TAPS)
+    step, taps = FC_CHANNEL_STEP, list(FC_TAPS)
     reduced["fc6.weight"] = reduced["fc6.weight"].view(4096, 512, 7, 7)[::step, :, taps][..., taps]
     reduced["fc7.weight"] = reduced["fc7.weight"][::step, ::step, None, None]
     for name in ("fc6.bias", "fc7.bias"):
@@ -204,6 +202,7 @@ def rename_resnet(
 ) -> StateDict:
     """Give torchvision's ResNet-101 weights, read from ``path``, our names; conv1 takes over the file's input."""
     require(state, ("conv1.weight", "bn1.running_mean", "layer3.22.conv3.weight"), path, "torchvision's ResNet-101")
+    require_shapes(state, {"conv1.weight": (64, 3, 7, 7), "bn1.running_mean": (64,)}, path, "torchvision's ResNet-101")
     prefixes = {"conv1.": "conv1.conv.", "bn1.": "conv1.norm."}
     for layer, (names, *_) in enumerate(resnet.STAGES[:-1], start=1):
         for index, name in enumerate(names):
@@ -224,19 +223,32 @@ def rename_resnet(
 def rename_efficientnet(state: StateDict, whole: StateDict, path: str | Path) -> StateDict:
     """Give weights of efficientnet-pytorch, read from ``path``, the names of ``whole``, timm's complete network.
 
-    Both list the same tensors in the same order under other names (``_blocks.1._expand_conv.weight`` is
-    ``blocks.1.0.conv_pw.weight``), so names pair up by position; kinds and shapes must agree.
+    ``_blocks.1._expand_conv.weight`` is ``blocks.1.0.conv_pw.weight``: blocks are counted through, and the parts of
+    one have other names with an expansion than without.
     """
-    agrees = len(state) == len(whole) and all(
-        old.rpartition(".")[2] == new.rpartition(".")[2] and state[old].shape == whole[new].shape
-        for old, new in zip(state, whole, strict=True)
-    )
-    if not agrees:
+    parts = dict(_efficientnet_parts({name.rpartition(".")[0] for name in state}, whole))
+    renamed = {}
+    for name, value in state.items():
+        part, _, kind = name.rpartition(".")
+        renamed[f"{parts.get(part, part)}.{kind}"] = value
+    agrees = all(name in whole and whole[name].shape == value.shape for name, value in renamed.items())
+    if not agrees or any(name not in renamed for name in whole if not _is_counter(name)):
         raise CheckpointError(
             f"{path}: weights of efficientnet-pytorch, but for another variant than the timm model; "
             "use the timm model of the same variant (tf_efficientnet_lite0 for efficientnet-lite0)"
         )
-    return dict(zip(whole, state.values(), strict=True))
+    return renamed
+
+
+def _efficientnet_parts(parts: set[str], whole: StateDict) -> Iterator[tuple[str, str]]:
+    """Pairs of efficientnet-pytorch's and timm's names of a layer."""
+    yield from {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}.items()
+    yield "_fc", "classifier"
+    blocks = {match[0]: (int(match[1]), int(match[2])) for name in whole if (match := _TIMM_BLOCK.match(name))}
+    for index, block in enumerate(sorted(blocks, key=blocks.__getitem__)):
+        expands = f"_blocks.{index}._expand_conv" in parts
+        for old, new in (_EXPANDED if expands else _PLAIN).items():
+            yield f"_blocks.{index}.{old}", block + new
 
 
 def fold_input(weight: Tensor, weights_input: str, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -265,11 +277,19 @@ def fold_rgb_input(weight: Tensor, preprocessing: Preprocessing) -> tuple[Tensor
     return kernel.to(weight.dtype), shift.to(weight.dtype)
 
 
-def _check_input(backbone: SqueezeNet, classifier: Tensor, weights_input: str, path: str | Path) -> None:
-    """Raise CheckpointError unless the file's weights, loaded as they are, were trained for ``weights_input``."""
-    noise = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+def _check_input(
+    backbone: SqueezeNet, state: StateDict, classifier: Tensor | None, weights_input: str, path: str | Path
+) -> None:
+    """Raise CheckpointError when the weights ``state`` and their ``classifier`` were not trained for ``weights_input``.
+
+    Without a classifier of several classes nothing tells.
+    """
+    if classifier is None or classifier.shape[1:] != (512, 1, 1) or len(classifier) < 2:
+        return
+    noise = torch.randn(1, 3, 7, 7, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
     image = F.interpolate(_GREY_DEVIATION * noise, size=(224, 224), mode="bilinear")
-    features = backbone.features(torch.cat([image, torch.zeros_like(image)]))
+    weights = {name.removeprefix("features."): value for name, value in state.items()}
+    features = functional_call(backbone.features, weights, torch.cat([image, torch.zeros_like(image)]))
     scores = F.conv2d(features, classifier).mean(dim=(2, 3))
     response = (scores[0] - scores[1]).std()
     found = "torchvision" if response > _LARGEST_RESPONSE else "caffe"

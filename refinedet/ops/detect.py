@@ -1,13 +1,14 @@
 """From the raw outputs of the network to detections: the whole inference path after the last convolution."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks, Size
 from refinedet.presets import OFFICIAL
 
 
@@ -71,8 +72,8 @@ def detect(
 
     Raises:
         InputError: shapes that do not fit together, levels that are more than four or differ in number, integers
-            instead of floating-point numbers, ``top_k`` or ``keep_top_k`` below 1, a negative ``iou_threshold``, or a
-            threshold that is NaN.
+            instead of floating-point numbers, devices that differ, ``top_k`` or ``keep_top_k`` below 1, a negative
+            ``iou_threshold``, a threshold that is NaN, or variances that are not four numbers above 0.
     """
     outputs = call(
         "detect",
@@ -94,6 +95,52 @@ def _to_levels(output: Levels | None) -> Sequence[Tensor]:
     return [output] if isinstance(output, Tensor) else output
 
 
+def _level(outputs: dict[str, Sequence[Tensor]], i: int) -> dict[str, tuple[str, Tensor]]:
+    """Name and tensor of the outputs that the network has, by output: those of level ``i``."""
+    return {
+        output: (output if len(levels) == 1 else f"{output}[{i}]", levels[i])
+        for output, levels in outputs.items()
+        if i < len(levels)
+    }
+
+
+def _check_devices(checks: Checks, outputs: dict[str, Sequence[Tensor]], anchors: Tensor) -> None:
+    if not outputs["odm_loc"]:
+        return  # _check_shapes refuses it
+    first = _level(outputs, 0)["odm_loc"]
+    for output in ("odm_loc", "arm_loc", "arm_conf", "odm_conf"):
+        for i in range(len(outputs[output])):
+            checks.same_device(first, _level(outputs, i)[output])
+    checks.same_device(first, ("anchors", anchors))
+
+
+def _check_shapes(checks: Checks, outputs: dict[str, Sequence[Tensor]], anchors: Tensor) -> tuple[Size, Size, Size]:
+    """Returns batch, number of anchors and number of classes."""
+    counts = {output: len(levels) for output, levels in outputs.items()}
+    count = counts["odm_loc"]
+    checks.require(1 <= count <= 4, f"odm_loc has {count} levels, expected 1 to 4")
+    for output, absent in (("odm_conf", count), ("arm_loc", 0), ("arm_conf", 0)):
+        given = counts[output]
+        differs = f"the number of levels differs: {output} has {given}, odm_loc {count}"
+        checks.require(given in (count, absent), differs)
+    batch, num_classes = None, None
+    num_anchors: Size = 0
+    for i in range(count):
+        level = _level(outputs, i)
+        checks.shape(*level["odm_loc"], (batch, None, 4))
+        batch, in_level, _ = level["odm_loc"][1].shape
+        checks.shape(*level["odm_conf"], (batch, in_level, num_classes))
+        num_classes = level["odm_conf"][1].shape[2]
+        for output, width in (("arm_loc", 4), ("arm_conf", 2)):
+            if output in level:
+                checks.shape(*level[output], (batch, in_level, width))
+        num_anchors = num_anchors + in_level
+    checks.shape("anchors", anchors, (num_anchors, 4))
+    batch, _, num_classes = outputs["odm_conf"][0].shape
+    checks.require(num_classes >= 1, "odm_conf must have at least one class, the background")
+    return batch, num_anchors, num_classes
+
+
 @extension.register_fake("detect")
 def _(
     arm_loc: Sequence[Tensor],
@@ -101,10 +148,37 @@ def _(
     odm_loc: Sequence[Tensor],
     odm_conf: Sequence[Tensor],
     anchors: Tensor,
-    *options: Any,
+    objectness_threshold: float,
+    score_threshold: float,
+    iou_threshold: float,
+    top_k: int,
+    keep_top_k: int,
+    variances: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *_, keep_top_k, _variances = options
-    batch = odm_loc[0].shape[0]
+    checks = Checks("detect")
+    outputs = {"arm_loc": arm_loc, "arm_conf": arm_conf, "odm_loc": odm_loc, "odm_conf": odm_conf}
+    _check_devices(checks, outputs, anchors)
+    batch, num_anchors, num_classes = _check_shapes(checks, outputs, anchors)
+    checks.number(objectness_threshold=objectness_threshold, score_threshold=score_threshold)
+    checks.at_least(0, iou_threshold=iou_threshold)
+    checks.at_least(1, top_k=top_k, keep_top_k=keep_top_k)
+    checks.variances(variances)
+    limited = "the number of anchors", num_anchors, (2**32 - 1) // num_classes
+    no_list_is_longer = isinstance(num_anchors, int) and num_anchors <= 2048
+    checks.limits(
+        anchors,
+        cpu=[limited],
+        cuda=[
+            ("the batch size", batch, MAX_BATCH_ON_CUDA),
+            ("the number of classes", num_classes, 4095),
+            limited,
+            ("top_k", 0 if no_list_is_longer else top_k, 2048),
+            ("keep_top_k", keep_top_k, 1024),
+        ],
+    )
+    for i in range(len(odm_loc)):
+        checks.floats(*_level(outputs, i).values())
+    checks.floats(("anchors", anchors))
     return (
         anchors.new_empty((batch, keep_top_k, 4), dtype=torch.float32),
         anchors.new_empty((batch, keep_top_k), dtype=torch.float32),

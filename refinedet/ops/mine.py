@@ -1,12 +1,11 @@
 """Hard-negative mining (spec section 7.3)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks
 from refinedet.presets import OFFICIAL
 
 
@@ -51,5 +50,40 @@ def mine(
 
 
 @extension.register_fake("mine")
-def _(_losses: Tensor, labels: Tensor, *_others: Any) -> Tensor:
+def _(
+    losses: Tensor,
+    labels: Tensor,
+    ious: Tensor,
+    objectness: Tensor | None,
+    negative_iou: float,
+    negative_ratio: float,
+    objectness_threshold: float,
+) -> Tensor:
+    checks = Checks("mine")
+    checks.same_device(("losses", losses), ("labels", labels), ("ious", ious), optional=("objectness", objectness))
+    checks.shape("labels", labels, (None, None))
+    batch, num_anchors = labels.shape
+    num_classes = 0
+    if losses.dim() == 3:
+        checks.shape("losses", losses, (batch, num_anchors, None))
+        num_classes = losses.shape[2]
+        checks.require(num_classes > 0, "losses are logits of 0 classes, expected at least 1")
+    else:
+        checks.shape("losses", losses, (batch, num_anchors))
+    checks.shape("ious", ious, (batch, num_anchors))
+    if objectness is not None:
+        checks.shape("objectness", objectness, (batch, num_anchors))
+    checks.at_least(0, negative_iou=negative_iou, negative_ratio=negative_ratio)
+    checks.number(objectness_threshold=objectness_threshold)
+    checks.limits(
+        losses,
+        cuda=[
+            ("the batch size", batch, MAX_BATCH_ON_CUDA),
+            ("the number of anchors", num_anchors, 2**31 - 1),
+            ("the number of classes", num_classes, 4095),
+        ],
+    )
+    checks.floats(("losses", losses))
+    checks.int64(("labels", labels))
+    checks.floats(("ious", ious), ("objectness", objectness))
     return labels.new_empty(labels.shape, dtype=torch.bool)

@@ -1,12 +1,11 @@
 """Greedy non-maximum suppression of one set of boxes, or per class."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.ops.checks import Checks
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -40,6 +39,18 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
 
 
 @extension.register_fake("nms")
-def _(boxes: Tensor, *_others: Any) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+    checks = Checks("nms")
+    checks.same_device(("boxes", boxes), ("scores", scores), optional=("labels", labels))
+    checks.shape("boxes", boxes, (None, 4))
+    num_boxes = boxes.shape[0]
+    checks.shape("scores", scores, (num_boxes,))
+    if labels is not None:
+        checks.shape("labels", labels, (num_boxes,))
+    checks.at_least(0, iou_threshold=iou_threshold)
+    limited = "the number of boxes", num_boxes
+    checks.limits(boxes, cpu=[(*limited, 2**32 - 1)], cuda=[(*limited, 2**31 - 1)])
+    checks.floats(("boxes", boxes), ("scores", scores))
+    checks.int64(("labels", labels))
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.int64)

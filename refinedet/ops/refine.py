@@ -7,6 +7,7 @@ from torch import Tensor
 
 from refinedet.ops import extension
 from refinedet.ops.call import call
+from refinedet.ops.checks import Checks
 from refinedet.presets import OFFICIAL
 
 
@@ -25,12 +26,20 @@ def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = OFFICI
     Inputs of float16, bfloat16 and float64 are converted to float32.
 
     Raises:
-        InputError: shapes that do not fit, integers, or not exactly four variances.
+        InputError: shapes that do not fit, devices that differ, integers, or variances that are not four numbers
+            above 0.
     """
     refined: Tensor = call("refine", anchors, offsets, tuple(variances))
     return refined
 
 
 @extension.register_fake("refine")
-def _(_anchors: Tensor, offsets: Tensor, _variances: Sequence[float]) -> Tensor:
+def _(anchors: Tensor, offsets: Tensor, variances: Sequence[float]) -> Tensor:
+    checks = Checks("refine")
+    checks.same_device(("offsets", offsets), ("anchors", anchors))
+    checks.shape("offsets", offsets, (None, None, 4))
+    batch, num_anchors, _ = offsets.shape
+    checks.shape("anchors", anchors, (num_anchors, 4) if anchors.dim() == 2 else (batch, num_anchors, 4))
+    checks.variances(variances)
+    checks.floats(("anchors", anchors), ("offsets", offsets))
     return offsets.new_empty(offsets.shape, dtype=torch.float32)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dataset
 from refinedet.errors import DataError, RecipeError
 from refinedet.preprocessing import Preprocessing
+from refinedet.progress import write
 from refinedet.training.recipe import Recipe
 
 
@@ -42,11 +42,9 @@ def check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
 
 def announce(dataset: DetectionDataset, recipe: Recipe) -> None:
     """Say what is there to learn from: a misspelt class stands out by its few objects."""
-    print(f"{dataset.name}: {len(dataset)} images\n{dataset.class_table()}", file=sys.stderr)
+    write(f"{dataset.name}: {len(dataset)} images\n{dataset.class_table()}")
     if recipe.data.classes is None:
-        print(
-            "classes are those of the annotations; data.classes in the recipe makes any other an error", file=sys.stderr
-        )
+        write("classes are those of the annotations; data.classes in the recipe makes any other an error")
 
 
 def training_batches(recipe: Recipe, dataset: DetectionDataset, preprocessing: Preprocessing) -> TrainLoader:
@@ -64,7 +62,9 @@ def training_batches(recipe: Recipe, dataset: DetectionDataset, preprocessing: P
 
 
 def _open_split(recipe: Recipe, split: str, classes: tuple[str, ...] | None) -> DetectionDataset:
-    if recipe.data.root is None:
+    data = recipe.data
+    if data.root is None:
         raise RecipeError(f"recipe {recipe.name} has no data.root: give the data folder there or with --data")
     folder, _, name = split.rpartition("/")
-    return open_dataset(Path(recipe.data.root) / folder, name, format=recipe.data.format, classes=classes)
+    root = Path(data.root) / folder
+    return open_dataset(root, name, format=data.format, classes=classes, allow_outside=data.allow_outside)

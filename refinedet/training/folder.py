@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from refinedet.errors import CheckpointError, InputError
+from refinedet.errors import CheckpointError, InputError, escape_surrogates, printable
 
 STATE_FILE = "last.safetensors"
 MODEL_FILE = "model.safetensors"
@@ -15,6 +15,10 @@ def check_folder(out: Path, resume: bool) -> None:
     state = out / STATE_FILE
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the run")
+    if escape_surrogates(str(out)) != str(out):
+        raise InputError(
+            f"{printable(out)} is not UTF-8, where TensorBoard cannot write; choose another folder (--out)"
+        )
     if resume and not state.is_file():
         raise CheckpointError(f"{out} holds no run to resume (no {STATE_FILE}); start one without resume")
     if resume or not out.is_dir():

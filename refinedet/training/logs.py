@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from refinedet.errors import RefineDetError
 from refinedet.files import write_text
+from refinedet.parsing import parse_json
 
 LOG_FILE = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -46,48 +48,69 @@ class TrainingLog:
     """
 
     def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
-
         self._path = out / LOG_FILE
-        _cut(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._excepthook = threading.excepthook
-        threading.excepthook = self._report_thread
-        self._writer = SummaryWriter(str(out / TENSORBOARD_FOLDER), purge_step=step + 1)
+        self._folder = out / TENSORBOARD_FOLDER
+        self._step = step
+        self._open = ExitStack()
 
     def __enter__(self) -> TrainingLog:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+        with ExitStack() as opened:  # what is open and changed is undone when the next one fails
+            opened.enter_context(_quiet_threads())
+            with _explained(self._path):
+                _cut(self._path, self._step)
+                self._file = self._path.open("a", encoding="utf-8")
+            opened.callback(_close, self._path, self._file)
+            with _explained(self._folder):
+                self._writer = SummaryWriter(str(self._folder), purge_step=self._step + 1)
+            opened.callback(_close, self._folder, self._writer)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            try:
-                self._file.close()
-            finally:
-                self._writer.close()
-        except OSError as error:
-            if kind is None:  # else the first error is the one to tell
-                raise self._unwritable(error) from error
-        finally:
-            threading.excepthook = self._excepthook
+        with suppress(RefineDetError) if kind else nullcontext():  # the first error is the one to tell
+            self._open.close()
 
     def write(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         """Log ``values`` (JSON-able) after ``step`` steps; numbers go to TensorBoard as ``group/name``, those of a
         dictionary as ``group/name/key``."""
-        try:
+        with _explained(self._path):
             self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
             self._file.flush()
+        with _explained(self._folder):
             for name, value in _flat(values, group):
                 self._writer.add_scalar(name, value, step)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> RefineDetError:
-        return RefineDetError(f"cannot write {self._path}: {error}; free space, then resume the run")
 
-    def _report_thread(self, failed: threading.ExceptHookArgs) -> None:
-        """TensorBoard writes in a thread, which keeps an OSError for our next call: a traceback would say it twice."""
-        if not (failed.exc_type is not None and issubclass(failed.exc_type, OSError)):
-            self._excepthook(failed)
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # TensorBoard's are OSErrors only where TensorFlow is not installed
+        reason = str(error) or type(error).__name__
+        raise RefineDetError(f"cannot write {path}: {reason}; free space, then resume the run") from error
+
+
+def _close(path: Path, file: Any) -> None:
+    with _explained(path):
+        file.close()
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """TensorBoard writes in a thread, which keeps its error for our next call: a traceback would say it twice."""
+    previous = threading.excepthook
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            previous(failed)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
@@ -100,13 +123,16 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a last line that was cut off while being written is left out."""
+    """The entries of a log up to the first line that is none: the last one of a killed run may be cut off."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entry = parse_json(line)
+            if type(entry["step"]) is not int or not isinstance(entry["group"], str):
+                break
+        except (ValueError, TypeError, KeyError):
             break
+        entries.append(entry)
     return entries
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from torch import nn
 
 from refinedet.anchors import STRIDES
 from refinedet.data import DetectionDataset
-from refinedet.errors import RecipeError
+from refinedet.errors import DataError, RecipeError, RefineDetError
 from refinedet.evaluation.evaluate import evaluate
 from refinedet.files import write_text
 from refinedet.inference.detector import Detector
 from refinedet.interrupt import Stopped, StopRequest, TrainingInterrupted, stop_on_interrupt
 from refinedet.models import RefineDet, build, load_pretrained
 from refinedet.ops.devices import choose_device
+from refinedet.records import Batch
 from refinedet.training.datasets import announce, check_objects, open_test_data, open_training_data, training_batches
 from refinedet.training.folder import MODEL_FILE, RECIPE_FILE, RESULT_FILE, STATE_FILE, check_folder, remove_leftovers
+from refinedet.training.lock import refuse_running, run_lock
 from refinedet.training.logs import LOG_FILE, RunningMean, TrainingLog, read_log
 from refinedet.training.progress import Speed, StepBar, show_mean_ap
 from refinedet.training.read import read_recipe, with_settings
@@ -32,6 +36,10 @@ from refinedet.training.resume import fingerprint, load_run, run_facts
 from refinedet.training.sources import setting
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import is_checkpoint, load_weights, save_model, save_training_state
+
+
+class RunStopped(DataError):
+    """The next batch could not be loaded. The run is saved and can go on; the message says why and where."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,10 @@ def train(
 
     ``out`` also receives ``last.safetensors`` (the state to resume from: at the start, every
     ``train.checkpoint_every`` steps and at the end), ``recipe.toml``, ``log.jsonl``, ``tensorboard/`` and
-    ``result.json``. Everything is checked before the first step. The first Ctrl-C or SIGTERM
-    finishes the step, saves and raises; the second kills. Torch's global generator is seeded with ``train.seed``. On a
-    CPU, with the same number of threads, a resumed run goes through the same losses, bit for bit, as one that never
-    stopped.
+    ``result.json``. Everything is checked before the first step. The first Ctrl-C or SIGTERM finishes the step, saves
+    and raises; the second kills. Torch's global generator is seeded with ``train.seed``. On a CPU, with the same number
+    of threads, a resumed run goes through the same losses, bit for bit, as one that never stopped. While it runs no
+    other one can begin in ``out``. Torch's default device and dtype do not matter.
 
     Args:
         recipe: a recipe, its TOML file, or the name of one of the package's.
@@ -80,25 +88,33 @@ def train(
         progress: show on stderr how many images and objects each class has, and a progress bar.
 
     Raises:
-        RecipeError, DataError, CheckpointError, InputError: recipe, data, weights or ``out`` cannot be used.
-        RefineDetError: the loss is not finite; the message names the step and the images.
+        RecipeError, DataError, CheckpointError, InputError: recipe, data, weights or ``out`` cannot be used; another
+            run is going on in ``out``.
+        RefineDetError: loss, gradient or weights are not finite, the memory is too small, or a file cannot be written.
+            The last saved state is kept.
+        RunStopped: a batch cannot be loaded: a loading process died, an image is damaged. The run is saved first.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     out = Path(out)
     recipe = _complete(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), data, weights, weights_input)
-    check_folder(out, resume)
-    chosen = choose_device(device)
-    dataset = open_training_data(recipe)
-    check_objects(dataset, recipe.data.use_difficult)
-    test_data = open_test_data(recipe, dataset.classes) if recipe.evaluate.every else None
-    if progress:
-        announce(dataset, recipe)
-    run = _Run(recipe, out, dataset, test_data)
-    if resume:
-        run.restore(chosen)
-    else:
-        run.start(chosen)
-    return run.finish(progress)
+    with _usual_defaults():
+        check_folder(out, resume)
+        refuse_running(out)
+        chosen = choose_device(device)
+        dataset = open_training_data(recipe)
+        check_objects(dataset, recipe.data.use_difficult)
+        test_data = open_test_data(recipe, dataset.classes) if recipe.evaluate.every else None
+        if progress:
+            announce(dataset, recipe)
+        run = _Run(recipe, out, dataset, test_data)
+        with run_lock(out):
+            check_folder(out, resume)  # another run may have come and gone
+            remove_leftovers(out)
+            if resume:
+                run.restore(chosen)
+            else:
+                run.start(chosen)
+            return run.finish(progress)
 
 
 class _Run:
@@ -137,7 +153,7 @@ class _Run:
         state, self.window = load_run(self.out, self.recipe, self.fingerprint)
         self.trainer = Trainer(self.model, self.recipe, device)
         self.trainer.restore(state, self.out / STATE_FILE)
-        remove_leftovers(self.out)
+        write_text(self.out / RECIPE_FILE, self.recipe.to_toml())  # a run killed at once has none yet
 
     def finish(self, progress: bool) -> TrainResult:
         """Take the remaining steps, and write the final model and the result."""
@@ -161,7 +177,7 @@ class _Run:
         logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
         loss = logged[-1] if logged else None
         summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
-        recipe = self.recipe.without_folders().to_dict()
+        recipe = self.recipe.without_folders().writable().to_dict()
         facts = {"recipe": recipe, "steps": self.trainer.steps, "loss": loss, "evaluation": summary}
         checkpoint = self.out / MODEL_FILE
         save_model(self.trainer.inference_model, checkpoint, half=self.recipe.train.half_checkpoint, metadata=facts)
@@ -175,8 +191,8 @@ class _Run:
         speed = Speed(settings.batch_size)
         if self._evaluation_due and trainer.steps < settings.steps and not self._is_evaluated():
             self._evaluate(log, progress, stop)
-        with StepBar(trainer.steps, settings.steps, shown=progress) as bar:
-            for batch in speed.timed(self.loader.iterate(trainer.steps), settings.steps - trainer.steps, stop):
+        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches()) as batches:
+            for batch in speed.timed(batches, settings.steps - trainer.steps, stop):
                 lr = trainer.learning_rate
                 values = trainer.step(batch)
                 self.window.add(values)
@@ -191,6 +207,14 @@ class _Run:
                 if self._evaluation_due and not finished:
                     self._evaluate(log, progress, stop)
                     speed.reset()  # the images per second are those of training
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """The batches from the next step on. One that cannot be loaded ends the run, between two steps: it is saved."""
+        try:
+            yield from self.loader.iterate(self.trainer.steps)
+        except RefineDetError as error:
+            self._save()
+            raise RunStopped(f"{error}. The run is saved in {self.out}, after step {self.trainer.steps}") from error
 
     @property
     def _evaluation_due(self) -> bool:
@@ -242,6 +266,21 @@ def _complete(
     given = {"data.root": data, "model.weights": weights, "model.weights_input": weights_input}
     settings = [setting(name, str(value), "train()") for name, value in given.items() if value is not None]
     return with_settings(recipe, settings) if settings else recipe
+
+
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """Networks and generators are made in float32 on the CPU, whatever torch's default dtype and device."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        if torch.get_default_device().type == "cpu":
+            yield
+        else:
+            with torch.device("cpu"):
+                yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _check_statistics(model: RefineDet, recipe: Recipe) -> None:

@@ -2,34 +2,40 @@
 
 A *model* file holds the weights of a network; a *training* file (``last.safetensors``) everything needed to continue
 a run: weights, their moving average, momentum buffers, random generators, step, recipe. Both carry one JSON text in
-the safetensors metadata under the key ``refinedet``: ``format_version``, ``kind``, ``config`` (the `ModelConfig`) and
-``facts`` (whatever the writer adds). Nothing is ever unpickled.
+the safetensors metadata under the key ``refinedet``: ``format_version``, ``kind``, ``config`` (the `ModelConfig`),
+``facts`` (whatever the writer adds) and, of a run, ``step``. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from refinedet.errors import CheckpointError, InputError, suggestion
-from refinedet.files import CHECKPOINTS, atomic_write
-from refinedet.models import ModelConfig, RefineDet, from_config
+from refinedet.errors import CheckpointError, InputError, show, suggestion
+from refinedet.files import CHECKPOINTS, atomic_write, utf8_path
+from refinedet.models import ModelConfig, RefineDet, from_config, outline, unwrap, unwrap_names
+from refinedet.parsing import parse_json, to_json
 from refinedet.weights.subsampling import select_classes
 
 FORMAT_VERSION = 1
 _KEY = "refinedet"
 _MODEL, _AVERAGE, _MOMENTUM, _RANDOM = "model.", "average.", "momentum.", "random."
 _MISMATCHES_SHOWN = 5
+_MOST_STEPS = 2**53  # up to here JSON and floats hold every whole number
+# Of weights in a file, as safetensors and as torch name them; float8 would need scales that no file has.
+_FLOATING = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_WHOLE = {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}
+_DTYPES = _FLOATING | _WHOLE
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class TrainingState:
 
 
 def save_model(
-    model: RefineDet,
+    model: nn.Module,
     path: str | os.PathLike[str],
     *,
     half: bool = False,
@@ -54,19 +60,23 @@ def save_model(
     """Write ``model`` (weights and configuration) to ``path`` as safetensors, atomically.
 
     Args:
-        model: the network; its mode and device do not matter.
+        model: the network; its mode and device do not matter, nor what is around it or its parts (torch.compile,
+            DataParallel, DistributedDataParallel, AveragedModel, ModelEMA, in any order).
         path: file to write; what stood there stays until the new file is complete.
         half: store the weights of convolutions as float16. Vectors (biases, norms, batch statistics) stay float32:
             they are few, and batch variances can exceed float16's range.
         metadata: JSON-able facts kept with it, e.g. recipe and accuracy; `read_metadata` gives them back.
 
     Raises:
-        CheckpointError: a weight is not finite (or not in half precision), or the file cannot be written.
+        CheckpointError: a weight is not finite (or not in half precision), the network was changed after it was built
+            and could not be loaded again, or the file cannot be written.
+        InputError: ``model`` is or holds no RefineDet, or ``metadata`` is no JSON.
     """
-    tensors = model.state_dict()
+    network = unwrap(model)
+    tensors = _network_tensors(network, network.state_dict(), path)
     if half:
         tensors = {name: t.half() if t.is_floating_point() and t.dim() > 1 else t for name, t in tensors.items()}
-    _write(path, tensors, {"kind": "model", "config": model.config.to_json(), "facts": dict(metadata or {})})
+    _write(path, tensors, {"kind": "model", "config": network.config.to_json(), "facts": dict(metadata or {})})
 
 
 def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
@@ -81,14 +91,22 @@ def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
             newer version; tensors that do not fit the network of its configuration.
     """
     path = resolve(path_or_name)
-    tensors, header = _read(path)
-    model = _build(path, header)
-    _assign(model, _inference_weights(tensors, header), path)
+    header = _read_header(path)
+    config = _config(path, header)
+    prefix = _weights_prefix(path, header)
+    with _explaining_build(path):
+        expected = outline(config)  # takes no memory, whatever the file claims
+    stored = _stored_tensors(path, prefix)
+    _check_dtypes(stored, path)
+    fit(expected, unwrap_names(stored, expected.state_dict(), path), path)
+    with _explaining_build(path), torch.device("cpu"), _float32_by_default():
+        model = from_config(config)
+    _assign(model, _read_tensors(path, prefix), path)
     return model.eval()
 
 
-def load_weights(model: RefineDet, path: str | os.PathLike[str]) -> None:
-    """Start ``model`` from the weights of another checkpoint of the same architecture.
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Start ``model`` (a network, wrapped or not) from the weights of another checkpoint of the same architecture.
 
     Where the checkpoint has all classes of ``model`` among its own, in any order, and VOC's under COCO's names too, the
     classifiers of those are taken: a VOC model starts from a COCO model so (spec section 9.3).
@@ -97,17 +115,21 @@ def load_weights(model: RefineDet, path: str | os.PathLike[str]) -> None:
         CheckpointError: as `load_network`; also for another number of other classes.
     """
     path = resolve(path)
-    tensors, header = _read(path)
+    network = unwrap(model)
+    header = _read_header(path)
     source = _config(path, header).classes
-    _assign(model, select_classes(_inference_weights(tensors, header), source, model.config.classes), path)
+    prefix = _weights_prefix(path, header)
+    _check_dtypes(_stored_tensors(path, prefix), path)
+    weights = unwrap_names(_read_tensors(path, prefix), network.state_dict(), path)
+    _assign(network, select_classes(weights, source, network.config.classes), path)
 
 
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is a checkpoint of this package (of any version), as opposed to a backbone's weights."""
+def is_checkpoint(path_or_name: str | os.PathLike[str]) -> bool:
+    """Whether that file or shipped name is a checkpoint of this package (of any version), as opposed to a backbone's
+    weights."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return _KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
+        return _KEY in _read_metadata(resolve(path_or_name))
+    except CheckpointError:
         return False
 
 
@@ -147,15 +169,22 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
     )
 
 
-def save_training_state(path: str | os.PathLike[str], model: RefineDet, state: TrainingState) -> None:
+def save_training_state(path: str | os.PathLike[str], model: nn.Module, state: TrainingState) -> None:
     """Write the state of a run to ``path`` atomically: on any error the previous file is untouched.
 
     Raises:
-        CheckpointError: a weight is not finite, or the file cannot be written (a full disk).
+        CheckpointError: a weight is not finite or no part of the network, or the file cannot be written (a full disk).
     """
-    groups = {_MODEL: state.model, _AVERAGE: state.average, _MOMENTUM: state.momentum, _RANDOM: state.random}
+    network = unwrap(model)
+    model_tensors = _network_tensors(network, state.model, path)
+    groups = {
+        _MODEL: model_tensors,
+        _AVERAGE: state.average and _network_tensors(network, state.average, path),
+        _MOMENTUM: unwrap_names(state.momentum, model_tensors, path),
+        _RANDOM: state.random,
+    }
     tensors = {prefix + name: tensor for prefix, group in groups.items() for name, tensor in group.items()}
-    header = {"kind": "training", "config": model.config.to_json(), "step": state.step, "facts": state.facts}
+    header = {"kind": "training", "config": network.config.to_json(), "step": state.step, "facts": state.facts}
     _write(path, tensors, header)
 
 
@@ -166,20 +195,28 @@ def load_training_state(path: str | os.PathLike[str]) -> TrainingState:
         CheckpointError: as `load_network`, or the file holds a model without the state of a run.
     """
     path = Path(path)
-    tensors, header = _read(path)
+    header = _read_header(path)
     if header["kind"] != "training":
         raise CheckpointError(f"{path} holds a finished model, not the state of a run; resume needs last.safetensors")
+    _check_dtypes(_stored_tensors(path), path)
     return TrainingState(
         step=header["step"],
-        model=_group(tensors, _MODEL),
-        momentum=_group(tensors, _MOMENTUM),
-        average=_group(tensors, _AVERAGE),
-        random=_group(tensors, _RANDOM),
+        model=_read_tensors(path, _MODEL),
+        momentum=_read_tensors(path, _MOMENTUM),
+        average=_read_tensors(path, _AVERAGE),
+        random=_read_tensors(path, _RANDOM),
         facts=header["facts"],
     )
 
 
-def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+class _Stored(NamedTuple):
+    """A tensor in a file, unread."""
+
+    shape: tuple[int, ...]
+    dtype: str  # in safetensors' words
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor | _Stored], path: Path) -> None:
     """Check that ``tensors`` are the state dict of ``module``, by names and shapes.
 
     Raises:
@@ -200,47 +237,73 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
+def _network_tensors(
+    network: RefineDet, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> dict[str, Tensor]:
+    """``tensors`` by their names in the network alone. CheckpointError unless they can be loaded again."""
+    try:
+        built = outline(network.config)
+    except InputError:  # a backbone that this package cannot make; `load_weights` takes its weights back
+        return unwrap_names(tensors, (), path)
+    own = unwrap_names(tensors, built.state_dict(), path)
+    try:
+        fit(built, own, Path(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} not written: the network was changed since it was built; {error}") from error
+    return own
+
+
 def _assign(model: RefineDet, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load ``tensors`` into ``model``, after a check of names, shapes and values."""
+    expected = model.state_dict()
+    tensors = unwrap_names(tensors, expected, path)
     fit(model, tensors, path)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise CheckpointError(
+                f"{path} is damaged: {name} is {tensor.dtype} instead of {expected[name].dtype}; copy it again"
+            )
+        value = tensor.to(expected[name].dtype)  # what is finite in float64 may not be here
+        if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(f"{path} is damaged: {name} holds values that are not finite; copy it again")
+        if name.endswith("running_var") and (value < 0).any():
+            raise CheckpointError(f"{path} is damaged: {name} holds variances below 0; copy it again")
     model.load_state_dict(tensors)
 
 
-def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _inference_weights(tensors: dict[str, Tensor], header: Mapping[str, Any]) -> dict[str, Tensor]:
-    if header["kind"] == "model":
-        return tensors
-    return _group(tensors, _AVERAGE) or _group(tensors, _MODEL)
-
-
 def _config(path: Path, header: Mapping[str, Any]) -> ModelConfig:
-    try:
+    with _explaining_build(path):
         return ModelConfig.from_json(header["config"])
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
 
 
-def _build(path: Path, header: Mapping[str, Any]) -> RefineDet:
-    config = _config(path, header)
+@contextmanager
+def _explaining_build(path: Path) -> Iterator[None]:
     try:
-        with torch.device("cpu"):
-            return from_config(config).float()
-    except (InputError, TypeError, ValueError, RuntimeError) as error:  # the last three: wild values
+        yield
+    except (CheckpointError, InputError) as error:
         raise CheckpointError(f"{path}: its model cannot be built: {error}; use an undamaged checkpoint") from error
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     path = Path(path)
+    stored: dict[str, Tensor] = {}
+    memory: set[int] = set()  # safetensors refuses tensors that share theirs: tied weights are stored twice
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{path} not written: {name} holds values that are not finite as {tensor.dtype}")
-    stored = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    text = json.dumps({"format_version": FORMAT_VERSION, **header})
+        _check_writable(tensor, name, path)
+        plain = tensor.detach().cpu().contiguous()
+        stored[name] = plain.clone() if plain.untyped_storage().data_ptr() in memory else plain
+        memory.add(plain.untyped_storage().data_ptr())
+    text = _header_text(path, {"format_version": FORMAT_VERSION, **header})
     try:
         with atomic_write(path) as temporary:
             save_file(stored, temporary, {"format": "pt", _KEY: text})
@@ -249,42 +312,118 @@ def _write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: 
         raise CheckpointError(f"cannot write {path}: {error}{kept}. Free space or choose another folder") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    header = _read_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+def _check_writable(tensor: Tensor, name: str, path: Path) -> None:
+    if tensor.is_meta:
+        raise CheckpointError(f"{path} not written: {name} has no values (device meta); fill the network first")
+    if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES.values():
+        kind = f"{tensor.dtype}, {tensor.layout}"
+        raise CheckpointError(f"{path} not written: {name} is {kind}; cast the network to float32 first")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise CheckpointError(f"{path} not written: {name} holds values that are not finite as {tensor.dtype}")
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _header_text(path: Path, header: Mapping[str, Any]) -> str:
+    """``header`` as JSON that can be read again; InputError if it holds what JSON does not."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        text = to_json(header)
+        parse_json(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} not written: its metadata is no JSON ({error}); give texts, numbers, lists"
+        ) from error
+    return text
+
+
+def _weights_prefix(path: Path, header: Mapping[str, Any]) -> str:
+    """Of the names of the tensors to detect with: in the state of a run, the moving average where it has one."""
+    if header["kind"] == "model":
+        return ""
+    return _AVERAGE if _stored_tensors(path, _AVERAGE) else _MODEL
+
+
+def _stored_tensors(path: Path, prefix: str = "") -> dict[str, _Stored]:
+    """Shapes and types of the tensors whose names begin with ``prefix``, by the rest of their names."""
+    with _open(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+        return {
+            name.removeprefix(prefix): _Stored(tuple(part.get_shape()), part.get_dtype())
+            for name, part in slices.items()
+        }
+
+
+def _read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
+    with _open(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _check_dtypes(stored: Mapping[str, _Stored], path: Path) -> None:
+    """Raise CheckpointError for a tensor of a type that weights do not come in."""
+    for name, tensor in stored.items():
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: {name} is stored as {tensor.dtype}, no type of weights; use one of {', '.join(_DTYPES)}"
+            )
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The open safetensors file; what goes wrong with it is a CheckpointError."""
+    try:
+        with utf8_path(path) as name, safe_open(name, framework="pt", device="cpu") as file:
+            yield file
     except SafetensorError as error:
         raise CheckpointError(_explain_unreadable(path)) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    with _open(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    metadata = _read_metadata(path)
     if _KEY not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file without refinedet's metadata: it is not a checkpoint of this package "
             f"(the weights of a backbone: refinedet train RECIPE --weights {shlex.quote(str(path))})"
         )
     try:
-        header: dict[str, Any] = json.loads(metadata[_KEY])
-        version, kind, _ = header["format_version"], header["kind"], header["config"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its refinedet metadata is damaged ({error!r})") from error
-    if type(version) is not int:
-        raise CheckpointError(f"{path}: its refinedet metadata is damaged (format version {version!r}); copy it again")
+        header: Any = parse_json(metadata[_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its refinedet metadata is damaged ({error}); copy it again") from error
+    _check_header(header, path)
+    checked: dict[str, Any] = header
+    return checked
+
+
+def _check_header(header: Any, path: Path) -> None:
+    """Raise CheckpointError unless the header is as this module's docstring says."""
+
+    def require(condition: bool, name: str, value: object, wanted: str) -> None:
+        if not condition:
+            raise CheckpointError(
+                f"{path}: its refinedet metadata is damaged ({name} {show(value)}): {wanted} is needed; copy it again"
+            )
+
+    require(isinstance(header, dict), "document", header, "an object")
+    version, kind, facts = header.get("format_version"), header.get("kind"), header.get("facts")
+    require(type(version) is int and version >= 1, "format version", version, "a whole number from 1")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this refinedet reads up to {FORMAT_VERSION}: update the package"
+            f"{path} has format version {show(version)}, this refinedet reads up to {FORMAT_VERSION}: "
+            "update the package"
         )
     if kind not in ("model", "training"):
-        raise CheckpointError(f"{path} holds a {kind!r}, not a model or the state of a training run")
-    return header
+        raise CheckpointError(f"{path} holds a {show(kind)}, not a model or the state of a training run")
+    require(isinstance(header.get("config"), str), "config", header.get("config"), "a text")
+    require(isinstance(facts, dict), "facts", facts, "an object")
+    step = header.get("step")
+    if kind == "training":
+        require(type(step) is int and 0 <= step <= _MOST_STEPS, "step", step, "a whole number from 0")
 
 
 def _explain_unreadable(path: Path) -> str:

@@ -54,7 +54,7 @@ def test_a_sound_data_set(tmp_path):
     assert dataset.category_ids == {1: 18, 2: 3}
     assert dataset.annotation_file == tmp_path / "annotations" / "instances_train.json"
     assert dataset.warnings == []
-    assert [record.image_id for record in dataset.records] == ["70", "5", "6"]
+    assert [record.image_id for record in dataset.records] == [70, 5, 6]  # as the file has them
     sample = dataset[1]
     assert (sample.image.shape, Path(sample.path).name) == ((HEIGHT, WIDTH, 3), "b.png")
     expected = [[0.25, 0.25, 0.75, 0.75], [1.5 / 64, 2.25 / 48, 12 / 64, 22.5 / 48]]
@@ -72,7 +72,7 @@ def test_crowd_is_difficult(tmp_path):
 
 def test_images_without_annotations_stay(tmp_path):
     sample = open_quietly(tree(tmp_path, content()))[2]
-    assert sample.image_id == "6"
+    assert sample.image_id == 6
     assert (sample.boxes.shape, sample.labels.shape) == ((0, 4), (0,))
 
 
@@ -142,7 +142,142 @@ def test_the_image_wins_over_the_annotated_size(tmp_path):
     np.testing.assert_allclose(dataset[1].boxes[0], [0.25, 0.25, 0.75, 0.75])
 
 
-@pytest.mark.parametrize("field", [{"area": "9"}, {"area": float("nan")}, {"iscrowd": "no"}])
+def test_an_annotated_size_that_is_turned_names_exif(tmp_path):
+    data = content()
+    data["images"][1].update(width=HEIGHT, height=WIDTH)
+    with pytest.warns(UserWarning, match=r"turned by 90 degrees.* EXIF .*: 1 \(b.png\)"):
+        COCODataset(tree(tmp_path, data), "train")
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": "?", "height": []}, {"height": 7}])
+def test_an_annotated_size_that_says_nothing_is_no_matter(tmp_path, size):
+    data = content()
+    data["images"][0] = {"id": 70, "file_name": "a.png", **size}
+    assert len(open_quietly(tree(tmp_path, data))) == 3
+
+
+def test_fields_that_nothing_depends_on_may_be_absent_or_odd(tmp_path):
+    data = content()
+    for annotation in data["annotations"]:
+        annotation.update(id=1, segmentation="?", area=None, iscrowd=None)  # the ids are not told apart by anyone
+    data["images"][0].update(license=[], coco_url=None)
+    data["categories"][0].update(supercategory=7)
+    assert len(open_quietly(tree(tmp_path, data))[1].labels) == 2
+
+
+HUGE = int("9" * 400)
+
+
+@pytest.mark.parametrize("ids", [(1, "b", "1"), (2**63, 2**64, -(2**63)), (HUGE, HUGE + 1, 0), (1.0, 2, "1.0")])
+def test_ids_are_numbers_or_texts_of_any_size(tmp_path, ids):
+    data = content()
+    for image, id_ in zip(data["images"], ids, strict=True):
+        image["id"] = id_
+    for annotation, number in zip(data["annotations"], (1, 0, 1), strict=True):
+        annotation["image_id"] = ids[number]
+    dataset = open_quietly(tree(tmp_path, data))
+    assert [record.image_id for record in dataset.records] == list(ids)
+    assert [type(record.image_id) for record in dataset.records] == [str if isinstance(i, str) else int for i in ids]
+    assert [len(record.labels) for record in dataset.records] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("ids", [("x", 1), (2**70, "3"), (3.0, 18)])
+def test_ids_of_categories_likewise(tmp_path, ids):
+    data = content()
+    for annotation in data["annotations"]:
+        annotation["category_id"] = {18: ids[0], 3: ids[1]}[annotation["category_id"]]
+    data["categories"] = [{"id": id_, "name": name} for id_, name in zip(ids, ("dog", "car"), strict=True)]
+    dataset = open_quietly(tree(tmp_path, data))
+    assert dataset.category_ids == {1: ids[0], 2: ids[1]}
+    assert dataset[1].labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("box", [[HUGE, 5, 3, 9], [5, 5, HUGE, 9], [-HUGE, 5, HUGE, 9]])
+def test_boxes_of_400_digits_are_dropped(tmp_path, box):
+    data = content()
+    data["annotations"][1]["bbox"] = box
+    with pytest.warns(UserWarning, match=r"boxes with a coordinate that is not finite, dropped: 1 \(a.png\)"):
+        COCODataset(tree(tmp_path, data), "train")
+
+
+@pytest.mark.parametrize(("area", "kept"), [(100, 100), (0, 0), (None, None), (-9, None), (1e300, None)])
+def test_area_of_the_outline_where_it_is_possible(tmp_path, area, kept):
+    data = content()
+    data["annotations"][1]["area"] = area
+    np.testing.assert_array_equal(
+        open_quietly(tree(tmp_path, data)).records[0].areas, [np.nan if kept is None else kept]
+    )
+
+
+@pytest.mark.parametrize("name", ["sub/a.png", "sub\\a.png", ".\\sub\\a.png", "../train/sub/a.png"])
+def test_file_names_with_folders(tmp_path, name):
+    data = content()
+    data["images"][0]["file_name"] = name
+    root = tree(tmp_path, data)
+    (root / "train" / "sub").mkdir()
+    (root / "train" / "a.png").rename(root / "train" / "sub" / "a.png")
+    assert open_quietly(root)[0].image.shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    "spelling", ["../../outside.png", "..\\..\\outside.png", "sub/../../../outside.png", "absolute"]
+)
+def test_a_file_name_stays_in_the_data_folder(tmp_path, number, spelling):
+    data = content()
+    name = str(tmp_path / "outside.png") if spelling == "absolute" else spelling
+    data["images"][number]["file_name"] = name
+    root = tree(tmp_path / "coco", data)
+    (root / "train" / "sub").mkdir()
+    (root / "train" / "a.png").rename(tmp_path / "outside.png")
+    with pytest.raises(DataError, match=r"instances_train.json: file_name '.*outside.png' leaves the data folder"):
+        open_dataset(root, "train")
+    if number == 1:
+        (root / "train" / "a.png").symlink_to(tmp_path / "outside.png")  # a link is the user's own
+    assert open_dataset(root, "train", allow_outside=True)[number].image.shape == (HEIGHT, WIDTH, 3)
+
+
+def roboflow(root: Path, *splits: str) -> Path:
+    """The tree that Roboflow exports: annotations beside the images of each split."""
+    for split in splits:
+        tree(root, content(), file=f"{split}/_annotations.coco.json", images=split)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("split", "folder"), [("train", "train"), ("valid", "valid"), ("val", "valid"), ("test", "test")]
+)
+def test_roboflow(tmp_path, split, folder):
+    dataset = open_dataset(roboflow(tmp_path, "train", "valid", "test"), split)
+    assert isinstance(dataset, COCODataset)
+    assert dataset.annotation_file == tmp_path / folder / "_annotations.coco.json"
+    assert [record.path.parent.name for record in dataset.records] == [folder] * 3
+    assert dataset[1].labels.tolist() == [1, 2]
+
+
+def test_splits_of_every_layout_are_listed(tmp_path):
+    roboflow(tmp_path, "train", "valid", ".hidden")
+    tree(tmp_path, content(), file="night/night.json")
+    tree(tmp_path, content(), file="day/instances_day.json")
+    tree(tmp_path, content(), file="old.json")
+    tree(tmp_path, content(), file="annotations/instances_new.json")
+    tree(tmp_path, content(), file="annotations/._instances_new.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no such split; the splits there: day, new, night, old, train, valid$"):
+        open_dataset(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "hidden", ["annotations/._instances_train.json", "__MACOSX/_annotations.coco.json", "._x.json"]
+)
+def test_hidden_files_are_no_annotations(tmp_path, hidden):
+    tree(tmp_path, content(), file=hidden)
+    with pytest.raises(DataError, match="neither a VOC data set"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("field", [{"area": "9"}, {"area": float("nan")}, {"area": HUGE}, {"area": []},
+                                   {"iscrowd": "no"}, {"iscrowd": "0"}, {"iscrowd": float("nan")}])  # fmt: skip
 def test_fields_that_only_the_metric_reads_are_checked_too(tmp_path, field):
     data = content()
     data["annotations"][1].update(field)
@@ -160,7 +295,7 @@ def changed(where: str, index: int, **values) -> dict:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ('{"images": [', r"instances_train\.json: malformed JSON \(Expecting value: line 1 column 13"),
+        ('{"images": [', r"instances_train\.json: malformed JSON: Expecting value: line 1 column 13"),
         ("", r"instances_train\.json: malformed JSON"),
         ("[]", r"has no list 'images'; a COCO file has images, annotations and categories"),
         ({"images": [], "annotations": []}, r"has no list 'categories'"),
@@ -170,6 +305,26 @@ def changed(where: str, index: int, **values) -> dict:
         (changed("images", 0, id=5), r"two images share an id"),
         (changed("images", 0, id=None), r"image .* has no 'id'; add it"),
         (changed("images", 0, id=[1]), r"image \[1\] has id \[1\]; give a whole number"),
+        (changed("images", 0, id=True), r"image True has id True; give a whole number or a text"),
+        (changed("images", 0, id=1.5), r"image 1.5 has id 1.5; give a whole number or a text"),
+        (changed("images", 0, id=float("nan")), r"image nan has id nan; give a whole number or a text"),
+        (changed("images", 0, id=5.0), r"two images share an id"),
+        (changed("annotations", 0, image_id="5"), r"annotation 1 names image id '5', which the file lacks"),
+        (changed("annotations", 0, category_id="18"), r"annotation 1 names category id '18'; .* 18 \(dog\), 3 \(car\)"),
+        (changed("annotations", 0, category_id=False), r"annotation 1 has category_id False; give a whole number or a"),
+        (changed("categories", 0, name=""), r"category 18 has name ''; give a text"),
+        (changed("categories", 0, name=["dog"]), r"category 18 has name \['dog'\]; give a text"),
+        (changed("images", 0, file_name=7), r"image 70 has file_name 7; give a text"),
+        (changed("images", 0, file_name=""), r"image 70 has file_name ''; give a text"),
+        (changed("images", 0, file_name="x" * 300), r"its image x+ is in none of"),
+        (changed("images", 1, file_name="x" * 300), r"its image x+ is not in"),
+        (changed("images", 1, file_name="b.png\0"), r"its image b.png.* is not in"),
+        (changed("images", 1, file_name="\ud800.png"), r"malformed JSON: '.ud800.png' holds half of a surrogate pair"),
+        ("[" * 10_000 + "]" * 10_000, r"malformed JSON: nested too deeply"),
+        ('{"images": [' + "9" * 5000 + "]}", r"malformed JSON: a number has too many digits"),
+        (changed("annotations", 0, bbox=["1", "2", "3", "4"]), r"annotation 1 has bbox \['1', '2', '3', '4'\]; give"),
+        (changed("annotations", 0, bbox=[True, 2, 3, 4]), r"annotation 1 has bbox \[True, 2, 3, 4\]; give"),
+        (changed("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1 has bbox \[1, 2, 3, None\]; give"),
         (changed("images", 0, file_name=None), r"image 70 has no 'file_name'; add it"),
         (changed("images", 0, file_name="ghost.png"), r"its image ghost\.png is in none of .*; restore it"),
         (changed("images", 1, file_name="ghost.png"), r"its image ghost\.png is not in .*train \(1 of 3 are missing\)"),

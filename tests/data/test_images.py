@@ -185,6 +185,12 @@ def test_unreadable_file(tmp_path, monkeypatch):
         read_image(tmp_path / "locked.png")
 
 
+def test_list_images_passes_over_hidden_files(tmp_path):
+    for name in ("._a.png", ".hidden.jpg", "a.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+
+
 def test_list_images_is_sorted_and_knows_suffixes_in_capitals(tmp_path):
     for name in ("b.JPG", "a.png", "notes.txt", "c.tiff"):
         (tmp_path / name).touch()

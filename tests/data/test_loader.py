@@ -1,6 +1,11 @@
 """Batches: pure functions of (seed, step), whoever loads them."""
 
+import errno
+import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
 from itertools import islice
 from pathlib import Path
 
@@ -186,6 +191,124 @@ def test_a_killed_worker_is_one_clear_error(tmp_path):
     dataset = DyingDataset(make_voc(tmp_path, {"train": 2}), "train")
     with pytest.raises(DataError, match=r"a data loading process died .*fewer workers \(0: none\)"):
         next(loader(dataset, 2, workers=1).iterate())
+
+
+def test_only_the_main_process_ends_a_worker(dataset):
+    """Slurm and systemd send SIGTERM to every process of a job, terminals to the group."""
+    batches = loader(dataset, workers=1).iterate()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for name in ("TERM", "INT", "HUP"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    for _ in range(5):  # more than were loaded ahead
+        next(batches)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+
+
+class FailingDataset(VOCDataset):
+    """Fails as a library or the system may."""
+
+    error: Exception
+
+    def __getitem__(self, index: int) -> Sample:
+        raise self.error
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one}\n{two}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            MemoryError("Unable to allocate 3 GiB"),
+            r"\(MemoryError: Unable to allocate 3 GiB\); free memory or /dev/shm",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            r"\(RuntimeError: DefaultCPUAllocator: .* tried\); free memory or /dev/shm",
+        ),
+        (KeyError("x"), r"\(KeyError: 'x'\); check its images"),
+        (Unpicklable("a", "b"), r"\(Unpicklable: a\); check its images"),
+        (StopIteration(), r"\(StopIteration: \); check its images"),
+    ],
+)
+def test_any_error_while_loading_is_one_clear_error(tmp_path, workers, error, message):
+    failing = FailingDataset(make_voc(tmp_path, {"train": 2}), "train")
+    failing.error = error
+    with pytest.raises(DataError, match=rf"^the batch of step 5 cannot be loaded {message}") as caught:
+        next(loader(failing, 2, workers=workers).iterate(5))
+    assert "\n" not in str(caught.value)
+
+
+def test_full_shared_memory_is_one_clear_error(dataset, monkeypatch):
+    """In a thread of the worker, where torch would find it, nobody would hear of it: the run would wait for ever."""
+
+    def refuse(tensor):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(DataError, match=r"shared memory\(shm\).*; free memory or /dev/shm, or use fewer workers"):
+        next(loader(dataset, workers=1).iterate())
+
+
+def test_process_that_cannot_be_started_is_one_clear_error(dataset, monkeypatch):
+    def refuse():
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(DataError, match=r"Cannot allocate memory\); free memory or /dev/shm, or use fewer workers"):
+        next(loader(dataset, workers=1).iterate())
+
+
+def kill(process, number=signal.SIGKILL):
+    """Kill a process and wait for its end, which is left for others to find."""
+    os.kill(process.pid, number)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_death_of_a_worker_waits_for_the_next_batch(dataset):
+    """Torch tells it from a signal handler: in the middle of a step, or of a file that is being written."""
+    batches = loader(dataset, workers=2).iterate()
+    next(batches)
+    kill(multiprocessing.active_children()[0])  # here torch's handler would raise
+    with pytest.raises(DataError, match=r"a data loading process died .*fewer workers \(0: none\)"):
+        list(islice(batches, 20))
+
+
+def test_deaths_in_other_loaders_are_torchs(dataset):
+    """Before, beside and after ours."""
+    ours = [loader(dataset, workers=1).iterate() for _ in range(2)]
+    for batches in ours:
+        next(batches)
+    for batches in ours:  # not in the order of a stack
+        batches.close()
+    other = iter(torch.utils.data.DataLoader(range(100), num_workers=1))
+    next(other)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        kill(worker)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_default_device_and_dtype_do_not_matter(dataset, workers):
+    expected = next(loader(dataset, seed=3).iterate(2))
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = next(loader(dataset, seed=3, workers=workers).iterate(2))
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert_equal(found, expected)
 
 
 def test_parts_can_be_sent_to_another_process(dataset):

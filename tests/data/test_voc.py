@@ -91,7 +91,10 @@ def test_given_classes_fix_the_labels(tmp_path):
 
 def test_unknown_class_names_the_near_one(tmp_path):
     root = tree(tmp_path, {"a": xml(xml_object("ct", (1, 1, 9, 9)))})
-    message = r"a\.xml: class 'ct' is not among the 2 known classes \(cat, dog\); did you mean 'cat'\? correct"
+    message = (
+        r"a\.xml: class 'ct' is not among the 2 known classes \(cat, dog\); did you mean 'cat'\? correct "
+        r"the annotation, or the list of classes if it is the one with the mistake \(data.classes in a recipe\)"
+    )
     with pytest.raises(DataError, match=message):
         VOCDataset(root, "train", classes=["cat", "dog"])
 
@@ -101,6 +104,8 @@ def test_unknown_class_names_the_near_one(tmp_path):
     [
         ([], "the list of classes is empty"),
         (["cat", "dog", "cat"], "class 'cat' is named twice"),
+        ([1, 2], r"classes is \[1, 2\]; give a list of names, each a text"),
+        (["cat", " "], r"classes is \['cat', ' '\]; give a list of names, each a text"),
         ("cat", r"classes is the text 'cat'; give a list of names, such as \['cat'\]"),
     ],
 )
@@ -154,9 +159,245 @@ def test_the_image_wins_over_the_annotated_size(tmp_path):
     np.testing.assert_allclose(dataset[0].boxes, [[10 / 64, 0.25, 0.5, 0.5]])
 
 
-@pytest.mark.parametrize("size", [{"width": 0, "height": 0}, {"width": "nan", "height": "inf"}])
+def test_an_annotated_size_of_0_differs_from_the_images(tmp_path):
+    """37 files of a public set of fruit have it; their boxes are sound."""
+    root = tree(tmp_path, {"a": xml(CAT, width=0, height=0), "b": xml(CAT)})
+    with pytest.warns(UserWarning, match=r"annotated image size differs from the image's, which is used: 1 \(a.xml\)"):
+        dataset = VOCDataset(root, "train")
+    np.testing.assert_allclose(dataset[0].boxes, [[10 / 64, 0.25, 0.5, 0.5]])
+
+
+def test_an_annotated_size_that_is_turned_names_exif(tmp_path):
+    root = tree(tmp_path, {"a": xml(CAT, width=HEIGHT, height=WIDTH)})
+    with pytest.warns(UserWarning, match=r"turned by 90 degrees.* EXIF .*stored pixels.*: 1 \(a.xml\)"):
+        dataset = VOCDataset(root, "train")
+    np.testing.assert_allclose(dataset[0].boxes, [[10 / 64, 0.25, 0.5, 0.5]])
+
+
+SIZE = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "<size/>",
+        "<size><width/><height/></size>",
+        f"<size><width>{WIDTH}</width></size>",
+        "<size><width>Unspecified</width><height>Unspecified</height></size>",
+        "<size><width>nan</width><height>inf</height></size>",
+        f"<size><width>{'9' * 400}</width><height>{'9' * 400}</height></size>",
+    ],
+)
 def test_an_annotated_size_that_says_nothing_is_no_matter(tmp_path, size):
-    assert len(open_quietly(tree(tmp_path, {"a": xml(CAT, **size)}))) == 1
+    assert len(open_quietly(tree(tmp_path, {"a": xml(CAT).replace(SIZE, size)}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "difficult"),
+    [
+        ("", False),
+        ("Unspecified", False),
+        ("False", False),
+        ("no", False),
+        (" 1 ", True),
+        ("true", True),
+        ("Yes", True),
+    ],
+)
+def test_words_for_difficult(tmp_path, text, difficult):
+    dataset = open_quietly(tree(tmp_path, {"a": xml(xml_object("cat", (1, 1, 9, 9), text))}))
+    assert dataset[0].difficult.tolist() == [difficult]
+
+
+def test_a_box_without_area_in_float32_is_dropped(tmp_path):
+    root = tree(tmp_path, {"a": xml(CAT, xml_object("cat", (10, 10, "10.0000001", 20)))})
+    with pytest.warns(UserWarning, match="boxes of no area, dropped: 1"):
+        assert len(VOCDataset(root, "train")[0].labels) == 1
+
+
+def test_a_box_of_any_size_is_clipped_without_a_word_of_numpy(tmp_path):
+    root = tree(tmp_path, {"a": xml(xml_object("cat", ("-1e308", 0, "1e308", 48)))})
+    with pytest.warns(UserWarning, match="boxes partly outside the image, clipped: 1") as caught:
+        dataset = VOCDataset(root, "train")
+    assert len(caught) == 1
+    assert dataset[0].boxes.tolist() == [[0, 0, 1, 1]]
+
+
+# What is made in the encodings of the world ---------------------------------------------------------------------------
+
+ENCODINGS = [
+    ("gb2312", "gb2312", "裂纹"),
+    ("GB2312", "gbk", "裂紋"),  # beyond gb2312, as Windows writes it
+    ("gbk", "gbk", "裂纹"),
+    ("GB18030", "gb18030", "裂纹\U00020000"),
+    ("cp936", "gbk", "裂纹"),
+    ("Shift_JIS", "shift_jis", "傷"),
+    ("shift-jis", "cp932", "①傷"),
+    ("x-sjis", "cp932", "傷"),
+    ("Windows-31J", "cp932", "傷"),
+    ("EUC-JP", "euc_jp", "傷"),
+    ("ISO-2022-JP", "iso2022_jp", "傷"),
+    ("Big5", "big5", "裂紋"),
+    ("big5-hkscs", "big5hkscs", "裂紋"),
+    ("EUC-KR", "euc_kr", "결함"),
+    ("ks_c_5601-1987", "cp949", "햏결함"),
+    ("windows-1251", "cp1251", "трещина"),
+    ("windows-1252", "cp1252", "Riß €"),
+    ("iso-8859-1", "latin-1", "Riß"),
+    ("ISO-8859-15", "iso8859_15", "Riß €"),
+    ("koi8-r", "koi8_r", "трещина"),
+    ("utf8", "utf-8", "裂纹"),
+    ("UTF-8", "utf-8-sig", "裂纹"),
+    ("utf-16", "utf-16", "裂纹"),
+    ("UTF-16", "utf-16-le", "裂纹"),
+    ("UTF-16", "utf-16-be", "裂纹"),
+    ("utf-16", "utf-8", "裂纹"),  # as .NET does
+]
+
+
+@pytest.mark.parametrize(("declared", "encoding", "name"), ENCODINGS)
+def test_declared_encodings(tmp_path, declared, encoding, name):
+    root = tree(tmp_path, {"a": xml()})
+    text = f"<?xml version='1.0' encoding='{declared}'?>\n" + xml(xml_object(name, (10, 12, 32, 24)))
+    (root / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    dataset = open_quietly(root)
+    assert dataset.classes == (name,)
+    np.testing.assert_allclose(dataset[0].boxes, [[10 / 64, 0.25, 0.5, 0.5]])
+
+
+def test_a_declaration_after_a_blank_line(tmp_path):
+    text = '\n<?xml version="1.0" encoding="utf-8"?>' + xml(CAT)
+    assert open_quietly(tree(tmp_path, {"a": text})).classes == ("cat",)
+
+
+@pytest.mark.parametrize("declaration", ["", '<?xml version="1.0"?>', '<?xml version="1.0" encoding="utf-8"?>'])
+def test_another_encoding_than_the_declared_one_is_named(tmp_path, declaration):
+    root = tree(tmp_path, {"a": xml(CAT)})
+    (root / "Annotations" / "a.xml").write_bytes((declaration + xml(xml_object("裂纹", (1, 1, 9, 9)))).encode("gbk"))
+    with pytest.raises(DataError, match=r"a\.xml: malformed XML \(not utf-8: .*\); declare the encoding"):
+        VOCDataset(root, "train")
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "rot13", "hex", "base64", "undefined"])
+def test_what_is_no_encoding_of_a_text(tmp_path, encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + xml(CAT)
+    with pytest.raises(DataError, match=r"a\.xml: malformed XML"):
+        VOCDataset(tree(tmp_path, {"a": text}), "train")
+
+
+# Files that systems and editors leave behind --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "hidden", ["._a.xml", ".ipynb_checkpoints/a-checkpoint.xml", "__MACOSX/._a.xml", "sub/.b.xml", ".Trash-1000/a.xml"]
+)
+@pytest.mark.parametrize("content", [b"\x00\x05\x16\x07 Mac OS X", xml(xml_object("ghost", (1, 1, 9, 9))).encode()])
+def test_hidden_files_are_no_annotations(tmp_path, hidden, content):
+    root = tree(tmp_path / ".cache" / "data", {"a": xml(CAT)})  # the data set itself may lie anywhere
+    file = root / "Annotations" / hidden
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    assert open_quietly(root).classes == ("cat",)
+
+
+def test_hidden_files_are_no_splits_images_or_folders(tmp_path):
+    root = tree(tmp_path, {"a": xml(CAT)})
+    for name in ("JPEGImages/._a.png", "JPEGImages/Thumbs.db", "JPEGImages/.DS_Store", "ImageSets/Main/._train.txt"):
+        (root / name).write_bytes(b"\x00\x05\x16\x07 Mac OS X")
+    (root / ".PNGImages").mkdir()
+    (root / "JPEGImages").rename(root / "AllImages")
+    assert open_quietly(root)[0].image.shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(DataError, match=r"no such split; the splits there: train$"):
+        VOCDataset(root, "test")
+
+
+def test_hidden_files_listed_in_a_split_are_left_out(tmp_path):
+    root = tree(tmp_path, {"a": xml(CAT)})
+    (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07 Mac OS X")
+    (root / "ImageSets" / "Main" / "train.txt").write_text(
+        "._a.xml\na.xml\n.DS_Store\n.ipynb_checkpoints\nThumbs.db\n__MACOSX/._b.jpg\n"
+    )
+    with pytest.warns(UserWarning, match=r"hidden files listed in the split, left out: 5 \(train.txt\)"):
+        dataset = VOCDataset(root, "train")
+    assert [record.image_id for record in dataset.records] == ["a"]
+
+
+# Splits as people write them ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a.b", "a.b.jpg", "a.b.PNG", "JPEGImages/a.b.jpg", "./JPEGImages/a.b.jpg", "Annotations/a.b.xml", "a.b.xml",
+     "JPEGImages\\a.b.jpg", '"a.b"', "'a.b.jpg'", "  a.b  ", "a.b 1", "a.b.jpg -1", "JPEGImages/a.b.jpg 1",
+     "voc/JPEGImages/a.b.jpg", "a.b # a comment"],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_a_split(tmp_path, line, end):
+    root = tree(tmp_path / "voc", {"a.b": xml(CAT), "an image 1": xml(DOG)})
+    text = f"\ufeff# made by hand{end}{line}{end}{end}an image 1.jpg{end}"
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(text.encode())
+    assert [record.path.name for record in open_quietly(root).records] == ["a.b.png", "an image 1.png"]
+
+
+def test_lines_of_a_split_with_the_path_of_the_data_set(tmp_path, monkeypatch):
+    root = tree(tmp_path / "voc", {"a": xml(CAT)})
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"{root}/JPEGImages/a.png\n")
+    assert [record.image_id for record in open_quietly(root).records] == ["a"]
+    monkeypatch.chdir(root)
+    assert [record.image_id for record in open_quietly(Path("."))] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "line", ["ghost.jpg", "JPEGImages/ghost.jpg", '"ghost"', "ghost -1", "ghost\x00", "ghost,a", "ghost" * 100]
+)
+def test_lines_that_mean_nothing_are_named(tmp_path, line):
+    root = tree(tmp_path, {"a": xml(CAT)})
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{line}\n")
+    message = r"ghost.*\.xml: no such annotation file; restore it or remove the id .*train\.txt, line 2: '.*ghost"
+    with pytest.raises(DataError, match=message):
+        VOCDataset(root, "train")
+
+
+# Names that leave the data folder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_id_stays_in_the_data_folder(tmp_path, absolute):
+    tree(tmp_path / "other", {"b": xml(CAT)})
+    (tmp_path / "other" / "Annotations" / "b.xml").rename(tmp_path / "other" / "b.xml")
+    (tmp_path / "other" / "JPEGImages" / "b.png").rename(tmp_path / "other" / "b.png")
+    root = tree(tmp_path / "voc", {"a": xml(CAT)})
+    line = f"{tmp_path}/other/b" if absolute else "../../other/b"
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{line}\n")
+    with pytest.raises(DataError, match=r"train.txt, line 2: '.*other/b' leaves the data folder .*allow_outside"):
+        open_dataset(root, "train", classes=["cat"])
+    dataset = open_dataset(root, "train", classes=["cat"], allow_outside=True)
+    assert dataset[1].image.shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_filename_stays_in_the_data_folder(tmp_path, absolute):
+    root = tree(tmp_path / "voc", {"a": xml(CAT)})
+    (root / "JPEGImages" / "a.png").rename(tmp_path / "outside.png")
+    name = f"{tmp_path}/outside.png" if absolute else "../../outside.png"
+    (root / "Annotations" / "a.xml").write_text(xml(CAT, filename=name))
+    with pytest.raises(DataError, match=r"a.xml: <filename> '.*outside.png' leaves the data folder"):
+        open_dataset(root, "train")
+    assert open_dataset(root, "train", allow_outside=True)[0].image.shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere/a.png", "/home/somebody/a.png", "C:\\pictures\\a.png", "\x07a" * 99])
+def test_a_filename_that_nothing_depends_on_may_be_anything(tmp_path, name):
+    text = xml(CAT, filename=name.replace("\x07", ""))
+    assert open_quietly(tree(tmp_path, {"a": text})).records[0].path.name == "a.png"
+
+
+def test_links_in_the_data_folder_are_followed(tmp_path):
+    root = tree(tmp_path / "voc", {"a": xml(CAT)})
+    (root / "JPEGImages").rename(tmp_path / "pictures")
+    (root / "JPEGImages").symlink_to(tmp_path / "pictures")
+    assert open_quietly(root)[0].image.shape == (HEIGHT, WIDTH, 3)
 
 
 def test_an_image_listed_twice_is_used_once(tmp_path):
@@ -219,7 +460,10 @@ def test_absent_annotation(tmp_path):
         (xml(CAT.replace("bndbox", "polygon")), r"a\.xml: <object> has no <bndbox/xmin>; add it"),
         (xml(CAT.replace("<xmin>10<", "<xmin>ten<")), r"a\.xml: <bndbox/xmin> is 'ten', not a number; correct it"),
         (xml(xml_object("cat", (1, 1, 9, 9), "maybe")), r"a\.xml: <difficult> is 'maybe', not a number"),
-        (xml(CAT).replace(f"<height>{HEIGHT}</height>", ""), r"a\.xml: <annotation> has no <size/height>; add it"),
+        (xml(xml_object("cat", (1, 1, "9" * 300 + "x", 9))), r"a\.xml: <bndbox/xmax> is '9{199}\.\.\., not a number"),
+        ("<annotation>" * 20000, r"a\.xml: malformed XML"),
+        ("<html><body>404</body></html>", r"a\.xml: its root is <html>, not VOC's <annotation>; replace it"),
+        (xml(CAT).replace("<annotation>", '<annotation xmlns="v">'), r"its root is <\{v\}annotation>, not VOC's"),
     ],
 )
 def test_damaged_annotations(tmp_path, text, message):
@@ -271,6 +515,14 @@ def test_open_dataset_without_a_data_set(tmp_path):
         open_dataset(tmp_path / "nowhere", "train")
     with pytest.raises(DataError, match="format 'yolo' is unknown; give 'voc' or 'coco'"):
         open_dataset(tmp_path, "train", format="yolo")
+
+
+@pytest.mark.parametrize("format", [None, "voc", "coco"])
+def test_a_folder_of_pictures_is_no_data_set(tmp_path, format):
+    (tmp_path / "train").mkdir()
+    cv2.imwrite(str(tmp_path / "train" / "a.png"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    with pytest.raises(DataError, match=r"neither a VOC data set .* nor a COCO one .*; check the path"):
+        open_dataset(tmp_path, "train", format=format)
 
 
 def test_open_dataset_obeys_the_format(tmp_path):

@@ -114,6 +114,25 @@ def test_ids_may_be_text():
     assert coco_ap(ground_truth, [result(image="b_2"), result(image="a_1")]).metrics["AP"] == ONE
 
 
+@pytest.mark.parametrize("ids", [(1, "b"), ("1", 1), (2**63, 2**64), (10**399, 10**399 + 1), (-1, 2**53 + 1), (2.0, 3)])
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_ids_may_be_mixed_and_large(kind, ids):
+    key = {"images": "image", "categories": "category"}[kind]
+    ground_truth = truth(*(annotation(**{key: id_}) for id_ in ids)) | {kind: [{"id": id_} for id_ in ids]}
+    found = coco_ap(ground_truth, [result(**{key: id_}) for id_ in ids])
+    assert found.metrics["AP"] == ONE
+    if kind == "categories":
+        assert found.category_ap == {id_: ONE for id_ in ids}
+        half = coco_ap(ground_truth, [result(**{key: ids[1]})])
+        assert half.category_ap == {ids[0]: 0.0, ids[1]: ONE}
+
+
+def test_unknown_ids_among_mixed_ones():
+    ground_truth = truth() | {"categories": [{"id": 1}, {"id": "b"}]}
+    with pytest.raises(InputError, match=r"category_id 2 is not a category of the ground truth; known: 1, 'b'"):
+        coco_ap(ground_truth, [result(category=2)])
+
+
 def test_prints_nothing_and_changes_nothing(capsys):
     ground_truth, results = load("crowd_1img/gt.json", "crowd_1img/dets.json")
     before = copy.deepcopy((ground_truth, results))
@@ -135,6 +154,10 @@ def test_prints_nothing_and_changes_nothing(capsys):
         (truth(), [result(BOX[:3])], "result 0: bbox .10, 10, 50. or its score"),
         (truth(), [result(score=float("nan"))], "result 0: bbox .* or its score is not finite"),
         (truth(annotation([0, 0, float("inf"), 1])), [], "ground truth annotation 0: bbox .*inf"),
+        (truth(annotation([0, 0, 10**400, 1])), [], "ground truth annotation 0: bbox .* is not finite numbers"),
+        (truth(annotation(None)), [], "ground truth annotation 0: bbox None or its score is not finite numbers"),
+        (truth(), [result(["1", "2", "3", "4"])], "result 0: bbox .'1', .* is not finite numbers"),
+        (truth(), [result(score=None)], "result 0: bbox .* or its score is not finite numbers"),
     ],
 )
 def test_bad_input(ground_truth, results, message):

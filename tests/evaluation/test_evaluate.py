@@ -11,9 +11,11 @@ import torch
 from support.paths import GOLDEN
 from support.synthetic import CLASSES, FixedNetwork, make_coco, make_voc, tiny_checkpoint, tiny_model
 from torch import nn
+from torch.utils.data import ConcatDataset, Subset
 
 from refinedet.commands import main as cli
-from refinedet.data import open_dataset
+from refinedet.data import DetectionDataset, open_dataset
+from refinedet.data.images import image_size
 from refinedet.errors import DataError, InputError
 from refinedet.evaluation.coco_ap import coco_ap
 from refinedet.evaluation.evaluate import evaluate, evaluate_checkpoint
@@ -127,8 +129,141 @@ def test_ground_truth_to_pixels():
     image = np.zeros((100, 200, 3), np.uint8)
     unit = (np.array([[1, 1, 200, 100], [31, 41, 50, 60]]) / (200, 100, 200, 100)).astype(np.float32)
     sample = Sample(image, unit, np.array([1, 1]), np.array([False, False]), "a.jpg", "a")
-    np.testing.assert_array_equal(truth_to_pixels(sample, one_based=True), [[0, 0, 199, 99], [30, 40, 49, 59]])
-    np.testing.assert_array_equal(truth_to_pixels(sample, one_based=False), [[1, 1, 199, 99], [31, 41, 49, 59]])
+    one_based = sample._replace(one_based=True)
+    np.testing.assert_array_equal(truth_to_pixels(one_based), [[0, 0, 199, 99], [30, 40, 49, 59]])
+    np.testing.assert_array_equal(truth_to_pixels(sample), [[1, 1, 199, 99], [31, 41, 49, 59]])
+
+
+class Wrapper:
+    """What a user puts around a data set."""
+
+    def __init__(self, dataset, numbers):
+        self.dataset, self.numbers, self.classes = dataset, numbers, dataset.classes
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        return self.dataset[self.numbers[index]]
+
+
+def joined(dataset):
+    return DetectionDataset("both", dataset.classes, [*dataset.records, *dataset.records])
+
+
+def derived(dataset):
+    class Mine(type(dataset)):
+        pass
+
+    dataset.__class__ = Mine
+    return dataset
+
+
+def shortened(dataset):
+    dataset.records = dataset.records[:2]
+    return dataset
+
+
+def subset(dataset):
+    chosen = Subset(dataset, [2, 0])
+    chosen.classes = dataset.classes
+    return chosen
+
+
+def concatenated(dataset):
+    both = ConcatDataset([dataset, dataset])
+    both.classes = dataset.classes
+    return both
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+@pytest.mark.parametrize("metric", ["voc", "coco"])
+@pytest.mark.parametrize(
+    "change", [joined, derived, shortened, subset, concatenated, lambda dataset: Wrapper(dataset, [1, 1, 2])]
+)
+def test_a_data_set_that_is_joined_or_wrapped_is_measured_in_its_own_pixels(data, metric, change, request):
+    dataset = request.getfixturevalue(data)
+    truth = sum(len(sample.labels) for sample in (dataset[i] for i in range(3)))
+    dataset = change(dataset)
+    detector = perfect_detector(dataset, one_based=data == "voc")
+    result = evaluate(detector, dataset, metric=metric, iou_threshold=0.99, progress=False)
+    assert result.mean_ap == ONE
+    count = sum(row.ground_truth for row in result.rows)
+    assert count == sum(len(dataset[i].labels) for i in range(len(dataset)))
+    if change in (joined, concatenated):
+        assert count == 2 * truth
+    if metric == "coco":
+        assert result.coco["AR100"] == ONE
+
+
+def test_voc_and_coco_joined(tmp_path):
+    voc = open_dataset(make_voc(tmp_path / "voc", {"test": 2}), "test")
+    coco = open_dataset(make_coco(tmp_path / "coco", {"val": 2}), "val")
+    both = DetectionDataset("both", voc.classes, [*voc.records, *coco.records])
+    for metric in ("voc", "coco"):
+        result = evaluate(_detector_of(both), both, metric=metric, iou_threshold=0.99, progress=False)
+        assert result.mean_ap == ONE
+        assert [row["image_id"] for row in result.coco_results()][::6] == ["000000", 0]
+
+
+def _detector_of(dataset):
+    """The perfect detector of records of either kind."""
+    networks = []
+    for record in dataset.records:
+        shift = np.array(1) if record.one_based else np.array((0, 0, 1, 1))
+        height, width = image_size(record.path)
+        boxes = record.boxes - shift / np.array((width, height, width, height))
+        networks.append(FixedNetwork(boxes, record.labels.tolist(), [0.9] * len(record.labels)))
+    return Detector(ScriptedNetwork(networks))
+
+
+def test_a_wrapper_without_classes_is_one_error(voc):
+    with pytest.raises(InputError, match="Subset: the data set has no classes; set them to those of the data set"):
+        evaluate(perfect_detector(voc, one_based=True), Subset(voc, [0]), progress=False)
+
+
+def test_a_wrapper_without_images_is_one_error(voc):
+    with pytest.raises(InputError, match="Wrapper: the data set holds no images; nothing can be evaluated"):
+        evaluate(perfect_detector(voc, one_based=True), Wrapper(voc, []), progress=False)
+
+
+def test_areas_of_outlines_are_those_of_the_file(tmp_path):
+    """An outline below 32 x 32 pixels makes an object small, whatever its box."""
+    root = make_coco(tmp_path, {"val": 1}, height=300, width=400, objects=1)
+    file = root / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for area, size in ((100, "APs"), (50 * 50, "APm"), (None, "APm")):
+        content["annotations"][0]["area"] = area
+        file.write_text(json.dumps(content))
+        dataset = open_dataset(root, "val", classes=CLASSES)
+        for data in (dataset, joined(dataset)):
+            result = evaluate(perfect_detector(data, one_based=False), data, metric="coco", progress=False)
+            assert [name for name in ("APs", "APm", "APl") if result.coco[name] is not None] == [size]
+
+
+@pytest.mark.parametrize("ids", [(1, "b", "1"), (2**63, 10**399, 0), ("x", "y", "z")])
+def test_ids_of_any_kind_are_measured_and_written(tmp_path, ids):
+    root = make_coco(tmp_path, {"val": 3})
+    file = root / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for item in content["images"]:
+        item["id"] = ids[item["id"]]
+    for item in content["annotations"]:
+        item["image_id"] = ids[item["image_id"]]
+        item["category_id"] = {3: "disc", 7: 2**70}[item["category_id"]]
+    content["categories"] = [{"id": "disc", "name": "disc"}, {"id": 2**70, "name": "square"}]
+    file.write_text(json.dumps(content))
+    dataset = open_dataset(root, "val")
+    detector = perfect_detector(dataset, one_based=False, leave_out=[2])
+    result = evaluate(detector, dataset, metric="coco", progress=False)
+    found = list(result.coco_results())
+    assert {row["image_id"] for row in found} == set(ids[:2])
+    assert {row["category_id"] for row in found} == {"disc", 2**70}
+    expected = coco_ap(json.loads(file.read_text()), found).metrics
+    assert result.coco == {name: None if np.isnan(value) else pytest.approx(value) for name, value in expected.items()}
+    assert 0 < result.mean_ap < 1
+    result.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == found
 
 
 def test_crowd_is_ignored_by_both_metrics(tmp_path):
@@ -251,7 +386,7 @@ def test_progress_goes_to_stderr(voc, capsys):
     evaluate(perfect_detector(voc, one_based=True), voc, metric="coco")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "3/3" in captured.err
+    assert "3 of 3 images" in captured.err
     evaluate(perfect_detector(voc, one_based=True), voc, metric="coco", progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -298,6 +433,23 @@ def test_checkpoint_of_other_classes(tmp_path):
     message = "class 'square' is not among the 2 known classes .* a trained model knows its own classes only"
     with pytest.raises(DataError, match=message):
         evaluate_checkpoint(checkpoint, root, progress=False)
+
+
+def test_names_outside_the_data_folder_need_an_option(tmp_path, monkeypatch, capsys):
+    root = make_coco(tmp_path / "coco", {"test": 2})
+    file = root / "annotations" / "instances_test.json"
+    content = json.loads(file.read_text())
+    (root / "test" / content["images"][1]["file_name"]).rename(tmp_path / "outside.png")
+    content["images"][1]["file_name"] = "../../outside.png"
+    file.write_text(json.dumps(content))
+    detector = Detector(FixedNetwork([[0.1, 0.1, 0.3, 0.3]], [1], [0.9]))
+    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path: detector)
+    arguments = ["evaluate", "any", "--data", str(root)]
+    assert cli.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "file_name '../../outside.png' leaves the data folder" in message
+    assert "--allow-outside" in message
+    assert cli.main([*arguments, "--allow-outside"]) == 0
 
 
 def write_padilla(root, side=200):

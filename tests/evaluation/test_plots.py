@@ -1,8 +1,10 @@
 """The picture of an evaluation."""
 
+import html
 import re
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -58,6 +60,21 @@ def test_any_number_of_classes(tmp_path, classes):
     names = [f"class {i}" for i in range(classes)]
     plot_precision_recall(path, names, [class_result([1, 0], 2)] * classes, np.linspace(0, 1, classes))
     assert set(names) <= set(texts(path))
+
+
+NAMES = ("$10 bills", "a$b$c", "$\\frac{$", "back\\\\slash$", "_hidden^2", "#%&{}~", "two\nlines", "猫", "x" * 300)
+
+
+@pytest.mark.parametrize("usetex", [False, True])
+def test_names_are_no_maths(tmp_path, recwarn, usetex):
+    path = tmp_path / "curves.svg"
+    with matplotlib.rc_context({"text.usetex": usetex}):
+        title = "data/$x_$/VOC: mean AP = 0.5"
+        plot_precision_recall(path, NAMES, [class_result([1, 0], 2)] * len(NAMES), [0.5] * len(NAMES), title=title)
+    shown = [html.unescape(text) for text in texts(path)]
+    expected = {*NAMES[:6], "two\\nlines", "猫", "x" * 39 + "…", title}
+    assert expected <= set(shown)
+    assert not recwarn.list
 
 
 def test_failure_leaves_the_previous_picture(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The detector: kinds of input, batching, and boxes in pixels of the original image."""
 
+import io
 from dataclasses import replace
 
 import cv2
@@ -110,6 +111,29 @@ def test_a_photograph_is_turned_upright_by_its_exif_orientation(tmp_path):
     exif[0x0112] = 6  # rotate by 90 degrees to show
     Image.fromarray(image(50, 200)).save(path, exif=exif)
     assert fixed_detector().detect(path)[0].size == (200, 50)
+
+
+def test_the_content_of_a_file_is_an_image(tmp_path):
+    Image.fromarray(image(60, 100)).save(tmp_path / "turned.jpg", exif=_turned())
+    content = (tmp_path / "turned.jpg").read_bytes()
+    detector = fixed_detector()
+    (expected,) = detector.detect(tmp_path / "turned.jpg")
+    for form in (content, bytearray(content), memoryview(content), [content]):
+        (found,) = detector.detect(form)
+        assert (found.size, found.path) == (expected.size, None) == ((100, 60), None)
+        assert torch.equal(found.boxes, expected.boxes)
+    with pytest.raises(DataError, match="image 1: the image file is empty"):
+        detector.detect([content, b""])
+    with pytest.raises(DataError, match="image 0: not an image"):
+        detector.detect(b"photo.jpg")
+    with pytest.raises(InputError, match=r"image 0 is a BytesIO; .*file\.read\(\)"):
+        detector.detect(io.BytesIO(content))
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_score_threshold_defaults_to_the_preset_and_can_be_given():

@@ -1,6 +1,7 @@
 """refinedet.inference.draw: frames and labels on a picture."""
 
 import itertools
+import os
 
 import cv2
 import numpy as np
@@ -134,3 +135,14 @@ def luminance(bgr) -> float:
 def test_a_picture_of_another_kind_is_refused(picture, message):
     with pytest.raises(InputError, match=message):
         draw(picture, detections([[1, 2, 3, 4]]))
+
+
+def test_a_name_of_any_letters_is_one_line_of_text(monkeypatch):
+    """OpenCV breaks lines, and ends the process for what is not UTF-8."""
+    texts = []
+    monkeypatch.setattr(cv2, "putText", lambda canvas, text, *options: texts.append(text))
+    names = ["Fußgänger 猫", "two\nlines\0", os.fsdecode(b"\xff")]
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 3)
+    found = Detections(boxes, torch.ones(3), torch.ones(3).long(), names, None, (50, 50))
+    draw(np.zeros((50, 50, 3), np.uint8), found)
+    assert texts == ["Fußgänger 猫 1.00", "two\\nlines\\x00 1.00", "\\xff 1.00"]

@@ -1,22 +1,27 @@
 """A run that dies and is resumed goes through the same losses, bit for bit, as one that never stopped."""
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.paths import TESTS
 from support.runs import PATIENCE, logged_losses, tiny_recipe
 from support.synthetic import make_voc
 
 from refinedet.errors import CheckpointError, InputError, RecipeError
 from refinedet.models import build
+from refinedet.training.loss import MultiBoxLosses
 from refinedet.training.read import parse_recipe, read_recipe
+from refinedet.training.resume import read_scale
 from refinedet.training.run import train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import load_training_state, save_training_state
@@ -252,3 +257,128 @@ def test_moved_data_set_can_be_resumed(finished, tmp_path, uninterrupted):
     moved = make_voc(tmp_path / "moved", {"train": 6, "test": 2})
     train(tiny_recipe(**SECTIONS), finished, data=moved, resume=True, progress=False)
     assert_same_run(finished, uninterrupted)
+
+
+def change_state(out, change):
+    """Write the state anew after ``change(tensors, header)``."""
+    path = out / "last.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, header = load_file(path), json.loads(metadata["refinedet"])
+    change(tensors, header)
+    save_file(tensors, path, {**metadata, "refinedet": json.dumps(header)})
+
+
+def refuses_state(out, data, message):
+    before = (out / "last.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train(tiny_recipe(**SECTIONS), out, data=data, resume=True, progress=False)
+    assert "last.safetensors" in str(caught.value)
+    assert (out / "last.safetensors").read_bytes() == before
+
+
+WEIGHT = "backbone.features.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("random.cpu", None, r"random\.cpu, the state of the generator, is missing"),
+        ("random.cpu", torch.zeros(7, dtype=torch.uint8), r"random\.cpu is no state of a generator"),
+        ("random.cpu", torch.zeros(5056), r"random\.cpu is no state of a generator"),
+        (f"momentum.{WEIGHT}", None, rf"momentum\.{WEIGHT} is missing"),
+        (
+            f"momentum.{WEIGHT}",
+            torch.zeros(3),
+            rf"momentum\.{WEIGHT} is \[3\], torch\.float32, the network needs \[64, 3",
+        ),
+        (f"momentum.{WEIGHT}", math.nan, rf"momentum\.{WEIGHT} holds values that are not finite"),
+        (f"model.{WEIGHT}", math.inf, rf"model\.{WEIGHT} holds values that are not finite"),
+        (f"average.{WEIGHT}", math.nan, rf"average\.{WEIGHT} holds values that are not finite"),
+        (f"model.{WEIGHT}", torch.float64, rf"model\.{WEIGHT} is .*float64, the network needs .*float32"),
+        (f"average.{WEIGHT}", None, rf"average\.{WEIGHT} is missing"),
+        ("momentum.other", torch.zeros(3), r"momentum\.other belongs to no part of the network"),
+    ],
+)
+def test_resume_from_tensors_that_are_missing_or_damaged(finished, data, name, value, message):
+    def change(tensors, header):
+        if value is None:
+            del tensors[name]
+        elif isinstance(value, float):
+            tensors[name].view(-1)[5] = value
+        else:
+            tensors[name] = tensors[name].to(value) if isinstance(value, torch.dtype) else value
+
+    change_state(finished, change)
+    refuses_state(finished, data, message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (["step"], -1, r"step -1"),
+        (["step"], "12", r"step '12'"),
+        (["step"], math.inf, r"step inf"),
+        (["step"], True, r"step True"),
+        (["step"], 10**400, r"step 1000"),
+        (["facts", "recipe"], None, r"recipe is missing, it must be a JSON object"),
+        (["facts", "recipe"], [], r"recipe is \[\], it must be a JSON object"),
+        (["facts", "recipe", "train", "lr"], "x", r"train\.lr is 'x'"),
+        (["facts", "window"], None, r"window is missing"),
+        (["facts", "window", "count"], -1, r"window\.count is -1, it must be from 0 to step 12"),
+        (["facts", "window", "count"], 13, r"window\.count is 13, it must be from 0 to step 12"),
+        (["facts", "window", "count"], 1.0, r"window\.count is 1\.0"),
+        (
+            ["facts", "window", "sums"],
+            {"total": 1.0},
+            r"window\.sums is \{'total': 1\.0\}, it must be 0 losses by name",
+        ),
+        (["facts", "scaler"], None, r"scaler is missing"),
+        (["facts", "scaler"], {"scale": 2.0}, r"scaler\.growth_factor is missing, it must be a number above 1"),
+    ],
+)
+def test_resume_from_facts_that_are_missing_or_damaged(finished, data, key, value, message):
+    def change(tensors, header):
+        for name in key[:-1]:
+            header = header[name]
+        header[key[-1]] = value
+
+    change_state(finished, change)
+    refuses_state(finished, data, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", math.nan), ("scale", 0.0), ("scale", 1e39), ("scale", "65536"), ("scale", True), ("growth_factor", 1.0),
+     ("backoff_factor", 1.0), ("growth_interval", 0), ("_growth_tracker", -1), ("_growth_tracker", 1.5)],
+)  # fmt: skip
+def test_scale_that_is_none(name, value):
+    facts = {"scaler": {**torch.amp.GradScaler("cpu").state_dict(), "_growth_tracker": 0}}
+    assert read_scale(facts, Path("last.safetensors")) == facts["scaler"]
+    facts["scaler"][name] = value
+    with pytest.raises(CheckpointError, match=rf"^last\.safetensors is damaged: scaler\.{name} is "):
+        read_scale(facts, Path("last.safetensors"))
+
+
+@pytest.mark.parametrize("value", [math.nan, "1.5", None, True])
+def test_sums_of_the_log_that_are_none(finished, data, value):
+    def change(tensors, header):
+        header["facts"]["window"] = {"sums": dict.fromkeys(MultiBoxLosses._fields, 1.5) | {"odm": value}, "count": 2}
+
+    change_state(finished, change)
+    refuses_state(finished, data, r"window\.sums\.odm is ")
+
+
+def test_every_parameter_of_a_saved_run_has_momentum(finished):
+    """So that a missing one is seen."""
+    network = build("squeezenet", 64, num_classes=3, tcb_channels=16)
+    assert load_training_state(finished / "last.safetensors").momentum.keys() == dict(network.named_parameters()).keys()
+
+
+def test_frozen_parameters_have_no_momentum(data, tmp_path):
+    recipe = tiny_recipe(train={"backbone_lr_mult": 0.0, "steps": 1})
+    train(recipe, tmp_path / "run", data=data, progress=False)
+    names = load_training_state(tmp_path / "run" / "last.safetensors").momentum.keys()
+    assert names
+    assert not [name for name in names if name.startswith("backbone.")]
+    train(recipe, tmp_path / "run", data=data, resume=True, progress=False)

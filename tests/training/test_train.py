@@ -2,10 +2,14 @@
 
 import json
 import os
+import pty
 import resource
+import select
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +23,8 @@ from support.synthetic import CLASSES, make_coco, make_voc, tiny_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import refinedet
+from refinedet.commands.main import main
+from refinedet.data.loader import _Batches
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.models.backbones.squeezenet import SqueezeNet
@@ -26,9 +32,10 @@ from refinedet.training import datasets as datasets_module
 from refinedet.training import run as train_module
 from refinedet.training.average import ModelEMA
 from refinedet.training.datasets import open_training_data
+from refinedet.training.lock import run_lock
 from refinedet.training.logs import read_log
 from refinedet.training.read import read_recipe
-from refinedet.training.run import train
+from refinedet.training.run import RunStopped, train
 from refinedet.training.step import Trainer
 from refinedet.weights.checkpoint import load_network, load_training_state, read_metadata
 
@@ -203,6 +210,20 @@ def test_training_begins_with_the_objects_of_each_class(tmp_path, capsys):
         train(tiny_recipe(data={"classes": CLASSES}), tmp_path / "run2", data=root, progress=False)
 
 
+@pytest.mark.parametrize("device", ["meta", None])
+def test_default_device_and_dtype_do_not_matter(run, data, tmp_path, device):
+    torch.set_default_device(device)
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(tiny_recipe(train={"workers": 1}, evaluate={"every": 6}), tmp_path / "run", data=data, progress=False)
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.get_default_device().type == (device or "cpu")
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert logged_losses(tmp_path / "run") == logged_losses(run[0])
+
+
 def test_no_word_of_the_list_of_classes_when_there_is_one(data, tmp_path, capsys):
     train(tiny_recipe(train={"steps": 1}, data={"classes": CLASSES}), tmp_path / "run", data=data)
     assert "data.classes" not in capsys.readouterr().err
@@ -305,29 +326,117 @@ def test_classes_of_a_file_go_with_the_run(data, tmp_path):
 # stopping ------------------------------------------------------------------------------------------------------------
 
 
-def test_interrupt_finishes_the_step_and_saves(data, tmp_path, before_step):
-    before_step(lambda trainer: signal.raise_signal(signal.SIGINT) if trainer.steps == 5 else None)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(TrainingInterrupted, match=r"stopped after step 6; the run is saved in .*run"):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_finishes_the_step_and_saves(signum, data, tmp_path, before_step):
+    before_step(lambda trainer: signal.raise_signal(signum) if trainer.steps == 5 else None)
+    handler = signal.getsignal(signum)
+    with pytest.raises(TrainingInterrupted, match=r"stopped after step 6; the run is saved in .*run") as caught:
         train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert caught.value.exit_status == 128 + signum
+    assert signal.getsignal(signum) is handler
     assert load_training_state(tmp_path / "run" / "last.safetensors").step == 6
     assert len(logged_losses(tmp_path / "run")) == 6
 
 
-def test_second_interrupt_kills():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_interrupt_kills(first, second):
     program = (
         "import signal\nfrom refinedet.interrupt import stop_on_interrupt\n"
-        "with stop_on_interrupt() as stop:\n    signal.raise_signal(signal.SIGINT)\n    print(stop.made, flush=True)\n"
-        "    signal.raise_signal(signal.SIGINT)\n    print('alive')\n"
+        f"with stop_on_interrupt() as stop:\n    signal.raise_signal({first:d})\n    print(stop.made, flush=True)\n"
+        f"    signal.raise_signal({second:d})\n    print('alive')\n"
     )
     child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert (child.returncode, child.stdout) == (-signal.SIGINT, "True\n")
+    assert (child.returncode, child.stdout) == (-second, "True\n")
+
+
+def test_a_request_sent_twice_is_one():
+    """`timeout` sends SIGTERM to the process and at once to its group."""
+    program = (
+        "import os, signal, subprocess, sys\nfrom refinedet.interrupt import stop_on_interrupt\n"
+        "with stop_on_interrupt() as stop:\n"
+        "    again = subprocess.Popen(['sh', '-c', f'sleep 0.1; kill -TERM {os.getpid()}'])\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    again.wait()\n    print(stop.signum)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (child.returncode, child.stdout, child.stderr) == (0, f"{int(signal.SIGTERM)}\n", "")
+
+
+def test_nohup_keeps_its_meaning():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_interrupt():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_interrupt_before_the_first_step(data, tmp_path, monkeypatch):
+    """While the first images are read, which may take minutes: the run ends there, and can go on."""
+    read = datasets_module.DetectionDataset.__getitem__
+
+    def interrupted(dataset, index):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the request waits for the batch")
+
+    recipe, out = tiny_recipe(data={"cache": True}), tmp_path / "run"
+    monkeypatch.setattr(datasets_module.DetectionDataset, "__getitem__", interrupted)
+    with pytest.raises(TrainingInterrupted, match="stopped after step 0; the run is saved"):
+        train(recipe, out, data=data, progress=False)
+    assert load_training_state(out / "last.safetensors").step == 0
+    monkeypatch.setattr(datasets_module.DetectionDataset, "__getitem__", read)
+    assert train(recipe, out, data=data, resume=True, progress=False).steps == 12
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_interrupt_in_an_evaluation_ends_it_and_saves(step, data, tmp_path, monkeypatch, run):
+    """Schedulers wait ten or thirty seconds, an evaluation takes minutes. The resumed run makes up for it."""
+    evaluate = train_module.evaluate
+
+    def interrupted(detector, *arguments, **options):
+        if evaluations:
+            evaluations.pop()
+            return evaluate(detector, *arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the request waits for the evaluation")
+
+    recipe, out = tiny_recipe(evaluate={"every": 3}, train={"checkpoint_every": 100}), tmp_path / "run"
+    evaluations = [None] * (step // 3 - 1)
+    monkeypatch.setattr(train_module, "evaluate", interrupted)
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {step}; the run is saved"):
+        train(recipe, out, data=data, progress=False)
+    assert load_training_state(out / "last.safetensors").step == step
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    result = train(recipe, out, data=data, resume=True, progress=False)
+    assert result.evaluation["images"] == 2
+    assert [entry["step"] for entry in read_log(out / "log.jsonl") if entry["group"] == "test"] == [3, 6, 9, 12]
+    assert logged_losses(out) == logged_losses(run[0])
+
+
+def test_interrupt_while_the_result_is_written_lets_it_be(data, tmp_path, monkeypatch):
+    save = train_module.save_model
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(train_module, "save_model", interrupted)
+    result = train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=data, progress=False)
+    assert refinedet.load(result.checkpoint).classes == CLASSES
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def test_evaluations_on_the_way_are_told(data, tmp_path, capsys):
+    recipe = tiny_recipe(train={"steps": 4}, evaluate={"every": 2})
+    train(recipe, tmp_path / "run", data=data)
+    (entry, _) = (e for e in read_log(tmp_path / "run" / "log.jsonl") if e["group"] == "test")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert told == [f"step 2: mean AP@0.5 (area) on the test split {entry['mean_ap']:.4f}"]
+    train(tiny_recipe(train={"steps": 3}, evaluate={"every": 2}), tmp_path / "quiet", data=data, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_interrupt_handler_is_left_alone_in_other_threads():
-    import threading
-
     seen = []
 
     def body():
@@ -340,8 +449,18 @@ def test_interrupt_handler_is_left_alone_in_other_threads():
     assert seen == [(False, signal.getsignal(signal.SIGINT))]
 
 
-def test_ctrl_c_at_the_shell(data, tmp_path):
-    """The process group gets SIGINT, loading workers too, as from a terminal; exit status 130 and how to go on."""
+def wait_for_a_step(out, child):
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_the_shell(signum, data, tmp_path):
+    """The process group gets the signal, loading workers too, as from a terminal, `timeout` or Slurm; exit status 130
+    or 143, how to go on, and no worker that is left."""
     content = recipe_content(train={"steps": 100_000, "workers": 1}, data={"root": str(data)})
     recipe = tmp_path / "tiny.toml"
     recipe.write_text("\n".join(_toml(content)))
@@ -349,19 +468,43 @@ def test_ctrl_c_at_the_shell(data, tmp_path):
     command = [sys.executable, "-m", "refinedet", "train", str(recipe), "--out", str(out)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
-            assert child.poll() is None, child.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGINT)
+        wait_for_a_step(out, child)
+        child.send_signal(signum)
+        os.killpg(child.pid, signum)
         _, shown = child.communicate(timeout=PATIENCE)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-    assert child.returncode == 130
-    assert "--resume" in shown
+    assert child.returncode == 128 + signum
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+    message = shown.splitlines()[-1]
+    assert message.startswith(f"refinedet: stopped after step {len(read_log(out / 'log.jsonl'))}; the run is saved in")
+    assert f"; go on with: refinedet train {recipe} --out {out} --resume; " in message
+    assert message.endswith(f"; measure it with: refinedet evaluate {out / 'last.safetensors'} --data {data}")
     assert "Traceback" not in shown
+    assert load_training_state(out / "last.safetensors").step == len(read_log(out / "log.jsonl"))
+    assert main(shlex.split(message.rpartition("refinedet ")[2])) == 0
+
+
+def test_a_terminal_that_is_closed(data, tmp_path):
+    """Training gets SIGHUP, and can tell nobody."""
+    out = tmp_path / "run"
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"steps": 100_000}, data={"root": str(data)}))))
+    arguments = ["-m", "refinedet", "train", str(recipe), "--out", str(out)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, *arguments])
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     assert load_training_state(out / "last.safetensors").step == len(read_log(out / "log.jsonl"))
 
 
@@ -400,6 +543,26 @@ def test_loss_that_is_not_finite_names_the_image(data, tmp_path, poisoned):
     assert f"the loss of step {step} " in message
     assert load_training_state(out / "last.safetensors").step == step
     assert not (out / "model.safetensors").exists()
+
+
+def test_gradient_that_is_not_finite_keeps_the_last_good_state(data, tmp_path, before_step):
+    """The loss is finite: only the gradient shows it."""
+
+    def nan_gradient(module, inputs, raw):
+        raw.odm_loc.register_hook(lambda gradient: gradient * float("nan"))
+
+    def spoil(trainer):
+        if trainer.steps == 6:
+            trainer.model.register_forward_hook(nan_gradient)
+
+    before_step(spoil)
+    out = tmp_path / "run"
+    with pytest.raises(RefineDetError, match=r"^the gradient of backbone.* in step 6 is not finite, on every image"):
+        train(tiny_recipe(train={"ema_decay": 0.9}), out, data=data, progress=False)
+    state = load_training_state(out / "last.safetensors")
+    assert state.step == 4
+    assert all(t.isfinite().all() for t in [*state.model.values(), *state.average.values()] if t.is_floating_point())
+    assert len(logged_losses(out)) == 6
 
 
 def test_divergence_is_told_from_a_bad_image(data, tmp_path):
@@ -446,6 +609,139 @@ def test_full_disk_while_logging_is_one_error(data, tmp_path, before_step, recwa
     assert load_training_state(out / "last.safetensors").step == 4
     assert train(tiny_recipe(), out, data=data, resume=True, progress=False).steps == 12
     assert [entry[0] for entry in logged_losses(out)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ArithmeticError("as TensorFlow's may be")])
+def test_tensorboard_that_does_not_open(data, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    hook = threading.excepthook
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", fail)
+    with pytest.raises(
+        RefineDetError, match=rf"cannot write .*tensorboard: .*{error.args[-1]}; free space, then resume"
+    ):
+        train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
+    assert threading.excepthook is hook
+    monkeypatch.undo()
+    assert train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=data, resume=True, progress=False).steps == 1
+    assert threading.excepthook is hook
+
+
+def test_tensorboard_that_fails_in_its_thread(data, tmp_path, before_step, monkeypatch, recwarn):
+    """Its thread keeps the error for the next call; log.jsonl has room."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    hook = threading.excepthook
+    before_step(lambda trainer: monkeypatch.setattr(RecordWriter, "write", fail) if trainer.steps == 5 else None)
+    with pytest.raises(RefineDetError, match=r"cannot write .*tensorboard: .*No space left on device; free space"):
+        train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
+    assert threading.excepthook is hook
+    assert not [warning for warning in recwarn if "thread" in str(warning.message)]
+
+
+def test_damaged_log_is_read_up_to_the_damage(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for line in (b"[]", b'{"step": "1", "group": "train"}', b'{"step": 2}', b"\xff", b"[" * 9999, b"7"):
+        log.write_bytes(b'{"step": 1, "group": "train"}\n' + line + b'\n{"step": 3, "group": "train"}\n')
+        assert read_log(log) == [{"step": 1, "group": "train"}]
+
+
+# one run in a folder --------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_a_running_run(data, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_recipe(train={"steps": 1}), out, data=data, progress=False)
+    before = (out / "last.safetensors").read_bytes()
+    with run_lock(out), pytest.raises(InputError, match=rf"a run is going on in .*run \(process {os.getpid()} on "):
+        train(tiny_recipe(train={"steps": 2}), out, data=data, resume=True, progress=False)
+    assert (out / "last.safetensors").read_bytes() == before
+    assert train(tiny_recipe(train={"steps": 2}), out, data=data, resume=True, progress=False).steps == 2
+
+
+def test_run_that_began_meanwhile(data, tmp_path, monkeypatch):
+    """Both found the folder empty; reading the data took a while."""
+    out = tmp_path / "run"
+    check = train_module.check_objects
+
+    def other_run(*arguments):
+        out.mkdir()
+        (out / "last.safetensors").touch()
+        check(*arguments)
+
+    monkeypatch.setattr(train_module, "check_objects", other_run)
+    with pytest.raises(InputError, match="is not empty; resume it"):
+        train(tiny_recipe(), out, data=data, progress=False)
+    assert [path.name for path in out.iterdir()] == ["last.safetensors"]
+
+
+def test_leftovers_of_a_kill_before_the_first_save_are_removed(data, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".last.abcd1234.safetensors", ".recipe.abcd1234.toml", ".lock"):
+        (out / name).write_text("half")
+    train(tiny_recipe(train={"steps": 1}), out, data=data, progress=False)
+    assert not list(out.glob(".*"))
+
+
+def test_recipe_of_a_run_killed_after_its_first_save_is_written(data, tmp_path):
+    out = tmp_path / "run"
+    train(tiny_recipe(train={"steps": 1}), out, data=data, progress=False)
+    (out / "recipe.toml").unlink()
+    train(tiny_recipe(train={"steps": 1}), out, data=data, resume=True, progress=False)
+    assert read_recipe(out / "recipe.toml").data.root == str(data)
+
+
+# data that cannot be loaded ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def doomed(monkeypatch):
+    """Makes the loading of an image do something before, by the epoch: of 4 images, as a batch has."""
+
+    def install(function):
+        load = _Batches._item
+        monkeypatch.setattr(
+            _Batches, "_item", lambda self, epoch, place: (function(epoch), load(self, epoch, place))[1]
+        )
+
+    return install
+
+
+def test_killed_worker_stops_the_run_which_goes_on(data, tmp_path, doomed, run, monkeypatch):
+    """As the kernel does when memory runs out."""
+    out = tmp_path / "run"
+    settings = {"workers": 1, "checkpoint_every": 100}
+    doomed(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None)
+    with pytest.raises(
+        RunStopped, match=r"process died .*fewer workers \(0: none\)\. The run is saved in .*run, after"
+    ):
+        train(tiny_recipe(train=settings), out, data=data, progress=False)
+    step = load_training_state(out / "last.safetensors").step
+    assert step == len(logged_losses(out)) > 0
+    assert not list(out.glob(".*"))
+    monkeypatch.undo()
+    train(tiny_recipe(train=settings), out, data=data, resume=True, progress=False)
+    assert logged_losses(out) == logged_losses(run[0])
+
+
+def test_failing_worker_at_the_command_line(data, tmp_path, doomed, capsys):
+    def fail(step):
+        if step == 3:
+            raise MemoryError
+
+    doomed(fail)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"workers": 1}, data={"root": str(data)}))))
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("refinedet: error: ")]
+    assert "the batch of step 3 cannot be loaded (MemoryError: ); free memory" in line
+    assert f"go on with: refinedet train {recipe} --out {tmp_path / 'run'} --resume" in line
+    assert load_training_state(tmp_path / "run" / "last.safetensors").step == 3
 
 
 # refusals before the first step --------------------------------------------------------------------------------------

@@ -37,7 +37,13 @@ MatchInputs check_shapes(const Tensor& anchors, const Tensor& gt_boxes, const Te
   return inputs;
 }
 
-// On a GPU nobody checks them: that would mean to wait for it.
+// On a GPU nobody checks the values of offsets and labels: that would mean to wait for it.
+void check_labels(const Tensor& labels) {
+  const int64_t* values = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i)
+    check(values[i] >= 1, kOp, "gt_labels[", i, "] is ", values[i], ", expected 1 or more: 0 is the background");
+}
+
 void check_offsets(const Tensor& offsets, int64_t num_boxes) {
   const int64_t* values = offsets.const_data_ptr<int64_t>();
   const int64_t last = offsets.numel() - 1;
@@ -76,7 +82,10 @@ Results match(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_la
   const Tensor dense_boxes = dense_float(kOp, "gt_boxes", gt_boxes);
   const Tensor dense_labels = dense_int64(kOp, "gt_labels", gt_labels);
   const Tensor dense_offsets = dense_int64(kOp, "gt_offsets", gt_offsets);
-  if (!on_gpu(anchors)) check_offsets(dense_offsets, inputs.num_truths);
+  if (!on_gpu(anchors)) {
+    check_labels(dense_labels);
+    check_offsets(dense_offsets, inputs.num_truths);
+  }
   inputs.anchors = dense_anchors.const_data_ptr<float>();
   inputs.gt_boxes = dense_boxes.const_data_ptr<float>();
   inputs.gt_labels = dense_labels.const_data_ptr<int64_t>();

@@ -27,6 +27,7 @@ struct Candidate {
 int64_t num_wanted(const MineInputs& in, const MineOptions& options, int64_t b) {
   const int64_t* labels = in.labels + b * in.num_anchors;
   const auto positives = std::count_if(labels, labels + in.num_anchors, [](int64_t label) { return label > 0; });
+  if (positives == 0) return 0;  // the ratio may be infinity
   const double wanted = std::floor(options.negative_ratio * static_cast<double>(positives));
   return static_cast<int64_t>(std::min(wanted, static_cast<double>(in.num_anchors)));
 }

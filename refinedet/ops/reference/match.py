@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from refinedet.boxes import box_iou, encode, to_corners
+from refinedet.ops.checks import Checks
 from refinedet.ops.match import Match
 from refinedet.ops.match import match as face
 from refinedet.ops.reference.twin import twin_of
@@ -18,6 +19,8 @@ MIN_IOU = 1e-6  # spec section 7.2: a pair at or below it does not overlap at al
 def match(given: Any) -> Match:
     """Plain-PyTorch twin of :func:`refinedet.ops.match`; builds the N x M matrix of IoUs of each image."""
     offsets = given.gt_offsets.tolist()
+    for i, label in enumerate(given.gt_labels.tolist()):
+        Checks("match").require(label >= 1, f"gt_labels[{i}] is {label}, expected 1 or more: 0 is the background")
     batch = len(offsets) - 1
     boxes, anchors = given.gt_boxes.float(), given.anchors.float()
     if anchors.dim() == 2:

@@ -22,7 +22,8 @@ def mine(given: Any) -> Tensor:
     for b, positives in enumerate((given.labels > 0).sum(dim=1).tolist()):
         candidates = eligible[b].nonzero().squeeze(1)
         order = hardness[b, candidates].argsort(descending=True, stable=True)
-        mask[b, candidates[order[: math.floor(given.negative_ratio * positives)]]] = True
+        wanted = min(given.negative_ratio * positives, len(candidates)) if positives else 0  # the ratio may be infinity
+        mask[b, candidates[order[: math.floor(wanted)]]] = True
     return mask
 
 

@@ -2,12 +2,11 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar
 
-from refinedet.errors import InputError
+from refinedet.ops.checks import Checks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +21,7 @@ def twin_of(face: Callable[P, R]) -> Callable[[Callable[[Any], R]], Callable[P, 
     (csrc/checks.h): NaN always.
     """
     signature = inspect.signature(face)
-    operator = face.__module__.rpartition(".")[2]
+    checks = Checks(face.__module__.rpartition(".")[2])
 
     def decorate(twin: Callable[[Any], R]) -> Callable[P, R]:
         @functools.wraps(twin)
@@ -30,7 +29,7 @@ def twin_of(face: Callable[P, R]) -> Callable[[Callable[[Any], R]], Callable[P, 
             given = signature.bind(*arguments, **options)
             given.apply_defaults()
             for name, value in given.arguments.items():
-                _check(f"refinedet.{operator}: {name}", value, AT_LEAST.get(name))
+                _check(checks, name, value)
             return twin(SimpleNamespace(**given.arguments))
 
         run.__signature__ = signature  # type: ignore[attr-defined]
@@ -39,10 +38,10 @@ def twin_of(face: Callable[P, R]) -> Callable[[Callable[[Any], R]], Callable[P, 
     return decorate
 
 
-def _check(name: str, value: object, least: int | None) -> None:
-    if not isinstance(value, (int, float)):
-        return
-    if least is not None and not value >= least:
-        raise InputError(f"{name} must be at least {least}, got {value:g}")
-    if math.isnan(value):
-        raise InputError(f"{name} must be a number, got nan")
+def _check(checks: Checks, name: str, value: Any) -> None:
+    if name == "variances":
+        checks.variances(value)
+    elif name in AT_LEAST:
+        checks.at_least(AT_LEAST[name], **{name: value})
+    elif isinstance(value, (int, float)):
+        checks.number(**{name: value})
