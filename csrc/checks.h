@@ -73,6 +73,10 @@ inline std::string device_name(const Tensor& tensor) {
 
 // The dispatcher comes to CUDA when any tensor is there: all have to be, and on the same GPU. The first one is given.
 inline void check_same_device(const char* op, std::initializer_list<Argument> arguments) {
+  for (const Argument& argument : arguments) {  // Python's None is a tensor that is not defined
+    const bool given = argument.tensor == nullptr || argument.tensor->defined();
+    check(given, op, argument.name, " is None, expected a tensor");
+  }
   const Argument& first = *arguments.begin();
   const bool on_cpu = first.tensor->is_cpu();
   for (const Argument& argument : arguments) {

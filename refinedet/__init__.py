@@ -4,6 +4,7 @@ Heavy parts load at first use, so that importing the package (and ``refinedet --
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -31,7 +32,6 @@ _HOMES = {
     "RawOutput": "refinedet.records",
     "Targets": "refinedet.records",
 }
-_SUBMODULES = ("ops",)
 
 __all__ = [
     "OFFICIAL",
@@ -53,12 +53,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return import_module(f"refinedet.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name in _modules():
+        return import_module(f"refinedet.{name}")
     raise AttributeError(f"module 'refinedet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_modules()})
+
+
+def _modules() -> set[str]:
+    """Modules that users may ask for without importing them first: ``refinedet.errors.DataError``."""
+    return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}

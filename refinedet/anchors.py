@@ -6,10 +6,10 @@ from operator import index
 import torch
 from torch import Tensor
 
+from refinedet.choices import SIZE_STEP
 from refinedet.errors import InputError, show
 
 STRIDES = (8, 16, 32, 64)  # pixels between the cells of each level
-SIZE_STEP = STRIDES[-1]  # pixels; both sides of an input are multiples of it (spec section 2)
 SCALE = 4  # side of the square anchor, in strides
 RATIOS = (1.0, 2.0, 0.5)  # width / height, in channel order
 ANCHORS_PER_CELL = len(RATIOS)

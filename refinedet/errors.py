@@ -12,7 +12,7 @@ _OUT_OF_MEMORY = (  # as CUDA, torch's CPU allocator, cuBLAS or cuDNN, OpenCV, t
     "Cannot allocate memory",
     "</torch_",  # the name of a piece of shared memory
 )
-_SHOWN = 80  # characters of a value in a message
+_SHOWN = 200  # characters of a value in a message: a path fits
 
 
 class RefineDetError(Exception):
@@ -52,8 +52,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ " did you mean 'x'?" with the one of ``known`` nearest to ``word``, or nothing."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" did you mean {close[0]!r}?" if close else ""
+    by_letters = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), by_letters, n=1, cutoff=0.5)
+    return f" did you mean {by_letters[close[0]]!r}?" if close else ""
 
 
 def printable(value: object) -> str:
@@ -78,7 +79,7 @@ def _escape(character: str) -> str:
 
 
 def show(value: object) -> str:
-    """``value`` as Python writes it, cut after some 80 characters: for a message that names a value of any origin."""
+    """``value`` as Python writes it, cut after some 200 characters: for a message that names a value of any origin."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply; a whole number of thousands of digits

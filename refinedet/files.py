@@ -12,12 +12,14 @@ CHECKPOINTS = PACKAGE / "checkpoints"  # shipped models
 LONG_NAME = 100  # bytes: of a longer name nothing goes into that of the temporary file; file systems take 255, some 143
 LONG_SUFFIX = 20  # bytes: no format is called so
 RECIPES = PACKAGE / "recipes"  # shipped recipes
+_SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def is_hidden(path: Path) -> bool:
     """Whether systems and editors keep a file for themselves: ``._a.xml``, ``.ipynb_checkpoints/a.xml``,
-    ``__MACOSX/a.xml``. ``path`` is relative to the folder that is searched, whose own name is no matter."""
-    return any((part[0] == "." and part != "..") or part == "__MACOSX" for part in path.parts)
+    ``__MACOSX/a.xml``, ``Thumbs.db``. ``path`` is relative to the folder that is searched, whose own name is no
+    matter."""
+    return any((part[0] == "." and part != "..") or part.lower() in _SYSTEM_FILES for part in path.parts)
 
 
 @contextmanager
@@ -60,6 +62,11 @@ def _make_temporary(target: Path) -> Path:
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
     os.close(handle)
     return Path(name)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a file can hold ``text``; a path may be of any bytes, which Python shows as halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _grant_default_mode(path: Path) -> None:

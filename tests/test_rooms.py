@@ -15,8 +15,10 @@ from support.paths import ROOT
 
 WORDS = {
     "anchors",
+    "augmentation",
     "boxes",
     "choices",
+    "classes",
     "errors",
     "files",
     "interrupt",
@@ -24,8 +26,8 @@ WORDS = {
     "preprocessing",
     "presets",
     "progress",
-    "quiet",
     "records",
+    "silence",
 }
 
 # From the lowest room to the highest: the room, what is done there, and the rooms it may import.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.models import build
 from refinedet.weights.caffe_names import caffe_names
 

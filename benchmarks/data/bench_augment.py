@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from refinedet.data.augment import AugmentConfig, Plan, TrainAugment, cut_out, distort, draw_plan, render
+from refinedet.augmentation import AugmentConfig
+from refinedet.data.augment import Plan, TrainAugment, cut_out, distort, draw_plan, render
 from refinedet.preprocessing import Preprocessing, normalize, to_tensor
 from refinedet.records import Sample
 

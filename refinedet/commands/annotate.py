@@ -7,39 +7,49 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 
+from refinedet.commands.messages import explain
 from refinedet.data import read_image
-from refinedet.errors import DataError
+from refinedet.errors import DataError, printable
 from refinedet.files import atomic_write
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
+from refinedet.inference.timing import timed
 from refinedet.inference.video import detect_video
 from refinedet.interrupt import StopRequest, stop_on_interrupt
 from refinedet.progress import SHORT, Progress, show_progress
 from refinedet.records import Detections
+
+STAGES = ("load", "forward", "select", "draw")  # the first three are those of an evaluation
+MOST_COLUMNS = 60  # for the path of an image; a longer one shifts its line
+
+_Batch: TypeAlias = list[tuple[Path, np.ndarray]]
 
 
 @dataclass
 class Annotator:
     """Detects in images and videos, and draws what it finds on copies of them.
 
-    An input that cannot be read goes to ``failures`` and the others go on; a video that breaks off is both there and in
-    ``done``. After Ctrl-C or SIGTERM (``interrupted``) what was begun is finished, the rest is left.
+    An input that cannot be read, and one whose copy cannot be written, goes to ``failures`` and the others go on; a
+    video that breaks off is both there and in ``done``. After Ctrl-C or SIGTERM (``interrupted``) what was begun is
+    finished, the rest is left.
     """
 
     detector: Detector
     targets: dict[Path, Path]  # annotated copy of each input
     score_threshold: float
     batch_size: int
-    say: Callable[[str], None]  # prints a line for people
+    say: Callable[[str], None]  # prints a line for people: a result
+    note: Callable[[str], None]  # and what --quiet leaves out
+    each_object: bool  # a line for each object of an image, not for each image
     keep_records: bool  # for to_json
     done: list[Path] = field(default_factory=list)
-    failures: dict[Path, DataError] = field(default_factory=dict)
+    failures: dict[Path, Exception] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
     videos: list[dict[str, Any]] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest, init=False)
@@ -70,28 +80,30 @@ class Annotator:
             "score_threshold": self.score_threshold,
             "images": self.images,
             "videos": self.videos,
-            "failed": [{"path": str(path), "error": str(error)} for path, error in self.failures.items()],
+            "failed": [{"path": str(path), "error": explain(error)} for path, error in self.failures.items()],
             "remaining": [str(path) for path in self.remaining],
         }
 
     def _run_images(self, images: Sequence[Path]) -> None:
-        started = time.perf_counter()
-        network_seconds = 0.0
-        table = _Table(images, self.detector.classes)
+        account = _Account(images, self.detector.classes, self.each_object, self.say)
+        speed = Speed()
         with show_progress("detecting", "image", len(images), delay=SHORT) as bar:
-            for batch in batches(self._readable(images, bar), self.batch_size):
-                before = time.perf_counter()
-                found = self._find([image for _, image in batch])
-                network_seconds += time.perf_counter() - before
-                for (path, image), detections in zip(batch, found, strict=True):
-                    self._finish_image(path, image, detections, table)
-        if done := len(self.done):
-            seconds = time.perf_counter() - started
-            self.say("\n".join(table.lines))
-            self.say(
-                f"{done} image{'s' * (done != 1)} in {seconds:.2f} s; detection {1000 * network_seconds / done:.1f} ms "
-                "per image, without reading and drawing"
-            )
+            stream = batches(self._readable(images, bar), self.batch_size)
+            while batch := self._next(stream, speed):
+                found = self._find([image for _, image in batch], speed.seconds)
+                with timed(speed.seconds, "draw"):
+                    done = [each for each in zip(batch, found, strict=True) if self._finish_image(*each[0], each[1])]
+                speed.count(len(batch))
+                for (path, _), detections in done:
+                    account.add(path, detections)
+        if self.done:
+            account.close()
+            self.note(speed.text(len(self.done)))
+
+    @staticmethod
+    def _next(stream: Iterator[_Batch], speed: Speed) -> _Batch:
+        with timed(speed.seconds, "load"):
+            return next(stream, [])
 
     def _readable(self, images: Sequence[Path], bar: Progress) -> Iterator[tuple[Path, np.ndarray]]:
         for path in images:
@@ -103,22 +115,23 @@ class Annotator:
                 self.failures[path] = error
             bar.update()
 
-    def _find(self, images: list[np.ndarray]) -> list[Detections]:
-        return self.detector.detect(images, score_threshold=self.score_threshold, batch_size=self.batch_size)
+    def _find(self, images: list[np.ndarray], seconds: dict[str, float]) -> list[Detections]:
+        return self.detector.detect_batch(images, [None] * len(images), self.score_threshold, seconds)
 
-    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections, table: _Table) -> None:
+    def _finish_image(self, path: Path, image: np.ndarray, detections: Detections) -> bool:
+        """Write the annotated copy; whether it could be written."""
         target = self.targets[path]
         try:
             _write_image(target, draw(image, detections, self.score_threshold))
-        except DataError as error:
+        except (DataError, OSError) as error:
             self.failures[path] = error
-            return
+            return False
         self.done.append(path)
-        table.add(path, detections)
         if self.keep_records:
             height, width = detections.size
             record = {"path": str(path), "output": str(target), "width": width, "height": height}
             self.images.append({**record, "detections": _rows(detections)})
+        return True
 
     def _run_video(self, path: Path) -> None:
         frames: list[dict[str, Any]] = []
@@ -141,14 +154,14 @@ class Annotator:
                 on_frame=on_frame,
                 stop=lambda: self.interrupted,
             )
-        except DataError as error:
+        except (DataError, OSError) as error:
             self.failures[path] = error
             return
         seconds = time.perf_counter() - started
-        objects = ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
+        rate = result.frames / seconds
         self.say(
-            f"{path}: {result.frames} frames in {seconds:.2f} s ({result.frames / seconds:.1f} per second); objects, "
-            f"all frames together: {objects}"
+            f"{printable(path)}: {result.frames} frames in {seconds:.2f} s ({rate:.1f} per second); objects, all "
+            f"frames together: {_count_text(counts)}"
         )
         self.done.append(path)
         if result.damaged:
@@ -161,23 +174,78 @@ class Annotator:
             self.videos.append({**record, "frames": frames})
 
 
-class _Table:
-    """The table of detections, in ``lines`` of fixed columns."""
+class Speed:
+    """The time of each stage per image. The first batch warms up: it counts only where it is the only one."""
 
-    def __init__(self, images: Sequence[Path], classes: Sequence[str]) -> None:
-        self._width = max(len("image"), *(len(str(path)) for path in images))
-        self._class_width = max(len("class"), *(len(name) for name in classes))
-        self.lines = [self._line("image", "class", "score", ("x1", "y1", "x2", "y2"))]
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)  # added up by `timed`
+        self._start = time.perf_counter()
+        self._first = self._images = self._batches = 0
+
+    def count(self, images: int) -> None:
+        """Count a batch of so many images, when it is done."""
+        self._batches += 1
+        if self._batches == 1:
+            self._first, self._first_seconds = images, self.seconds
+            self.seconds = dict.fromkeys(STAGES, 0.0)
+        else:
+            self._images += images
+
+    def text(self, done: int) -> str:
+        """The line that tells it; ``done``: the images whose copies were written."""
+        only = not self._images
+        images, seconds = (self._first, self._first_seconds) if only else (self._images, self.seconds)
+        stages = ", ".join(f"{stage} {1000 * seconds[stage] / images:.1f}" for stage in STAGES)
+        first = f"the first call{'' if only else f' of {self._first}'} {'included' if only else 'left out'}"
+        took = time.perf_counter() - self._start
+        return f"{_number(done, 'image')} in {took:.2f} s; ms per image, {first}: {stages}"
+
+
+class _Account:
+    """What was found, in lines of fixed columns as it is found: each object, or each image and totals at the end."""
+
+    def __init__(
+        self, images: Sequence[Path], classes: Sequence[str], each_object: bool, say: Callable[[str], None]
+    ) -> None:
+        self._width = min(MOST_COLUMNS, max(len("image"), *(len(printable(path)) for path in images)))
+        self._class_width = max(len("class"), *(len(printable(name)) for name in classes))
+        self._each_object, self._say = each_object, say
+        self._counts: Counter[str] = Counter()
+        self._begun = False
 
     def add(self, path: Path, detections: Detections) -> None:
-        """One line per detection; one that says so when there is none."""
-        rows = zip(detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
-        lines = [self._line(path, name, f"{score:.3f}", (f"{v:.1f}" for v in box)) for name, score, box in rows]
-        self.lines += lines or [f"{path!s:{self._width}}  nothing found"]
+        """Tell of one image; a line says so when nothing was found."""
+        if self._each_object and not self._begun:
+            self._say(self._line("image", "class", "score", ("x1", "y1", "x2", "y2")))
+        self._begun = True
+        counts = Counter(detections.names)
+        self._counts += counts
+        image = f"{printable(path):{self._width}}"
+        if not counts:
+            self._say(f"{image}  nothing found")
+        elif not self._each_object:
+            self._say(f"{image}  {_count_text(counts)}")
+        else:
+            rows = zip(detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True)
+            for name, score, box in rows:
+                self._say(self._line(image, printable(name), f"{score:.3f}", (f"{v:.1f}" for v in box)))
 
-    def _line(self, image: object, name: str, score: str, box: Iterable[str]) -> str:
+    def close(self) -> None:
+        """Tell the totals, where no line has each object."""
+        if not self._each_object:
+            self._say(f"{_number(self._counts.total(), 'object')} in all images: {_count_text(self._counts)}")
+
+    def _line(self, image: str, name: str, score: str, box: Iterable[str]) -> str:
         corners = "  ".join(f"{value:>6}" for value in box)
-        return f"{image!s:{self._width}}  {name:{self._class_width}}  {score:>5}  {corners}"
+        return f"{image:{self._width}}  {name:{self._class_width}}  {score:>5}  {corners}"
+
+
+def _count_text(counts: Counter[str]) -> str:
+    return ", ".join(f"{printable(name)} {count}" for name, count in counts.most_common()) or "none"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _rows(detections: Detections) -> list[dict[str, Any]]:

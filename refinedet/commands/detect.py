@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet import __version__
 from refinedet.commands import messages
-from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, speaker
+from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, noter, speaker
+from refinedet.errors import InputError, printable
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
+
+FEW = 8  # images of which each object is shown; of more each image is a line
 
 
 def add_parser(commands: Commands) -> None:
@@ -26,7 +31,17 @@ def add_parser(commands: Commands) -> None:
     )
     add_checkpoint(parser)
     parser.add_argument(
-        "inputs", metavar="IMAGE|FOLDER|VIDEO", nargs="+", type=Path, help="of a folder, the files directly in it"
+        "inputs",
+        metavar="IMAGE|FOLDER|VIDEO",
+        nargs="+",
+        help="of a folder, the files directly in it; a pattern in quotes ('photos/*.jpg'; ** is any folder below); "
+        "-: the files and folders that stdin lists, one a line or as `find -print0` writes them",
+    )
+    parser.add_argument(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help="of a folder, those in all folders below it, too; hidden ones, links and --out are left out",
     )
     parser.add_argument(
         "--out",
@@ -42,6 +57,12 @@ def add_parser(commands: Commands) -> None:
         default=0.5,
         help="leave out lower scores everywhere (default: 0.5)",
     )
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help=f"show each object, not a line per image, of more than {FEW} images, too",
+    )
     add_batch_size(parser)
     add_device(parser)
     add_json(parser)
@@ -55,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     from refinedet.commands.inputs import find_inputs, plan_outputs
     from refinedet.ops.devices import choose_device
 
-    images, videos = find_inputs(arguments.inputs)
+    _refuse_swapped(arguments.checkpoint, arguments.inputs)
+    say, note = speaker(arguments), noter(arguments)
+    images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)
     targets = plan_outputs([*images, *videos], arguments.out)
     device = choose_device(arguments.device)
     annotator = Annotator(
@@ -63,19 +86,39 @@ def run(arguments: argparse.Namespace) -> int:
         targets=targets,
         score_threshold=arguments.score_threshold,
         batch_size=arguments.batch_size,
-        say=speaker(arguments),
+        say=say,
+        note=note,
+        each_object=arguments.verbose or len(images) <= FEW,
         keep_records=bool(arguments.json),
     )
-    annotator.run(images, videos)
+    try:
+        annotator.run(images, videos)
+    finally:  # what was found is kept, whatever ended the work, and before anything else can go wrong
+        try:
+            deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **annotator.to_json()})
+        finally:
+            for error in annotator.failures.values():
+                messages.say_error(error)
     if annotator.done:
-        annotator.say(f"Annotated copies: {arguments.out}")
-    deliver(arguments, {"refinedet": __version__, "checkpoint": arguments.checkpoint, **annotator.to_json()})
-    for error in annotator.failures.values():
-        messages.say_error(error)
+        note(f"Annotated copies: {printable(arguments.out)}")
     annotator.stop.obey(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
     if not annotator.failures:
         return 0
     return 1 if annotator.done else 2
+
+
+def _refuse_swapped(checkpoint: str, inputs: list[str]) -> None:
+    """`detect photo.jpg bccd` is `detect bccd photo.jpg`."""
+    from refinedet.weights.checkpoint import shipped_names
+
+    if Path(checkpoint).suffix == ".safetensors" or not os.path.exists(checkpoint):
+        return
+    for given in inputs:
+        if Path(given).suffix == ".safetensors" or (given in shipped_names() and not os.path.exists(given)):
+            raise InputError(
+                f"{checkpoint} stands where the checkpoint belongs, and {given} among the inputs; the checkpoint comes "
+                f"first: refinedet detect {shlex.join([given, checkpoint])}"
+            )
 
 
 def _fraction(text: str) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet.choices import DATA_FORMATS, METRICS
-from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, speaker
+from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, noter, speaker
+from refinedet.errors import printable
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
@@ -55,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         metric=arguments.metric,
         batch_size=arguments.batch_size,
     )
+    deliver(arguments, json.loads(evaluation.to_json()))
     say(evaluation.table())
     if arguments.out is not None:
         evaluation.save(arguments.out)
-        say(f"Numbers, detections and precision-recall curves: {arguments.out}")
-    deliver(arguments, json.loads(evaluation.to_json()))
+        noter(arguments)(f"Numbers, detections and precision-recall curves: {printable(arguments.out)}")
     return 0

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from refinedet.data.images import IMAGE_SUFFIXES
+from refinedet.data.images import IMAGE_SUFFIXES, is_image
 from refinedet.errors import DataError, InputError, show
+from refinedet.inference.video import is_video
 
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 KEPT_SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))  # annotated pictures of another format become .png
 STDIN = "-"
 
@@ -32,7 +32,7 @@ def find_inputs(
     videos: dict[Path, None] = {}
     for argument in arguments:
         for path in _expand(argument, recursive, out):
-            (videos if path.suffix.lower() in VIDEO_SUFFIXES else images)[path] = None
+            (videos if is_video(path) else images)[path] = None
     return list(images), list(videos)
 
 
@@ -85,8 +85,9 @@ def _is_same(path: Path, other: Path | None) -> bool:
 
 def _is_shown(path: Path) -> bool:
     """Whether this is an image or a video that is not hidden."""
-    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return known and not path.name.startswith(".") and path.is_file()
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_image(path) or is_video(path)
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -132,7 +133,7 @@ def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
     taken: Counter[str] = Counter()
     for path in inputs:
         suffix = path.suffix.lower()
-        suffix = ".mp4" if suffix in VIDEO_SUFFIXES else suffix if suffix in KEPT_SUFFIXES else ".png"
+        suffix = ".mp4" if is_video(path) else suffix if suffix in KEPT_SUFFIXES else ".png"
         target = _free_name(path.stem, suffix, taken)
         if (out / target).resolve() in originals:
             raise InputError(

@@ -1,9 +1,9 @@
 """The ``refinedet`` command. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 done; 1 done, but some inputs could not be read (`detect`), the machine is not in order (`doctor`) or the
-reader of stdout went; 2 not done, with one line ``refinedet: error: ...`` naming the cause and the fix; 3 a fault of this
-package, with its traceback; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by the SIGHUP of a closed terminal: 128 + signal,
-as shells and schedulers have it.
+reader of stdout went; 2 not done, with one line ``refinedet: error: ...`` naming the cause and the fix; 3 a fault of
+this package, with its traceback; 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by the SIGHUP of a closed terminal:
+128 + signal, as shells and schedulers have it.
 
 Each verb is a file: it adds its parser, and its ``run`` returns the exit status. Torch and OpenCV are imported by the
 ``run`` that needs them, so that ``refinedet --help`` is quick.
@@ -24,7 +24,7 @@ from refinedet.commands.streams import Stream, safe_streams
 from refinedet.errors import InputError, RefineDetError, show, suggestion
 from refinedet.interrupt import Stopped, raise_on_interrupt
 from refinedet.progress import quiet
-from refinedet.quiet import silence_opencv
+from refinedet.silence import silence_opencv
 
 VERBS = (train, evaluate, detect, doctor)
 

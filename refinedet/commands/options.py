@@ -71,6 +71,11 @@ def speaker(arguments: argparse.Namespace) -> Callable[[str], None]:
     return say
 
 
+def noter(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """As `speaker`, for what ``--quiet`` leaves out."""
+    return (lambda line: None) if arguments.quiet else speaker(arguments)
+
+
 def deliver(arguments: argparse.Namespace, document: Any) -> None:
     """Put the JSON document where ``--json`` says, if it was given; a file is written whole or not at all."""
     text = to_json(document) + "\n"

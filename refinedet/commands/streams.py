@@ -56,7 +56,8 @@ def safe_streams() -> Iterator[Stream | None]:
     _occupy_closed_numbers()
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        out, err = before[0] and Stream(before[0]), Stream(before[1] or nowhere)  # print takes stdout for a None
+        out = None if before[0] is None else Stream(before[0])
+        err = Stream(before[1] or nowhere)  # not None: print would take stdout
         sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
         try:
             yield out

@@ -65,13 +65,15 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and tell what came out of it and where it is."""
     from refinedet.training.read import read_recipe
-    from refinedet.training.run import RunStopped, train
 
     say = speaker(arguments)
     out = _run_folder(arguments)
     recipe = read_recipe(arguments.recipe, [given.layer for given in arguments.settings])
+
+    from refinedet.training.run import RunStopped, train  # loads torch: a mistake in the recipe is told by now
+
     try:
-        result = train(recipe, out, device=arguments.device, resume=arguments.resume)
+        result = train(recipe, out, device=arguments.device, resume=arguments.resume, progress=not arguments.quiet)
     except TrainingInterrupted as stopped:
         ways = f"go on with: {resume_command(arguments)}; measure it with: {evaluate_command(recipe, out)}"
         raise Stopped(f"{stopped}; {ways}", stopped.signum) from None

@@ -4,8 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from refinedet.data.augment import AugmentConfig, TrainAugment
-from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.augmentation import AugmentConfig
+from refinedet.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.data.augment import TrainAugment
 from refinedet.data.coco import COCODataset, is_coco
 from refinedet.data.dataset import DetectionDataset, existing_folder
 from refinedet.data.images import list_images, read_image

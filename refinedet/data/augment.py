@@ -13,14 +13,13 @@ sampler; the choice among the samplers that found a crop), interpolation, horizo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from torch import Tensor
 
-from refinedet.errors import InputError
+from refinedet.augmentation import AugmentConfig
 from refinedet.preprocessing import Preprocessing, normalize, to_tensor
 from refinedet.records import Sample
 
@@ -28,51 +27,6 @@ _INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTE
 _LEVELS = np.arange(256, dtype=np.float32)
 # In crop sides: a box thinner than this may have no area left in float32, whose spacing below 1 is 6e-8.
 _LEAST_SIDE = 1e-6
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Probabilities and ranges; the defaults are the official ones. Probability 0 turns a stage off.
-
-    ``brightness`` is the largest shift in grey levels, ``hue`` the largest in OpenCV's half degrees; ``contrast`` and
-    ``saturation`` are ranges of factors. ``max_expand`` is the largest side of the expanded canvas in image sides.
-    ``crop_min_ious`` has one sampler per entry, beside the whole image and a sampler without a bound; ``crop`` false
-    leaves only the whole image. ``crop_scale`` is the range of a crop's scale in image sides, ``crop_aspect`` of its
-    aspect ratio.
-    """
-
-    distort_probability: float = 0.5  # of each of the four steps
-    brightness: float = 32.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue: float = 18.0
-    expand_probability: float = 0.5
-    max_expand: float = 4.0
-    crop: bool = True
-    crop_min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    crop_trials: int = 50
-    crop_scale: tuple[float, float] = (0.3, 1.0)
-    crop_aspect: tuple[float, float] = (0.5, 2.0)
-    mirror_probability: float = 0.5
-    vertical_mirror_probability: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("distort", "expand", "mirror", "vertical_mirror"):
-            _require(0 <= getattr(self, f"{name}_probability") <= 1, self, f"{name}_probability", "0 to 1")
-        for name in ("contrast", "saturation", "crop_aspect"):
-            low, high = getattr(self, name)
-            _require(0 < low <= high, self, name, "a range [low, high] above 0")
-        _require(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, self, "crop_scale", "a range within 0 to 1")
-        _require(0 <= self.brightness <= 255, self, "brightness", "0 to 255")
-        _require(0 <= self.hue <= 180, self, "hue", "0 to 180")
-        _require(1 <= self.max_expand <= 16, self, "max_expand", "1 to 16")
-        _require(self.crop_trials >= 1, self, "crop_trials", "at least 1")
-        _require(all(0 <= iou <= 1 for iou in self.crop_min_ious), self, "crop_min_ious", "values from 0 to 1")
-
-
-def _require(valid: bool, config: AugmentConfig, name: str, allowed: str) -> None:
-    if not valid:
-        raise InputError(f"augmentation: {name} is {getattr(config, name)}; give {allowed}")
 
 
 class Step(NamedTuple):

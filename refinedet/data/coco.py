@@ -116,7 +116,7 @@ class COCODataset(DetectionDataset):
                 raise unknown_class(categories[found.category], file, names)
             grouped[found.image].append(found)
         records = []
-        for key, image in track(images.items(), f"reading {self.root.name} {self.split}"):
+        for key, image in track(images.items(), f"reading {self.root.name} {self.split}", "image"):
             objects = grouped[key]
             records.append(
                 make_record(

@@ -212,6 +212,8 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
         raise DataError(f"classes is the text {classes!r}; give a list of names, such as [{classes!r}]")
     if not classes:
         raise DataError("the list of classes is empty; give at least one name")
+    if not all(isinstance(name, str) and name.strip() for name in classes):
+        raise DataError(f"classes is {show(list(classes))}; give a list of names, each a text")
     repeated = sorted({name for name in classes if list(classes).count(name) > 1})
     if repeated:
         raise DataError(f"class {repeated[0]!r} is named twice; name each class once")

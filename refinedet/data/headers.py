@@ -12,17 +12,22 @@ import struct
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD = 1 << 16  # bytes of a file in which all formats but JPEG and TIFF tell their size
 
 
 class Header(NamedTuple):
-    """``height`` and ``width`` of the stored pixels. Of a TIFF also its ``orientation`` (1 to 8, as in EXIF), and in
-    ``neutral`` what makes it 1: offsets, and the bytes to write there."""
+    """``height`` and ``width`` of the stored pixels.
+
+    Of a TIFF also its ``orientation`` (1 to 8, as in EXIF), and in ``neutral`` what makes it 1: offsets, and the bytes
+    to write there. Of a PGM, PPM or PAM the value of ``white``, where OpenCV leaves the samples as they are.
+    """
 
     height: int
     width: int
     orientation: int = 1
     neutral: tuple[tuple[int, bytes], ...] = ()
+    white: int | None = None
 
 
 def read_header(file: BinaryIO) -> Header | None:
@@ -36,6 +41,20 @@ def read_header(file: BinaryIO) -> Header | None:
         return next((read(head) for magic, read in _FORMATS if re.match(magic, head, re.DOTALL)), None)
     except (struct.error, OverflowError):  # the file ends before; no file has so large an offset
         return None
+
+
+def claims_too_much(data: bytes) -> bool:
+    """Whether a chunk of a PNG is longer than the file: OpenCV takes, and fills, memory for what a chunk claims, up to
+    4 GiB, and then finds the file cut short."""
+    start = 8
+    while data.startswith(_PNG) and len(data) >= start + 8:
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data):
+            return True
+        if data[start + 4 : start + 8] == b"IEND":
+            break
+        start = end
+    return False
 
 
 def _jpeg(file: BinaryIO) -> Header | None:
@@ -116,13 +135,28 @@ def _webp_extended(head: bytes) -> Header:
 
 
 def _search(pattern: bytes) -> Callable[[bytes], Header | None]:
-    """Two decimal numbers in a text, named ``h`` and ``w``."""
+    """Decimal numbers in a text, named ``h``, ``w`` and, where there is a value of white, ``white``."""
 
     def read(head: bytes) -> Header | None:
-        match = re.search(pattern, head)
-        return match and Header(int(match["h"]), int(match["w"]))
+        match = re.search(pattern, head, re.DOTALL)
+        if match is None:
+            return None
+        white = match.groupdict().get("white")
+        return Header(int(match["h"]), int(match["w"]), white=int(white) if white else None)
 
     return read
+
+
+_SPACE = rb"(?:\s|#[^\n]*\n)+"
+_PNM = rb"\AP." + _SPACE + rb"(?P<w>\d{1,10})" + _SPACE + rb"(?P<h>\d{1,10})(?=\s)"
+_WHITE = _SPACE + rb"(?P<white>\d{1,5})\s"
+
+
+def _ascii_pnm(head: bytes) -> Header | None:
+    header = _search(_PNM + _WHITE)(head)
+    if header is None or header.white is None or header.white > 255:
+        return header
+    return header._replace(white=None)  # these OpenCV scales
 
 
 def _jpeg_2000(head: bytes) -> Header:
@@ -142,17 +176,18 @@ def _avif(head: bytes) -> Header | None:
     return Header(height, width) if sizes else None
 
 
-_SPACE = rb"(?:\s|#[^\n]*\n)+"
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], Header | None]], ...] = (
-    (rb"\x89PNG\r\n\x1a\n....IHDR", _at(">II", 16)),
+    (_PNG + rb"....IHDR", _at(">II", 16)),
     (rb"GIF8[79]a", _at("<HH", 6)),
     (rb"BM.{12}\x0c\0\0\0", _at("<HH", 18)),
-    (rb"BM", _at("<ii", 18)),
+    (rb"BM.{12}[\x28\x34\x38\x40\x6c\x7c]\0\0\0", _at("<ii", 18)),
     (rb"RIFF....WEBPVP8 ", _webp_lossy),
     (rb"RIFF....WEBPVP8L", _webp_lossless),
     (rb"RIFF....WEBPVP8X", _webp_extended),
-    (rb"P[1-6Ff]\s", _search(rb"\AP." + _SPACE + rb"(?P<w>\d{1,10})" + _SPACE + rb"(?P<h>\d{1,10})\s")),
-    (rb"P7\s", _search(rb"WIDTH\s+(?P<w>\d{1,10})\s+HEIGHT\s+(?P<h>\d{1,10})\s")),
+    (rb"P[14Ff]\s", _search(_PNM)),
+    (rb"P[23]\s", _ascii_pnm),
+    (rb"P[56]\s", _search(_PNM + _WHITE)),
+    (rb"P7\s", _search(rb"WIDTH\s+(?P<w>\d{1,10})\s+HEIGHT\s+(?P<h>\d{1,10})\s.*?MAXVAL\s+(?P<white>\d{1,5})\s")),
     (rb"#\?R", _search(rb"-Y\s+(?P<h>\d{1,10})\s+\+X\s+(?P<w>\d{1,10})\s")),
     (rb"\0\0\0\x0cjP  \r\n\x87\n", _jpeg_2000),
     (rb"\xff\x4f\xff\x51", _jpeg_2000_stream),

@@ -10,9 +10,10 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from refinedet.data.headers import Header, read_header
+from refinedet.data.headers import Header, claims_too_much, read_header
 from refinedet.errors import DataError, InputError, show
-from refinedet.quiet import quiet
+from refinedet.files import is_hidden
+from refinedet.silence import silent_decoders
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"))
 MAX_PIXELS = 178_956_970  # the default of REFINEDET_MAX_PIXELS: where Pillow refuses, at twice 89 million
@@ -24,10 +25,10 @@ _OPENCV_BYTES = 2**31 - 1
 def read_image(path: str | os.PathLike[str], *, apply_exif: bool = False) -> np.ndarray:
     """Decode an image file to uint8 [H,W,3] in BGR order.
 
-    Greyscale and palette images become three channels; 16-bit samples are scaled by 255/65535 and rounded; an alpha
-    channel is dropped, not blended; CMYK JPEGs are converted; of several pages or frames the first is taken. The
-    orientation, of EXIF or of a TIFF, is ignored unless ``apply_exif``: the annotations of VOC and COCO are made on
-    the stored pixels.
+    Greyscale and palette images become three channels; 16-bit samples are scaled by 255/65535 and rounded, those of a
+    PGM, PPM or PAM by 255 and the value that it gives white; an alpha channel is dropped, not blended; CMYK JPEGs are
+    converted; of several pages or frames the first is taken. The orientation, of EXIF or of a TIFF, is ignored unless
+    ``apply_exif``: the annotations of VOC and COCO are made on the stored pixels.
 
     Raises DataError when the file is missing, a folder, empty, cut short, not an image, of more than 16 bits, or of
     more pixels than `max_pixels`; that is seen in its header, before anything is decoded. What cannot be told is a
@@ -39,7 +40,7 @@ def read_image(path: str | os.PathLike[str], *, apply_exif: bool = False) -> np.
 def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndarray:
     """As `read_image`, of the content of a file; ``name`` is for the message of an error."""
     header = read_header(io.BytesIO(data))
-    if header is None:
+    if header is None or claims_too_much(data):
         raise _not_an_image(name, len(data))
     _check_size(header, name)
     for place, content in header.neutral:  # OpenCV would turn a TIFF in any case, and some in disorder
@@ -51,7 +52,7 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = False) -> np.ndar
             f"{name}: declares {header.width}x{header.height} pixels and holds {image.shape[1]}x{image.shape[0]}; "
             "save it again as JPEG or PNG"
         )
-    return _to_8_bit(_turn(image, header.orientation) if apply_exif else image, name)
+    return _to_8_bit(_turn(image, header.orientation) if apply_exif else image, header.white, name)
 
 
 def _decode(data: bytes, header: Header, name: str, apply_exif: bool) -> np.ndarray:
@@ -60,7 +61,7 @@ def _decode(data: bytes, header: Header, name: str, apply_exif: bool) -> np.ndar
     orientation = 0 if apply_exif else cv2.IMREAD_IGNORE_ORIENTATION
     reason = None
     try:
-        with quiet():
+        with silent_decoders():
             image: np.ndarray | None = cv2.imdecode(
                 np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation
             )
@@ -98,14 +99,17 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _to_8_bit(image: np.ndarray, name: str) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype != np.uint16:
+def _to_8_bit(image: np.ndarray, white: int | None, name: str) -> np.ndarray:
+    if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{name}: its samples are {image.dtype}, whose range is unknown; save it with 8 or 16 bits")
+    white = white or np.iinfo(image.dtype).max
+    if white == 255:
+        return image
     # OpenCV's own conversion rounds in some formats and truncates in others.
-    levels, rest = np.divmod(image, 257)
-    levels += rest > 128
+    levels: np.ndarray = np.minimum(image, white).astype(np.uint32)
+    levels *= 255
+    levels += white // 2
+    levels //= white
     return levels.astype(np.uint8)
 
 
@@ -146,9 +150,19 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return header.height, header.width
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image does, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return read_header(file) is not None
+    except OSError:
+        return False
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files of a folder that have an image's suffix, sorted by name."""
-    return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    """The files of a folder that have an image's suffix and are not hidden, sorted by name."""
+    files = (path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in files if not is_hidden(Path(path.name)))
 
 
 @contextmanager

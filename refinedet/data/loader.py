@@ -64,11 +64,15 @@ class TrainLoader:
         """How many times the data set has been seen before ``step``."""
         return step * self.batch_size / len(self.dataset)
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of start_step, start_step + 1, ... without end."""
+    def fill_cache(self) -> None:
+        """Read all images, where they are kept in memory: `iterate` does it otherwise, with the first batch."""
         if self._cache and self._samples is None:
             indices = track(range(len(self.dataset)), "reading images", "image")
             self._samples = [self.dataset[index] for index in indices]
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of start_step, start_step + 1, ... without end."""
+        self.fill_cache()
         samples = self.dataset if self._samples is None else self._samples
         batches = _Batches(samples, self._augment, self.batch_size, self._seed, self._use_difficult)
         loader = DataLoader(

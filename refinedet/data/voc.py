@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from refinedet.data.classes import VOC_CLASSES
+from refinedet.classes import VOC_CLASSES
 from refinedet.data.dataset import (
     DetectionDataset,
     Findings,
@@ -153,16 +153,19 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings)
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     ids: list[str] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
-        place = f"{path}, line {number}"
-        image_id = _image_id(line, root)
-        if image_id is None:
-            if not line or line.startswith("#"):
-                continue
-            raise _no_annotation(root, line, place, allow_outside)
+        found = _image_id(line, root)
+        if not line or (line.startswith("#") and found is None):
+            continue
+        image_id = found or _readings(line, root)[-1]
+        annotation, place = root / "Annotations" / f"{image_id}.xml", f"{path}, line {number}: {show(line)}"
         if not allow_outside:
-            check_inside(root / "Annotations" / image_id, root, f"{place}: {show(line)}")
-        if is_hidden(Path(image_id)):
+            check_inside(annotation, root, place)
+        if is_hidden(Path(os.path.basename(image_id) if os.path.isabs(image_id) else image_id)):
             findings.add("hidden files listed in the split, left out", path.name)
+        elif found is None:
+            raise DataError(
+                f"{annotation}: no such annotation file; restore it or remove the id from the split ({place})"
+            )
         else:
             ids.append(image_id)
     if not ids:
@@ -174,7 +177,7 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings)
 
 
 def _splits(folder: Path) -> list[str]:
-    return [path.stem for path in folder.glob("*.txt") if not is_hidden(Path(path.name))]
+    return [path.stem for path in folder.glob("*.txt") if path.is_file() and not is_hidden(Path(path.name))]
 
 
 def _image_id(line: str, root: Path) -> str | None:
@@ -186,8 +189,8 @@ def _image_id(line: str, root: Path) -> str | None:
 def _readings(line: str, root: Path) -> list[str]:
     """What a line may mean: an id; its first column, in VOC's lists of one class (``000005 -1``); either one as the
     path of an image or annotation (``JPEGImages/000005.jpg``); any of them in quotes."""
-    text = line.strip("\"'")
-    column = (line.split() or [""])[0].strip("\"'")
+    text = line.strip("\"',;")
+    column = (line.split() or [""])[0].strip("\"',;")
     return [line, text, column, _without_folder_and_suffix(text, root), _without_folder_and_suffix(column, root)]
 
 
@@ -200,16 +203,6 @@ def _without_folder_and_suffix(text: str, root: Path) -> str:
     text = rest if folder == "Annotations" or folder.endswith("Images") else text
     stem, suffix = os.path.splitext(text)
     return stem if suffix.lower() in IMAGE_SUFFIXES | {".xml"} else text
-
-
-def _no_annotation(root: Path, line: str, place: str, allow_outside: bool) -> DataError:
-    """The error for a line of a split without annotation."""
-    path = root / "Annotations" / f"{_readings(line, root)[-1]}.xml"
-    if not allow_outside:
-        check_inside(path, root, f"{place}: {show(line)}")
-    return DataError(
-        f"{path}: no such annotation file; restore it or remove the id from the split ({place}: {show(line)})"
-    )
 
 
 def _image_folder(root: Path) -> Path:
@@ -260,6 +253,8 @@ def _read_annotation(path: Path) -> _Annotation:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     objects = [_read_object(element, path) for element in tree.iter("object")]
+    if not objects and tree.tag != "annotation":  # a page of a web site, CVAT's XML: not an image without objects
+        raise DataError(f"{path}: its root is {show(tree.tag)}, not VOC's 'annotation'; replace it by the annotation")
     size = declared_size(tree.findtext("size/height"), tree.findtext("size/width"))
     return _Annotation(objects, size, (tree.findtext("filename") or "").strip())
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from refinedet.errors import InputError, shorten, show
-from refinedet.parsing import to_float
 
 # The order of COCOeval.stats; the names are those of the COCO results format.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -93,12 +92,18 @@ def _checked(
                 f"{place}: category_id {show(row['category_id'])} is not a category of the ground truth; "
                 f"known: {shorten(list(map(show, categories)), 10)}"
             )
-        numbers = [*row["bbox"], row["score"]] if scored else row["bbox"]
-        if len(row["bbox"]) != 4 or not all(math.isfinite(to_float(number)) for number in numbers):
+        if not _is_sound(row["bbox"], row["score"] if scored else 0.0):
             raise InputError(
                 f"{place}: bbox {show(row['bbox'])} or its score is not finite numbers [x, y, width, height]"
             )
         yield {**row, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]}
+
+
+def _is_sound(box: Sequence[float], score: float) -> bool:
+    try:
+        return len(box) == 4 and all(map(math.isfinite, (*box, score)))
+    except (TypeError, OverflowError):  # no list, no numbers; one of 400 digits
+        return False
 
 
 def _annotation(number: int, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +26,7 @@ from refinedet.evaluation.pixels import (
 from refinedet.evaluation.report import Evaluation, class_row, measure, optional
 from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes, check_iou_threshold, mean_ap, voc_ap
 from refinedet.inference.detector import Detector, check_options, load
+from refinedet.inference.timing import timed
 from refinedet.progress import busy, show_progress
 
 STAGES = ("load", "forward", "select", "metric")
@@ -49,7 +48,8 @@ def evaluate(
     Args:
         detector: on any device; its network is evaluated in eval mode and left in the mode it was in. Its classes must
             be the data set's, in the same order (open the data set with ``classes=detector.classes``).
-        dataset: a data set, or what joins, wraps or shortens one: samples by number, their count, and ``classes``.
+        dataset: a data set, or what joins, wraps or shortens one: samples by number, their count, ``classes``, and
+            ``category_ids`` where the detections shall have those of an annotation file.
         metric: "voc" (AP at ``iou_threshold``, the area under the curve), "voc07" (the same by the 11 points of VOC
             2007) or "coco" (the mean of AP at IoU 0.50:0.95, and COCO's other numbers).
         iou_threshold: of the VOC metrics and of the precision-recall curves.
@@ -66,7 +66,7 @@ def evaluate(
     _check_classes(detector, dataset)
     seconds = dict.fromkeys(STAGES, 0.0)
     collected = _collect(detector, dataset, score_threshold, batch_size, seconds, progress)
-    with _timed(seconds, "metric"), busy("measuring average precision", shown=progress):
+    with timed(seconds, "metric"), busy("measuring average precision", shown=progress):
         curves = voc_ap(
             collected.truth,
             collected.found,
@@ -126,6 +126,8 @@ def _check_classes(detector: Detector, dataset: DetectionDataset) -> None:
         raise InputError(
             f"{_name(dataset)}: the data set has no classes; set them to those of the data set that it wraps"
         )
+    if not len(dataset):
+        raise InputError(f"{_name(dataset)}: the data set holds no images; nothing can be evaluated")
     if tuple(dataset.classes) != tuple(detector.classes):
         raise InputError(
             f"{_name(dataset)}: the model's classes are {', '.join(detector.classes)}, the data set's "
@@ -151,7 +153,7 @@ def _collect(
     batches = eval_batches(dataset, detector.size, detector.preprocessing, batch_size)
     with show_progress("evaluating", "image", len(dataset), shown=progress) as bar:
         while True:
-            with _timed(seconds, "load"):
+            with timed(seconds, "load"):
                 batch = next(batches, None)
             if batch is None:
                 break
@@ -173,9 +175,9 @@ def _run(
     detector: Detector, blobs: Tensor, score_threshold: float | None, seconds: dict[str, float]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Boxes [n,4] in units of the image side, labels [n] and scores [n] of each image of a batch, on the CPU."""
-    with _timed(seconds, "forward", detector.device):
+    with timed(seconds, "forward", detector.device):
         raw = detector.run(blobs)
-    with _timed(seconds, "select", detector.device):
+    with timed(seconds, "select", detector.device):
         detected = detector.select(raw, score_threshold)
         boxes, labels, scores = detected.boxes.cpu(), detected.labels.cpu(), detected.scores.cpu()
     for i, count in enumerate(detected.counts.tolist()):
@@ -187,13 +189,3 @@ def _stack(rows: list[_Rows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     numbers, labels, boxes, values = zip(*rows, strict=True)
     images = np.repeat(numbers, [len(row) for row in labels])
     return images, np.concatenate(labels), np.concatenate(boxes), np.concatenate(values)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str, device: torch.device | None = None) -> Iterator[None]:
-    """Add the time of the block to ``seconds[stage]``, the work it queued on a GPU included."""
-    start = time.perf_counter()
-    yield
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds[stage] += time.perf_counter() - start

@@ -8,7 +8,8 @@ From network output to metric, as the released evaluation scripts do (spec secti
 3. Ground truth, brought into the same 0-based inclusive frame: VOC's 1-based corners minus 1; COCO's x, y, x + w - 1,
    y + h - 1. (IoU does not depend on the origin, so comparing here equals comparing in VOC's frame.)
 
-Either metric works on either data set; a VOC difficult object is to COCO's metric a crowd, and the other way round.
+Which frame a box is in says its sample, so that data sets may be joined, shortened and wrapped. Either metric works on
+either kind; a VOC difficult object is to COCO's metric a crowd, and the other way round.
 """
 
 from __future__ import annotations

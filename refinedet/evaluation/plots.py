@@ -1,19 +1,22 @@
 """The picture of an evaluation: precision-recall curves and average precision per class."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from refinedet.errors import InputError
+from refinedet.errors import InputError, printable
 from refinedet.evaluation.voc_ap import ClassResult
 from refinedet.files import atomic_write
 
 FIGURE_WIDTH = 12.0  # inches
 BAR_HEIGHT = 0.22  # inches per class, enough for a line of text
+MOST_OF_A_NAME, MOST_OF_A_TITLE = 40, 120  # letters
 MOST_DISTINCT_COLOURS = 10  # beyond it neighbouring ranks share a hue and the bars' order tells classes apart
 
 
@@ -39,16 +42,16 @@ def plot_precision_recall(
         )
     order = sorted((i for i in range(len(names)) if not np.isnan(ap[i])), key=lambda i: -ap[i])
     height = max(5.0, 1.5 + BAR_HEIGHT * len(order))
-    figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
-    curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
-    colours = _colours(len(order))
-    for colour, i in zip(colours, order, strict=True):
-        curves.plot(*curve_points(results[i]), color=colour, linewidth=1.5, label=names[i])
-    _dress_curves(curves, curves_label)
-    _draw_bars(bars, [names[i] for i in order], [ap[i] for i in order], colours)
-    if title:
-        figure.suptitle(title)
-    with atomic_write(path) as temporary:
+    with _plain_text(), atomic_write(path) as temporary:
+        figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
+        curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+        colours = _colours(len(order))
+        for colour, i in zip(colours, order, strict=True):
+            curves.plot(*curve_points(results[i]), color=colour, linewidth=1.5)
+        _dress_curves(curves, curves_label)
+        _draw_bars(bars, [_label(names[i], MOST_OF_A_NAME) for i in order], [ap[i] for i in order], colours)
+        if title:
+            figure.suptitle(_label(title, MOST_OF_A_TITLE))
         figure.savefig(temporary, dpi=110)
 
 
@@ -63,6 +66,21 @@ def curve_points(result: ClassResult) -> tuple[np.ndarray, np.ndarray]:
     keep[-1] = True
     recall, precision = result.recall[keep], result.precision[keep]
     return np.insert(recall, 0, 0.0), np.insert(precision, 0, precision[0])
+
+
+@contextmanager
+def _plain_text() -> Iterator[None]:
+    """Names are shown as they are, whatever the user's matplotlibrc says: matplotlib sets what stands between two $ as
+    maths, or everything by LaTeX. A letter that its font lacks becomes a box, without a warning."""
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        yield
+
+
+def _label(text: str, most: int) -> str:
+    """``text`` in one line that leaves room for the curves."""
+    shown = printable(text)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def _colours(count: int) -> list[tuple[float, float, float, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -10,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refinedet.errors import printable
 from refinedet.evaluation.pixels import coco_results
 from refinedet.evaluation.voc_ap import ClassResult, ScoredBoxes, best_f1
 from refinedet.files import atomic_write, write_text
+from refinedet.parsing import to_json
 
 _NOT_IN_JSON = ("rows", "curves", "found", "image_ids", "category_ids")
 
@@ -57,11 +58,11 @@ class Evaluation:
     def to_json(self) -> str:
         """The numbers, without curves and detections, as JSON text; numbers that do not exist are null."""
         values = {name: value for name, value in vars(self).items() if name not in _NOT_IN_JSON}
-        return json.dumps({**values, "rows": [asdict(row) for row in self.rows]}, indent=2)
+        return to_json({**values, "rows": [asdict(row) for row in self.rows]}, indent=2)
 
     def table(self) -> str:
         """A line per class, the mean, COCO's numbers if measured, and the time per stage."""
-        width = max(len("class"), *(len(row.name) for row in self.rows))
+        width = max(len("class"), *(len(printable(row.name)) for row in self.rows))
         lines = [
             f"{'class':<{width}}  objects  detections     AP  precision  recall  at score",
             *(_table_line(row, width) for row in self.rows),
@@ -120,7 +121,7 @@ def _number(value: float | None) -> str:
 
 def _table_line(row: ClassRow, width: int) -> str:
     return (
-        f"{row.name:<{width}}  {row.ground_truth:>7}  {row.detections:>10}  {_number(row.ap):>5}  "
+        f"{printable(row.name):<{width}}  {row.ground_truth:>7}  {row.detections:>10}  {_number(row.ap):>5}  "
         f"{_number(row.precision):>9}  {_number(row.recall):>6}  {_number(row.score_threshold):>8}"
     )
 
@@ -130,5 +131,5 @@ def _write_list(path: Path, items: Iterator[Any]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for number, item in enumerate(items):
-            file.write((", " if number else "") + json.dumps(item))
+            file.write((", " if number else "") + to_json(item))
         file.write("]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from refinedet import ops
 from refinedet.boxes import to_pixels
 from refinedet.errors import InputError
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
+from refinedet.inference.timing import timed
 from refinedet.models import RefineDet
 from refinedet.preprocessing import Preprocessing, prepare
 from refinedet.presets import Preset
@@ -74,6 +75,7 @@ class Detector:
         An image is a path, a numpy array or a torch tensor:
 
         * path: a file that OpenCV decodes, turned upright by its EXIF orientation, as cv2.imread does;
+        * bytes, bytearray or memoryview: the content of such a file;
         * array: uint8 [H,W,3] in **BGR** order, as OpenCV reads it, or [H,W] / [H,W,1] grey;
         * tensor: [3,H,W] in **RGB** order (or [1,H,W] grey), uint8 0..255 or floating 0..1, as torchvision reads it.
           Floating values are rounded to 8 bits.
@@ -123,15 +125,25 @@ class Detector:
     def _stream(self, images: Iterable[Image], score_threshold: float | None, batch_size: int) -> Iterator[Detections]:
         for batch in batches(enumerate(images), batch_size):
             arrays = [as_bgr(image, index) for index, image in batch]
-            yield from self._detect_batch(arrays, [path_of(image) for _, image in batch], score_threshold)
+            yield from self.detect_batch(arrays, [path_of(image) for _, image in batch], score_threshold, {})
 
     @torch.inference_mode()
-    def _detect_batch(
-        self, arrays: list[np.ndarray], paths: list[str | None], score_threshold: float | None
+    def detect_batch(
+        self,
+        arrays: list[np.ndarray],
+        paths: Sequence[str | None],
+        score_threshold: float | None,
+        seconds: dict[str, float],
     ) -> list[Detections]:
-        prepared = torch.stack([prepare(array, self.size, self.preprocessing) for array in arrays])
-        found = self.select(self.run(prepared), score_threshold)
-        boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
+        """The objects of BGR images [H,W,3] uint8, all at once; the time of the stages load (preparing them), forward
+        and select is added to ``seconds``."""
+        with timed(seconds, "load"):
+            prepared = torch.stack([prepare(array, self.size, self.preprocessing) for array in arrays])
+        with timed(seconds, "forward", self.device):
+            raw = self.run(prepared)
+        with timed(seconds, "select", self.device):
+            found = self.select(raw, score_threshold)
+            boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
         detections = []
         for i, (count, array, path) in enumerate(zip(found.counts.tolist(), arrays, paths, strict=True)):
             height, width = array.shape[:2]

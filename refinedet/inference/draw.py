@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from refinedet.errors import InputError
+from refinedet.errors import InputError, printable
 from refinedet.records import Detections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -61,6 +61,7 @@ def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5
 
     Widths follow the size of the picture. Frames come first, labels above all frames; each label, best score first,
     takes the corner of its box where it hides the least of the labels already set, and stays inside the picture.
+    OpenCV 5 has the letters of most scripts; OpenCV 4 writes ? for those outside ASCII.
     Raises InputError when the image is of another kind or size than the detections'.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -79,7 +80,7 @@ def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5
         cv2.rectangle(canvas, frame[:2], frame[2:], color, style.line)
     placed: list[_Rectangle] = []
     for row, frame, color in zip(shown, frames, colors, strict=True):
-        text = f"{detections.names[row]} {detections.scores[row]:.2f}"
+        text = f"{printable(detections.names[row])} {detections.scores[row]:.2f}"
         placed.append(_draw_label(canvas, text, frame, color, style, placed))
     return canvas
 

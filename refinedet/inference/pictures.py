@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refinedet.data import read_image
+from refinedet.data.images import decode_image, read_image
 from refinedet.errors import DataError, InputError
 
-Image: TypeAlias = str | os.PathLike[str] | np.ndarray | Tensor
-"""A path, a numpy array or a torch tensor; `refinedet.inference.detector.Detector.detect` says which."""
+Image: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Tensor
+"""A path, the bytes of a file, a numpy array or a torch tensor; `refinedet.inference.detector.Detector.detect` says
+which."""
 T = TypeVar("T")
+_CONTENT = (bytes, bytearray, memoryview)
 
 
 def list_pictures(images: Image | Iterable[Image]) -> list[Image]:
     """The images as a list, one alone as a list of one; InputError or DataError for one that cannot be an image."""
-    single = isinstance(images, (str, os.PathLike, np.ndarray, Tensor)) or not isinstance(images, Iterable)
+    single = isinstance(images, (str, os.PathLike, *_CONTENT, np.ndarray, Tensor)) or not isinstance(images, Iterable)
+    single = single or hasattr(images, "read")  # an open file, which gives its lines
     items = [cast(Image, images)] if single else list(cast(Iterable[Image], images))
     for index, item in enumerate(items):
         check_picture(item, index)
@@ -47,14 +50,17 @@ def check_picture(image: Image, index: int) -> None:
     if isinstance(image, (str, os.PathLike)):
         if not Path(image).is_file():
             raise DataError(f"image {index}, {os.fspath(image)}: no such file; check the path")
+    elif isinstance(image, _CONTENT):
+        return  # decoding tells
     elif isinstance(image, np.ndarray):
         _check_array(image, index)
     elif isinstance(image, Tensor):
         _check_tensor(image, index)
     else:
         raise InputError(
-            f"image {index} is a {type(image).__name__}; give a path, a uint8 BGR numpy array or a torch tensor "
-            "(a PIL image: numpy.asarray(image.convert('RGB'))[..., ::-1])"
+            f"image {index} is a {type(image).__name__}; give a path, the bytes of an image file, a uint8 BGR numpy "
+            "array or a torch tensor (an open file: file.read(); a PIL image: "
+            "numpy.asarray(image.convert('RGB'))[..., ::-1])"
         )
 
 
@@ -93,6 +99,8 @@ def as_bgr(image: Image, index: int) -> np.ndarray:
     check_picture(image, index)
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, apply_exif=True)
+    if isinstance(image, _CONTENT):
+        return decode_image(bytes(image), f"image {index}", apply_exif=True)
     if isinstance(image, Tensor):
         levels = image if image.dtype == torch.uint8 else (image.float() * 255).round().to(torch.uint8)
         image = levels.permute(1, 2, 0).flip(2).cpu().numpy()

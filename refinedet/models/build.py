@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from refinedet.anchors import SIZE_STEP, parse_size
+from refinedet.anchors import parse_size
+from refinedet.choices import SIZE_STEP, TIMM
 from refinedet.errors import InputError
-from refinedet.models.backbones import TIMM, make_backbone
+from refinedet.models.backbones import make_backbone
 from refinedet.models.backbones.timm import first_line
 from refinedet.models.config import TCB_CHANNELS, ModelConfig, check_classes
 from refinedet.models.pretrained import load_pretrained

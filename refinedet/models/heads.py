@@ -43,4 +43,5 @@ class Heads(nn.Module):
 
 def _flatten(x: Tensor, values: int) -> Tensor:
     """[B,3*values,h,w] to [B,h*w*3,values]; a view of a channels-last map."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
+    batch, _, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(batch, height * width * ANCHORS_PER_CELL, values)  # B may be 0

@@ -70,7 +70,8 @@ def _find_tensors(content: object, levels: int) -> StateDict:
             return found
     if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         return dict(content)
-    inside = [found for value in content.values() if (found := _find_tensors(value, levels - 1))]
+    parts = [value for key, value in content.items() if isinstance(key, str)]  # an optimiser counts its parameters
+    inside = [found for part in parts if (found := _find_tensors(part, levels - 1))]
     return inside[0] if len(inside) == 1 else {}
 
 

@@ -28,7 +28,7 @@ def call(name: str, *arguments: Any) -> Any:
     try:
         return getattr(torch.ops.refinedet, name).default(*arguments)
     except RuntimeError as error:
-        message = next(iter(str(error).splitlines()), type(error).__name__)
+        message = str(error).partition("\n")[0] or f"{type(error).__name__} without a message"
         if message.startswith(f"refinedet.{name}: "):
             raise InputError(message) from None
         if mismatch := _TYPE_MISMATCH.search(message):
@@ -37,6 +37,9 @@ def call(name: str, *arguments: Any) -> Any:
                 raise InputError(f"refinedet.{name}: {argument} does not fit in 64 bits; give a smaller one") from None
             raise InputError(f"refinedet.{name}: {argument} is of type {found}; give {wanted}") from None
         tensors = list(_tensors(arguments))
+        if isinstance(error, NotImplementedError):  # of the dispatcher
+            kinds = ", ".join(sorted({_kind(tensor) for tensor in tensors})) or "None"
+            raise InputError(f"refinedet.{name} takes dense tensors of the CPU or a GPU, got {kinds}") from None
         gpus = [tensor.device for tensor in tensors if tensor.is_cuda]
         problem = extension.cuda_problem(gpus[0]) if gpus else None
         if problem is not None:
@@ -57,6 +60,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.layout).removeprefix('torch.')} {tensor.dtype} on {tensor.device}"
 
 
 def _detached(value: Any) -> Any:

@@ -35,11 +35,14 @@ class Checks:
         elif not condition:
             raise InputError(message)
 
-    def same_device(self, first: tuple[str, Tensor], *others: Named) -> None:
-        name, like = first
-        for other, tensor in others:
-            if tensor is not None and tensor.device != like.device:
-                places = f"{other} is on {_device_name(tensor)}, but {name} is on {_device_name(like)}"
+    def same_device(self, *arguments: Named, optional: Named | None = None) -> None:
+        """As that of the first argument."""
+        for name, tensor in arguments:
+            self.require(tensor is not None, f"{name} is None, expected a tensor")
+        first, like = arguments[0]
+        for name, tensor in (*arguments, *([optional] if optional else [])):
+            if tensor is not None and like is not None and tensor.device != like.device:
+                places = f"{name} is on {_device_name(tensor)}, but {first} is on {_device_name(like)}"
                 self.require(False, f"{places}: move one of them with .to()")
 
     def shape(self, name: str, tensor: Tensor, expected: Sequence[Size | None]) -> None:

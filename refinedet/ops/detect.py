@@ -72,8 +72,8 @@ def detect(
 
     Raises:
         InputError: shapes that do not fit together, levels that are more than four or differ in number, integers
-            instead of floating-point numbers, ``top_k`` or ``keep_top_k`` below 1, a negative ``iou_threshold``, or a
-            threshold that is NaN.
+            instead of floating-point numbers, devices that differ, ``top_k`` or ``keep_top_k`` below 1, a negative
+            ``iou_threshold``, a threshold that is NaN, or variances that are not four numbers above 0.
     """
     outputs = call(
         "detect",

@@ -44,13 +44,17 @@ def match(
         iou_threshold: IoU from which an anchor is matched in the second step.
         variances: scales of the encoded targets (spec section 6).
 
+    On a GPU nobody looks at the values of labels and offsets, which would mean to wait for it. Whatever they are, the
+    call ends and touches nothing outside the tensors; images that own the same rows get any of their matches.
+
     A pair of IoU at or below 1e-6 does not overlap: its IoU is 0. So is that of a box which is inverted, without area
     or not finite. Inputs of float16, bfloat16 and float64 are converted to float32. Not differentiable: targets are
     constants of the losses.
 
     Raises:
-        InputError: shapes that do not fit, labels or offsets that are not int64, or offsets that do not ascend from 0
-            to M, or a negative or NaN ``iou_threshold``.
+        InputError: shapes or devices that do not fit, labels or offsets that are not int64, a negative or NaN
+            ``iou_threshold``, variances that are not four numbers above 0; on the CPU also a label below 1 and offsets
+            that do not ascend from 0 to M.
     """
     return Match(*call("match", anchors, gt_boxes, gt_labels, gt_offsets, iou_threshold, tuple(variances)))
 

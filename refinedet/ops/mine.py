@@ -60,7 +60,7 @@ def _(
     objectness_threshold: float,
 ) -> Tensor:
     checks = Checks("mine")
-    checks.same_device(("losses", losses), ("labels", labels), ("ious", ious), ("objectness", objectness))
+    checks.same_device(("losses", losses), ("labels", labels), ("ious", ious), optional=("objectness", objectness))
     checks.shape("labels", labels, (None, None))
     batch, num_anchors = labels.shape
     num_classes = 0

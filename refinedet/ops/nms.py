@@ -41,7 +41,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
 @extension.register_fake("nms")
 def _(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
     checks = Checks("nms")
-    checks.same_device(("boxes", boxes), ("scores", scores), ("labels", labels))
+    checks.same_device(("boxes", boxes), ("scores", scores), optional=("labels", labels))
     checks.shape("boxes", boxes, (None, 4))
     num_boxes = boxes.shape[0]
     checks.shape("scores", scores, (num_boxes,))

@@ -26,7 +26,8 @@ def refine(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = OFFICI
     Inputs of float16, bfloat16 and float64 are converted to float32.
 
     Raises:
-        InputError: shapes that do not fit, integers, or not exactly four variances.
+        InputError: shapes that do not fit, devices that differ, integers, or variances that are not four numbers
+            above 0.
     """
     refined: Tensor = call("refine", anchors, offsets, tuple(variances))
     return refined

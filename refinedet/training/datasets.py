@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from refinedet.data import DetectionDataset, TrainAugment, TrainLoader, open_dataset
 from refinedet.errors import DataError, RecipeError
 from refinedet.preprocessing import Preprocessing
+from refinedet.progress import write
 from refinedet.training.recipe import Recipe
 
 
@@ -42,11 +42,9 @@ def check_objects(dataset: DetectionDataset, use_difficult: bool) -> None:
 
 def announce(dataset: DetectionDataset, recipe: Recipe) -> None:
     """Say what is there to learn from: a misspelt class stands out by its few objects."""
-    print(f"{dataset.name}: {len(dataset)} images\n{dataset.class_table()}", file=sys.stderr)
+    write(f"{dataset.name}: {len(dataset)} images\n{dataset.class_table()}")
     if recipe.data.classes is None:
-        print(
-            "classes are those of the annotations; data.classes in the recipe makes any other an error", file=sys.stderr
-        )
+        write("classes are those of the annotations; data.classes in the recipe makes any other an error")
 
 
 def training_batches(recipe: Recipe, dataset: DetectionDataset, preprocessing: Preprocessing) -> TrainLoader:

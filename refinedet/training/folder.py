@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from refinedet.errors import CheckpointError, InputError
+from refinedet.errors import CheckpointError, InputError, show
+from refinedet.files import is_utf8
 
 STATE_FILE = "last.safetensors"
 MODEL_FILE = "model.safetensors"
@@ -13,6 +14,8 @@ RESULT_FILE = "result.json"
 def check_folder(out: Path, resume: bool) -> None:
     """Raise unless a run can begin in ``out``, which is empty or absent then, or be resumed there."""
     state = out / STATE_FILE
+    if not is_utf8(str(out)):
+        raise InputError(f"{show(str(out))} is not UTF-8, which TensorBoard's files need; choose another folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the run")
     if resume and not state.is_file():

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from refinedet.evaluation.report import Evaluation
-from refinedet.interrupt import StopRequest
 from refinedet.progress import show_progress, write
 
 _SMOOTHING = 0.05  # weight of the newest loss in the bar
@@ -26,12 +25,11 @@ class Speed:
         """Start measuring anew."""
         self._start, self._waited, self._batches = time.monotonic(), 0.0, 0
 
-    def timed(self, batches: Iterator[T], count: int, stop: StopRequest) -> Iterator[T]:
-        """The first ``count`` of ``batches``, measured; ``stop`` ends the wait for one at once."""
+    def timed(self, batches: Iterator[T], count: int) -> Iterator[T]:
+        """The first ``count`` of ``batches``, measured."""
         for _ in range(count):
             asked = time.monotonic()
-            with stop.at_once():
-                batch = next(batches)
+            batch = next(batches)
             self._waited += time.monotonic() - asked
             self._batches += 1
             yield batch

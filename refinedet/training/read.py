@@ -1,4 +1,7 @@
-"""Strict reading of recipes: from the layers of their settings to frozen dataclasses, with every mistake named."""
+"""Strict reading of recipes: from the layers of their settings to frozen dataclasses, with every mistake named.
+
+Nothing heavy is imported: a mistake is told before torch is loaded.
+"""
 
 import dataclasses
 import math
@@ -9,15 +12,19 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from refinedet.anchors import SIZE_STEP
-from refinedet.data.augment import AugmentConfig
-from refinedet.data.classes import COCO_CLASSES, VOC_CLASSES
-from refinedet.errors import InputError, RecipeError, suggestion
-from refinedet.parsing import to_float
+from refinedet.augmentation import AugmentConfig
+from refinedet.choices import SIZE_STEP, check_backbone
+from refinedet.classes import COCO_CLASSES, VOC_CLASSES
+from refinedet.errors import InputError, RecipeError, show, suggestion
+from refinedet.files import is_utf8
 from refinedet.training.recipe import SECTIONS, Recipe
-from refinedet.training.sources import Layer, read_layers, resolve
+from refinedet.training.sources import Layer, read_layers, read_text, resolve
 
 _CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
+_PATHS = ("data.root", "model.weights")  # the texts that need not be UTF-8
+_MOST_CLASSES = 65_535
+_MOST_BATCH_BYTES = 16 << 30  # float32 pixels of a batch
+_LARGEST_INT = 2**63 - 1  # as in TOML
 
 
 def read_recipe(path_or_name: str | os.PathLike[str], settings: Sequence[Layer] = ()) -> Recipe:
@@ -69,7 +76,7 @@ def _parse_layer(layer: Layer) -> dict[str, dict[str, Any]]:
 def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
     where = f"{layer.source}: {section}"
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{where} is {values!r}; it must be a section, [{section}]")
+        raise RecipeError(f"{where} is {show(values)}; it must be a section, [{section}]")
     if section == "evaluate":
         values = _in_todays_words(values)
     known = {f.name: f for f in fields(SECTIONS[section])}
@@ -96,7 +103,8 @@ def _in_todays_words(evaluate: Mapping[str, Any]) -> dict[str, Any]:
 def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key not in known:
-            raise RecipeError(f"{where}{key} is unknown;{suggestion(key, known)} valid are {', '.join(known)}")
+            shown = key if key.isidentifier() and len(key) < 80 else show(key)
+            raise RecipeError(f"{where}{shown} is unknown;{suggestion(key, known)} valid are {', '.join(known)}")
 
 
 def _read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
@@ -104,14 +112,14 @@ def _read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
     if text in _CLASS_LISTS:
         return _CLASS_LISTS[text]
     path = folder / text
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RecipeError(
-            f"{where} is {text!r}, and there is no file {path}; give {' or '.join(map(repr, _CLASS_LISTS))}, a file "
-            "with one name per line, or a list of names"
+            f"{where} is {show(text)}, and there is no file {show(str(path))}; give "
+            f"{' or '.join(map(repr, _CLASS_LISTS))}, a file with one name per line, or a list of names"
         )
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except ValueError as error:
         raise RecipeError(f"{where} is {text!r}, but {path} cannot be read as text: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
@@ -120,15 +128,27 @@ def _read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
 
 
 def _parse_value(f: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        _check_item(item, where)
     alternatives = get_args(f.type) if get_origin(f.type) is UnionType else (f.type,)
     options = [option for option in alternatives if option is not NoneType]
     converted = next((c for option in options if (c := _convert(option, value)) is not None), None)
     if converted is None:
-        raise RecipeError(f"{where} is {value!r}; it must be {' or '.join(map(_describe, options))}")
+        raise RecipeError(f"{where} is {show(value)}; it must be {' or '.join(map(_describe, options))}")
     if f.metadata:
         for item in converted if isinstance(converted, tuple) else (converted,):
             _check_bounds(item, f.metadata, where)
     return converted
+
+
+def _check_item(item: Any, where: str) -> None:
+    """What no setting may be, whatever its type."""
+    if isinstance(item, int) and abs(item) > _LARGEST_INT:
+        raise RecipeError(f"{where} is {show(item)}; whole numbers go up to 2**63 - 1")
+    if isinstance(item, str) and "\0" in item:
+        raise RecipeError(f"{where} is {show(item)}, which holds a NUL character; take it out")
+    if isinstance(item, str) and not is_utf8(item) and not where.endswith(_PATHS):
+        raise RecipeError(f"{where} is {show(item)}, which is not UTF-8; give it in UTF-8")
 
 
 def _convert(option: Any, value: Any) -> Any:
@@ -141,7 +161,7 @@ def _convert(option: Any, value: Any) -> Any:
         items = tuple(_convert(item_type, item) for item in value)
         return None if None in items else items
     if option is float and type(value) is int:
-        return to_float(value)
+        return float(value)
     return value if type(value) is option else None  # not isinstance: True is no whole number
 
 
@@ -176,6 +196,10 @@ def _check_consistency(recipe: Recipe, layers: Sequence[Layer], source: str) -> 
         return f"{setters[-1] if setters else source}: {section}.{keys[0]}"
 
     train = recipe.train
+    try:
+        check_backbone(recipe.model.backbone)
+    except InputError as error:
+        raise RecipeError(f"{where('model', 'backbone').removesuffix('backbone')}{error}") from None
     if any(side % SIZE_STEP for side in recipe.model.input_size):
         size = where("model", "size")
         raise RecipeError(f"{size} is {recipe.model.size}; sides must be multiples of {SIZE_STEP}")
@@ -187,5 +211,31 @@ def _check_consistency(recipe: Recipe, layers: Sequence[Layer], source: str) -> 
             f"{where('train', 'batch_size', 'normalize_groups')} is {train.batch_size}; give a multiple of "
             f"train.normalize_groups, {train.normalize_groups}"
         )
-    if not recipe.data.train_splits:
-        raise RecipeError(f"{where('data', 'train_split')} is empty; name at least one split")
+    for section, batch_size in (("train", train.batch_size), ("evaluate", recipe.evaluate.batch_size)):
+        if 12 * batch_size * math.prod(recipe.model.input_size) > _MOST_BATCH_BYTES:
+            raise RecipeError(
+                f"{where(section, 'batch_size')} is {batch_size}, whose images of model.size {recipe.model.size} take "
+                f"more than {_MOST_BATCH_BYTES >> 30} GiB; give fewer or smaller ones"
+            )
+    for key, splits in (("train_split", recipe.data.train_splits), ("test_split", (recipe.data.test_split,))):
+        if not all(split.rpartition("/")[2].strip() for split in splits or ("",)):
+            raise RecipeError(f"{where('data', key)} is empty; name at least one split")
+    if recipe.data.classes is not None:
+        _check_classes(recipe.data.classes, where("data", "classes"))
+
+
+def _check_classes(names: Sequence[str], where: str) -> None:
+    """Names that can be told apart, of what there is to detect."""
+    if not names:
+        raise RecipeError(f"{where} is empty; name at least one class")
+    if len(names) > _MOST_CLASSES:
+        raise RecipeError(f"{where} has {len(names)} names; give at most {_MOST_CLASSES}")
+    seen: set[str] = set()
+    for name in names:
+        if not name.isprintable() or not name.strip():
+            raise RecipeError(f"{where} has {show(name)}; a name has letters, and no control characters")
+        if name in seen:
+            raise RecipeError(f"{where} has {show(name)} twice; name each class once")
+        if name.lower() == "background":
+            raise RecipeError(f"{where} has {show(name)}, which is no class to detect; take it out")
+        seen.add(name)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from refinedet.anchors import SIZE_STEP
-from refinedet.choices import DATA_FORMATS, METRICS, WEIGHTS_INPUTS
-from refinedet.data.augment import AugmentConfig
+from refinedet.augmentation import AugmentConfig
+from refinedet.choices import DATA_FORMATS, MAX_SIDE, METRICS, SIZE_STEP, WEIGHTS_INPUTS
+from refinedet.files import is_utf8
 from refinedet.presets import PRESETS, Preset
 
 
@@ -32,12 +32,12 @@ class ModelRecipe:
     """Which network. ``weights`` is the backbone's pretrained file or a refinedet checkpoint (fine-tuning)."""
 
     backbone: str
-    size: int | tuple[int, int] = _setting(320, low=SIZE_STEP)  # side, or [height, width], pixels
+    size: int | tuple[int, int] = _setting(320, low=SIZE_STEP, high=MAX_SIDE)  # side, or [height, width], pixels
     preset: str = _setting("official", choices=tuple(PRESETS))
     objectness_threshold: float | None = _setting(None, low=0.0, high=1.0)  # 1 - theta; None = the preset's
     cascade: bool = True  # the ablations of the paper's Table 2
     tcb: bool = True
-    tcb_channels: int = _setting(256, low=1)
+    tcb_channels: int = _setting(256, low=1, high=4096)
     weights: str | None = None
     # What a backbone file reads; not a checkpoint's.
     weights_input: str = _setting(WEIGHTS_INPUTS[0], choices=WEIGHTS_INPUTS)
@@ -81,21 +81,21 @@ class TrainRecipe:
 
     steps: int = _setting(low=1)
     batch_size: int = _setting(32, low=1)
-    lr: float = _setting(1e-3, above=0.0)
+    lr: float = _setting(1e-3, above=0.0, high=1e12)
     momentum: float = _setting(0.9, low=0.0, below=1.0)
-    weight_decay: float = _setting(5e-4, low=0.0)
+    weight_decay: float = _setting(5e-4, low=0.0, high=1e3)
     milestones: tuple[int, ...] = _setting((), low=1)
     gamma: float = _setting(0.1, above=0.0, high=1.0)
     warmup_steps: int = _setting(0, low=0)
     warmup_factor: float = _setting(0.0, low=0.0, high=1.0)
-    backbone_lr_mult: float = _setting(1.0, low=0.0)  # 1 = official
+    backbone_lr_mult: float = _setting(1.0, low=0.0, high=1e3)  # 1 = official
     clip_norm: float = _setting(0.0, low=0.0)  # largest norm of the whole gradient; 0 = off
     normalize_groups: int = _setting(1, low=1)  # GPUs to emulate in the loss's normaliser (spec 7.4)
     ema_decay: float = _setting(0.0, low=0.0, below=1.0)  # moving average of the weights; 0 = off
     amp: bool = False
     half_checkpoint: bool = False  # store the final model's convolutions as float16
     seed: int = _setting(0, low=0)
-    workers: int = _setting(2, low=0)
+    workers: int = _setting(2, low=0, high=1024)
     checkpoint_every: int = _setting(1000, low=1)
     log_every: int = _setting(10, low=1)
 
@@ -126,12 +126,20 @@ class Recipe:
         return {s: {k: v for k, v in values.items() if v is not None} for s, values in sections.items()}
 
     def to_toml(self) -> str:
-        """`to_dict` as TOML."""
-        # JSON text of strings, numbers, booleans and flat lists is valid TOML.
+        """`to_dict` of the `writable` recipe as TOML."""
         return "\n".join(
-            "".join([f"[{section}]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in values.items())])
-            for section, values in self.to_dict().items()
+            "".join([f"[{section}]\n", *(f"{key} = {_toml(value)}\n" for key, value in values.items())])
+            for section, values in self.writable().to_dict().items()
         )
+
+    def writable(self) -> "Recipe":
+        """The recipe as a file can hold it: a path whose name is not UTF-8 is left out, and is to be given again."""
+        data, model = self.data, self.model
+        if not is_utf8(data.root or ""):
+            data = dataclasses.replace(data, root=None)
+        if not is_utf8(model.weights or ""):
+            model = dataclasses.replace(model, weights=None)
+        return dataclasses.replace(self, data=data, model=model)
 
     def without_folders(self) -> "Recipe":
         """The recipe as it goes with a model to other machines: no data folder, only the name of the weights file."""
@@ -150,6 +158,11 @@ SECTIONS: dict[str, type] = {
     "augment": AugmentConfig,
     "evaluate": EvaluateRecipe,
 }
+
+
+def _toml(value: Any) -> str:
+    """Strings, numbers, booleans and flat lists: their JSON text is TOML, but for one character that TOML escapes."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, str]:

@@ -42,7 +42,8 @@ def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
     """What identifies a training set: its size, classes and a digest of names and boxes in order."""
     digest = hashlib.sha256()
     for record in dataset.records:
-        for part in (str(record.image_id).encode(), record.boxes.tobytes(), record.labels.tobytes()):
+        name = str(record.image_id).encode(errors="surrogateescape")  # of a file whose name is not UTF-8
+        for part in (name, record.boxes.tobytes(), record.labels.tobytes()):
             digest.update(part)
     return {"images": len(dataset), "classes": list(dataset.classes), "digest": digest.hexdigest()[:16]}
 
@@ -50,7 +51,7 @@ def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
 def run_facts(recipe: Recipe, data: Mapping[str, Any], window: RunningMean) -> dict[str, Any]:
     """What is saved with a state: the settings, the `fingerprint` ``data``, and the sums that are not logged yet."""
     return {
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.writable().to_dict(),
         "data": dict(data),
         "window": {"sums": window.sums, "count": window.count},
     }

@@ -17,12 +17,13 @@ from torch import nn
 
 from refinedet.anchors import STRIDES
 from refinedet.data import DetectionDataset
-from refinedet.errors import DataError, RecipeError, RefineDetError
+from refinedet.errors import CheckpointError, DataError, RecipeError, RefineDetError, show
 from refinedet.evaluation.evaluate import evaluate
 from refinedet.files import write_text
 from refinedet.inference.detector import Detector
 from refinedet.interrupt import Stopped, StopRequest, TrainingInterrupted, stop_on_interrupt
 from refinedet.models import RefineDet, build, load_pretrained
+from refinedet.models.backbones import make_backbone
 from refinedet.ops.devices import choose_device
 from refinedet.records import Batch
 from refinedet.training.datasets import announce, check_objects, open_test_data, open_training_data, training_batches
@@ -35,7 +36,7 @@ from refinedet.training.recipe import Recipe
 from refinedet.training.resume import fingerprint, load_run, run_facts
 from refinedet.training.sources import setting
 from refinedet.training.step import Trainer
-from refinedet.weights.checkpoint import is_checkpoint, load_weights, save_model, save_training_state
+from refinedet.weights.checkpoint import is_checkpoint, load_weights, save_model, save_training_state, shipped_names
 
 
 class RunStopped(DataError):
@@ -101,6 +102,7 @@ def train(
         check_folder(out, resume)
         refuse_running(out)
         chosen = choose_device(device)
+        _check_network(recipe, resume)
         dataset = open_training_data(recipe)
         check_objects(dataset, recipe.data.use_difficult)
         test_data = open_test_data(recipe, dataset.classes) if recipe.evaluate.every else None
@@ -177,7 +179,7 @@ class _Run:
         logged = [entry["total"] for entry in read_log(self.out / LOG_FILE) if entry["group"] == "train"]
         loss = logged[-1] if logged else None
         summary = evaluation and {key: evaluation[key] for key in ("measure", "mean_ap", "rows")}
-        recipe = self.recipe.without_folders().to_dict()
+        recipe = self.recipe.without_folders().writable().to_dict()
         facts = {"recipe": recipe, "steps": self.trainer.steps, "loss": loss, "evaluation": summary}
         checkpoint = self.out / MODEL_FILE
         save_model(self.trainer.inference_model, checkpoint, half=self.recipe.train.half_checkpoint, metadata=facts)
@@ -191,8 +193,8 @@ class _Run:
         speed = Speed(settings.batch_size)
         if self._evaluation_due and trainer.steps < settings.steps and not self._is_evaluated():
             self._evaluate(log, progress, stop)
-        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches()) as batches:
-            for batch in speed.timed(batches, settings.steps - trainer.steps, stop):
+        with StepBar(trainer.steps, settings.steps, shown=progress) as bar, closing(self._batches(stop)) as batches:
+            for batch in speed.timed(batches, settings.steps - trainer.steps):
                 lr = trainer.learning_rate
                 values = trainer.step(batch)
                 self.window.add(values)
@@ -208,9 +210,12 @@ class _Run:
                     self._evaluate(log, progress, stop)
                     speed.reset()  # the images per second are those of training
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _batches(self, stop: StopRequest) -> Generator[Batch, None, None]:
         """The batches from the next step on. One that cannot be loaded ends the run, between two steps: it is saved."""
         try:
+            with stop.at_once():
+                self.loader.fill_cache()
+            # Not at once from here on: a worker that is left in the middle of handing over a batch complains.
             yield from self.loader.iterate(self.trainer.steps)
         except RefineDetError as error:
             self._save()
@@ -282,6 +287,18 @@ def _usual_defaults() -> Iterator[None]:
                 yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+def _check_network(recipe: Recipe, resume: bool) -> None:
+    """Raise what can be told of the network before the data is read, which may take minutes."""
+    with torch.device("meta"):
+        make_backbone(recipe.model.backbone)
+    weights, names = recipe.model.weights, shipped_names()
+    if not (resume or weights is None or os.path.isfile(weights) or weights in names):
+        raise CheckpointError(
+            f"model.weights is {show(weights)}; it must be a file, or the name of a shipped checkpoint: "
+            f"{', '.join(names)}"
+        )
 
 
 def _check_statistics(model: RefineDet, recipe: Recipe) -> None:

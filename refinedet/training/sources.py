@@ -4,20 +4,17 @@ Nothing heavy is imported: the command line lists the shipped recipes and reads 
 """
 
 import os
-import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refinedet.errors import RecipeError, suggestion
+from refinedet.errors import RecipeError, show
 from refinedet.files import RECIPES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from refinedet.parsing import parse_toml
 
 EXTENDS = "extends"
+_LARGEST = 1 << 20  # bytes of a recipe or a list of classes; what is larger was given by mistake
 _TOML_STARTS = "\"'[{"  # of a text, a list, a table; what else is not TOML is a bare word
 
 
@@ -41,17 +38,38 @@ def resolve(path_or_name: str | os.PathLike[str], folder: Path = Path()) -> Path
         RecipeError: there is no such file or name; the message has the nearest name.
     """
     path = folder / path_or_name
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         return path
-    name = Path(path_or_name)
-    shipped = RECIPES / f"{name.name}.toml"
-    if not name.suffix and name.parent == Path() and shipped.is_file():
-        return shipped
-    names = recipe_names()
-    raise RecipeError(
-        f"there is no recipe {str(path_or_name)!r};{suggestion(name.stem, names)} give a TOML file or one of: "
-        f"{', '.join(names)}"
-    )
+    name, names = Path(path_or_name), recipe_names()
+    if str(name) in names:
+        return RECIPES / f"{name}.toml"
+    shown = show(str(path_or_name))
+    if os.path.isdir(path):
+        raise RecipeError(f"recipe {shown} is a folder; give a TOML file or one of: {', '.join(names)}")
+    known = {**dict(zip(names, names, strict=True)), **_neighbours(name, folder)}
+    near = get_close_matches(name.stem, known, n=1, cutoff=0.5)
+    hint = f" did you mean {known[near[0]]!r}?" if near else ""
+    raise RecipeError(f"there is no recipe {shown};{hint} give a TOML file or one of: {', '.join(names)}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it cannot be read, or is no such file; with the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise ValueError(f"{error.strerror or error}") from error
+    if len(content) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8; save it as UTF-8 text") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_layers(path: Path) -> list[Layer]:
@@ -90,34 +108,42 @@ def parse_setting(text: str, source: str = "--set") -> Layer:
     name, equals, value = (part.strip() for part in text.partition("="))
     section, _, key = name.partition(".")
     if not (equals and section and key):
-        raise RecipeError(f"{source} is {text!r}; give SECTION.KEY=VALUE, such as train.lr=1e-3")
+        raise RecipeError(f"{source} is {show(text)}; give SECTION.KEY=VALUE, such as train.lr=1e-3")
     return setting(name, _parse_value(value, f"{source}: {name}"), source)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return parse_toml(read_text(path))
+    except ValueError as error:
         raise RecipeError(f"{path} cannot be read as TOML: {error}") from error
-    return content
+
+
+def _neighbours(name: Path, folder: Path) -> dict[str, str]:
+    """The TOML files in the folder of a file that is not there: their stems, and what would have given them."""
+    try:
+        files = [Path(file) for file in os.listdir((folder / name).parent) if file.endswith(".toml")]
+    except (OSError, ValueError):
+        return {}
+    return {file.stem: str(name.parent / file) for file in files}
 
 
 def _resolve_extended(extended: Any, path: Path) -> Path:
     if not isinstance(extended, str):
-        raise RecipeError(f"{path}: {EXTENDS} is {extended!r}; it must be a text, the name or file of a recipe")
+        raise RecipeError(f"{path}: {EXTENDS} is {show(extended)}; it must be a text, the name or file of a recipe")
     try:
         return resolve(extended, path.parent)
     except RecipeError as error:
-        raise RecipeError(f"{path}: {EXTENDS} is {extended!r}: {error}") from None
+        raise RecipeError(f"{path}: {EXTENDS} is {show(extended)}: {error}") from None
 
 
 def _parse_value(text: str, where: str) -> Any:
     try:
-        content = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+        content = parse_toml(f"value = {text}")
+    except ValueError as error:
         if text and text[0] not in _TOML_STARTS:
             return text
-        raise RecipeError(f"{where} is {text!r}, which cannot be read as TOML: {error}") from None
+        raise RecipeError(f"{where} is {show(text)}, which cannot be read as TOML: {error}") from None
     if len(content) > 1:  # a line of its own after the value
-        raise RecipeError(f"{where} is {text!r}; give one value")
+        raise RecipeError(f"{where} is {show(text)}; give one value")
     return content["value"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from refinedet.errors import CheckpointError, InputError, show
+from refinedet.errors import CheckpointError, InputError, show, suggestion
 from refinedet.files import CHECKPOINTS, atomic_write
 from refinedet.models import ModelConfig, RefineDet, from_config, outline, unwrap, unwrap_names
 from refinedet.parsing import parse_json
@@ -160,8 +161,13 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{path} is a folder; give a checkpoint file, such as {path / 'model.safetensors'}")
     known = ", ".join(shipped_names()) or "none in this installation"
     if is_name:
-        raise CheckpointError(f"no file and no shipped checkpoint is called {path.name!r}; shipped: {known}")
-    raise CheckpointError(f"checkpoint {path} does not exist; give a .safetensors file or a shipped name ({known})")
+        hint = suggestion(path.name, shipped_names())
+        raise CheckpointError(f"no file and no shipped checkpoint is called {path.name!r};{hint} shipped: {known}")
+    beside = [str(path.with_name(other.name)) for other in path.parent.glob("*.safetensors")]
+    hint = suggestion(str(path), [*shipped_names(), *beside])
+    raise CheckpointError(
+        f"checkpoint {path} does not exist;{hint} give a .safetensors file or a shipped name ({known})"
+    )
 
 
 def save_training_state(path: str | os.PathLike[str], model: nn.Module, state: TrainingState) -> None:
@@ -384,7 +390,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     if _KEY not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file without refinedet's metadata: it is not a checkpoint of this package "
-            "(backbone weights go to `weights`)"
+            f"(the weights of a backbone: refinedet train RECIPE --weights {shlex.quote(str(path))})"
         )
     try:
         header: Any = parse_json(metadata[_KEY])
@@ -428,8 +434,9 @@ def _explain_unreadable(path: Path) -> str:
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[2:3] != b"\x00"):
         return (
             f"{path} is not a safetensors file but a pickle (torch.save). Opening a pickle can run any code, so it "
-            "was not opened. Convert it: load its state dict into a model with torch.load(..., weights_only=True) and "
-            "write that with refinedet.weights.checkpoint.save_model; backbone weights go to `weights` instead"
+            f"was not opened. The weights of a backbone: refinedet train RECIPE --weights {shlex.quote(str(path))}. A "
+            "model of another program: no command converts it; load it by torch.load(..., weights_only=True) into a "
+            "network of refinedet.build, and write that by refinedet.weights.checkpoint.save_model"
         )
     size = path.stat().st_size
     if start[8:9] == b"{" or len(start) < 9:

@@ -1,6 +1,7 @@
 """The ``refinedet`` command: outputs, exit statuses, JSON. Most tests call main() to spare the start of a process."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,12 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from support.commands import RECIPE, TIMEOUT
 from support.paths import ROOT
 from support.synthetic import CLASSES, FixedNetwork, make_voc, scene, tiny_checkpoint
 from support.videos import make_video
 
 import refinedet
+from refinedet.commands import annotate
 from refinedet.commands import main as cli
 from refinedet.commands.messages import say_error
 from refinedet.commands.train import resume_command
@@ -121,8 +124,98 @@ def test_a_folder_is_detected_in_batches_and_drawn(fixed, photos, tmp_path, caps
     height, width = image.shape[:2]
     corners = [f"{value:.1f}" for value in (0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height)]
     assert lines[4].split() == [str(photos / "3.png"), "disc", "0.900", *corners]
-    assert re.match(r"5 images in \d+\.\d\d s; detection \d+\.\d ms per image", lines[6])
+    stages = ", ".join(rf"{stage} \d+\.\d" for stage in ("load", "forward", "select", "draw"))
+    assert re.fullmatch(rf"5 images in \d+\.\d\d s; ms per image, the first call of 2 left out: {stages}", lines[6])
     assert lines[7] == f"Annotated copies: {out}"
+
+
+def test_one_image_has_its_speed_with_the_first_call(fixed, photos, tmp_path, capsys):
+    assert cli.main(["detect", "any", str(photos / "0.png"), "--out", str(tmp_path / "out")]) == 0
+    assert "; ms per image, the first call included: load " in capsys.readouterr().out
+
+
+def test_the_speed_leaves_out_the_first_call(fixed, photos, tmp_path, capsys, monkeypatch):
+    forward = fixed.forward
+
+    def slow_at_first(images, by_level):
+        raw = forward(images, by_level=by_level)
+        if len(fixed.inputs) == 1:
+            time.sleep(2.0)
+        return raw
+
+    monkeypatch.setattr(fixed, "forward", slow_at_first)
+    assert cli.main(["detect", "any", str(photos), "--out", str(tmp_path / "out"), "--batch-size", "1"]) == 0
+    (milliseconds,) = re.findall(r"forward (\d+\.\d)", capsys.readouterr().out)
+    assert float(milliseconds) < 400
+
+
+@pytest.fixture
+def many(photos) -> list[str]:
+    """Nine images."""
+    for index in range(5, 9):
+        (photos / f"{index}.png").write_bytes((photos / "0.png").read_bytes())
+    return [str(photos / f"{index}.png") for index in range(9)]
+
+
+def test_many_images_have_a_line_each_and_totals(fixed, many, tmp_path, capsys, monkeypatch):
+    select = Detector.select
+
+    def nothing_in_the_last(self, raw, score_threshold=None):
+        found = select(self, raw, score_threshold)
+        if len(fixed.inputs) == 5:
+            found.counts[-1] = 0
+        return found
+
+    monkeypatch.setattr(Detector, "select", nothing_in_the_last)
+    options = ["--out", str(tmp_path / "out"), "--batch-size", "2", "--score-threshold", "0.3"]
+    assert cli.main(["detect", "any", *many, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[:8]] == [[path, "disc 1, square 1"] for path in many[:8]]
+    assert lines[8].split(maxsplit=1) == [many[8], "nothing found"]
+    assert lines[9] == "16 objects in all images: disc 8, square 8"
+    assert lines[10].startswith("9 images in ")
+    assert len(lines) == 12
+
+
+def test_verbose_shows_each_object_of_many_images(fixed, many, tmp_path, capsys):
+    options = ["--out", str(tmp_path / "out"), "--verbose", "--score-threshold", "0.3"]
+    assert cli.main(["detect", "any", *many, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["image", "class", "score"]
+    assert [line.split()[:2] for line in lines[1:19:2]] == [[path, "disc"] for path in many]
+    assert len(lines) == 1 + 18 + 2
+
+
+def test_quiet_leaves_results_and_errors(fixed, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(annotate, "SHORT", 0.0)
+    (photos / "1.png").write_bytes(b"")
+    arguments = ["detect", "any", str(photos), "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    loud = capsys.readouterr()
+    assert cli.main([*arguments, "--quiet"]) == 1
+    quiet = capsys.readouterr()
+    assert quiet.out.splitlines() == loud.out.splitlines()[:5]
+    assert len(loud.err.splitlines()) == 2  # progress and the error
+    assert quiet.err.splitlines() == [line for line in loud.err.splitlines() if "error" in line]
+
+
+def test_every_verb_is_quiet(capsys):
+    for verb in ("train", "evaluate", "detect", "doctor"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        assert "--quiet" in capsys.readouterr().out
+
+
+def test_folders_below_a_pattern_and_a_list_are_detected(fixed, photos, tmp_path, monkeypatch):
+    out = photos / "copies"
+    for _ in range(2):  # the copies of the first run are no inputs of the second
+        assert cli.main(["detect", "any", str(photos), "--recursive", "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [*(f"{index}.png" for index in range(5)), "below.png"]
+    assert cli.main(["detect", "any", f"{photos}/[0-2].png", "--out", str(tmp_path / "three")]) == 0
+    assert len(list((tmp_path / "three").iterdir())) == 3
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(f"{photos / '4.png'}\n"))))
+    assert cli.main(["detect", "any", "-", "--out", str(tmp_path / "one")]) == 0
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["4.png"]
 
 
 def test_json_alone_on_stdout(fixed, photos, tmp_path, capsys):
@@ -258,6 +351,16 @@ USAGE = {
     "threshold text": (["detect", "m", "x.jpg", "--score-threshold", "high"], "'high' is not a number"),
     "JSON over an input": (["detect", "--json", "m.safetensors", "x.jpg"], "'m.safetensors' does not end in .json"),
     "metric": (["evaluate", "m", "--data", "d", "--metric", "map"], "'map'"),
+    "nearly a command": (["detct", "m", "x.jpg"], "did you mean 'detect'?"),
+    "nearly an option": (
+        ["detect", "m", "x.jpg", "--treshold", "0.2"],
+        "'--treshold'; did you mean '--score-threshold'?",
+    ),
+    "option of another verb": (["doctor", "--devise", "cpu"], "there is no option '--devise'"),
+    "nearly a metric": (["evaluate", "m", "--data", "d", "--metric", "VOC7"], "did you mean 'voc07'?"),
+    "device": (["detect", "m", "x.jpg", "--device", "gpu"], "'gpu' is none; give auto, cpu, cuda or cuda:N"),
+    "device number": (["evaluate", "m", "--data", "d", "--device", "cuda:-1"], "give auto, cpu, cuda or cuda:N"),
+    "input apart": (["detect", "m", "x.jpg", "--batch-size", "2", "y.jpg"], "'y.jpg' stands alone after an option"),
 }
 
 
@@ -270,6 +373,56 @@ def test_wrong_usage_is_one_line(arguments, message, capsys):
     assert line.startswith("refinedet: error: ")
     assert message in line
     assert line.endswith("--help")
+
+
+def test_wrong_usage_points_to_the_help_of_the_verb(capsys):
+    for arguments in (["detect", "m", "x.jpg", "--scale", "2"], ["detect", "m"], ["train", "--steps"], ["doctor", "x"]):
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err.endswith(f" see refinedet {arguments[0]} --help\n")
+
+
+def test_a_file_that_looks_like_an_option(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("-x.jpg").write_bytes(b"")
+    assert cli.main(["detect", "m", "x.jpg", "-x.jpg"]) == 2
+    assert "./-x.jpg" in capsys.readouterr().err
+
+
+def test_a_wrong_device_is_told_before_torch_is_loaded():
+    script = (
+        "import sys\nfrom refinedet.commands.main import main\n"
+        "for verb in (['detect', 'm', 'x.jpg'], ['evaluate', 'm', '--data', 'd'], ['train', 'bccd']):\n"
+        "    assert main([*verb, '--device', 'gpu']) == 2\n"
+        "assert not {'torch', 'cv2', 'numpy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("bcdd", "did you mean 'bccd'?"), ("BCCD", "did you mean 'bccd'?"), ("xyz", "shipped: bccd")]
+)
+def test_the_name_of_a_checkpoint_that_is_nearly_right(photos, name, hint, capsys):
+    assert cli.main(["detect", name, str(photos)]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_the_file_of_a_checkpoint_that_is_nearly_right(checkpoint, photos, capsys):
+    assert cli.main(["detect", str(checkpoint.with_name("tinny.safetensors")), str(photos)]) == 2
+    assert f"did you mean '{checkpoint}'?" in capsys.readouterr().err
+
+
+def test_the_checkpoint_after_the_image(checkpoint, photos, capsys):
+    image = photos / "0.png"
+    for given in ("bccd", str(checkpoint)):
+        assert cli.main(["detect", str(image), given]) == 2
+        assert f"the checkpoint comes first: refinedet detect {given} {image}" in capsys.readouterr().err
+
+
+def test_weights_of_a_backbone_name_the_command_that_takes_them(photos, tmp_path, capsys):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "vgg16 weights.pth")
+    assert cli.main(["detect", str(tmp_path / "vgg16 weights.pth"), str(photos)]) == 2
+    assert f"refinedet train RECIPE --weights '{tmp_path}/vgg16 weights.pth'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -406,13 +559,13 @@ def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
 def ctrl_c(fixed, monkeypatch):
     """Ctrl-C while the network runs on the n-th batch."""
 
-    def press_at(batch):
+    def press_at(batch, signum=signal.SIGINT):
         forward = fixed.forward
 
         def interrupted(images, by_level):
             raw = forward(images, by_level=by_level)
             if len(fixed.inputs) == batch:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signum)
             return raw
 
         monkeypatch.setattr(fixed, "forward", interrupted)
@@ -420,11 +573,12 @@ def ctrl_c(fixed, monkeypatch):
     return press_at
 
 
-def test_ctrl_c_keeps_what_is_detected_already(ctrl_c, fixed, photos, tmp_path, capsys):
-    ctrl_c(2)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_keeps_what_is_detected_already(signum, ctrl_c, fixed, photos, tmp_path, capsys):
+    ctrl_c(2, signum)
     out, results = tmp_path / "out", tmp_path / "found.json"
     arguments = ["detect", "any", str(photos), "--out", str(out), "--batch-size", "2", "--json", str(results)]
-    assert cli.main(arguments) == 130
+    assert cli.main(arguments) == 128 + signum
     captured = capsys.readouterr()
     rows = [line.split()[0] for line in captured.out.splitlines() if line.startswith(str(photos))]
     assert list(dict.fromkeys(rows)) == [str(photos / f"{index}.png") for index in range(4)]
@@ -449,6 +603,19 @@ def test_ctrl_c_keeps_the_video_so_far(ctrl_c, fixed, tmp_path, capsys):
     assert "interrupted after 4 of 40 frames" in document["failed"][0]["error"]
     assert document["remaining"] == [str(sources[1])]
     assert [path.name for path in out.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_evaluate_says_so(signum, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        signal.raise_signal(signum)
+        raise AssertionError("still at work")
+
+    monkeypatch.setattr("refinedet.evaluation.evaluate.evaluate_checkpoint", interrupt)
+    handler = signal.getsignal(signum)
+    assert cli.main(["evaluate", "any", "--data", str(tmp_path)]) == 128 + signum
+    assert capsys.readouterr().err == "refinedet: interrupted\n"
+    assert signal.getsignal(signum) is handler
 
 
 def test_ctrl_c_elsewhere_says_so(fixed, photos, tmp_path, capsys, monkeypatch):

@@ -185,6 +185,12 @@ def test_unreadable_file(tmp_path, monkeypatch):
         read_image(tmp_path / "locked.png")
 
 
+def test_list_images_passes_over_hidden_files(tmp_path):
+    for name in ("._a.png", ".hidden.jpg", "a.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+
+
 def test_list_images_is_sorted_and_knows_suffixes_in_capitals(tmp_path):
     for name in ("b.JPG", "a.png", "notes.txt", "c.tiff"):
         (tmp_path / name).touch()
@@ -496,3 +502,35 @@ def test_content_of_a_file_is_decoded_as_the_file(tmp_path):
     np.testing.assert_array_equal(decode_image(path.read_bytes(), "upload"), read_image(path))
     with pytest.raises(DataError, match=r"upload: not an image .*\(4 bytes"):
         decode_image(b"text", "upload")
+
+
+def test_a_chunk_that_claims_more_than_the_file_is_refused_before_decoding(tmp_path, monkeypatch):
+    """OpenCV 5.0 takes memory for the claim first, and fills it."""
+    path = tmp_path / "claim.png"
+    data = encoded("PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for chunk in (b"IDAT", b"IEND"):
+        place = data.index(chunk) - 4
+        path.write_bytes(data[:place] + (10 * len(data)).to_bytes(4, "big") + data[place + 4 :])
+        with pytest.raises(DataError, match=r"claim\.png: not an image that OpenCV can decode"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6", "P7"])
+@pytest.mark.parametrize("white", [1, 100, 254, 255, 256, 4095, 65535])
+def test_the_white_of_a_portable_map_is_white(tmp_path, kind, white):
+    """OpenCV leaves the samples of most of them as they are: a picture of 12 bits would be nearly black."""
+    white += kind == "P7" and white == 1  # of bits in a PAM OpenCV 5.0 makes black
+    values = [0, white // 3, white, white // 2]
+    channels = 1 if kind in ("P2", "P5") else 3
+    samples = [value for value in values for _ in range(channels)]
+    head = f"{kind}\n# two by two\n2 2\n{white}\n"
+    if kind == "P7":
+        head = f"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 3\nMAXVAL {white}\nTUPLTYPE RGB\nENDHDR\n"
+    data = " ".join(map(str, samples)).encode() + b"\n"
+    if kind not in ("P2", "P3"):
+        data = b"".join(sample.to_bytes(1 if white < 256 else 2, "big") for sample in samples)
+    path = tmp_path / "map.pnm"
+    path.write_bytes(head.encode() + data)
+    expected = np.array(values).reshape(2, 2, 1) * 255 / white
+    np.testing.assert_allclose(read_image(path), expected.repeat(3, 2), atol=1 if kind in ("P2", "P3") else 0.5)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
 from itertools import islice
@@ -196,6 +197,21 @@ def test_a_killed_worker_is_one_clear_error(tmp_path):
     dataset = DyingDataset(make_voc(tmp_path, {"train": 2}), "train")
     with pytest.raises(DataError, match=r"a data loading process died .*fewer workers \(0: none\)"):
         next(loader(dataset, 2, workers=1).iterate())
+
+
+def test_only_the_main_process_ends_a_worker(dataset):
+    """Slurm and systemd send SIGTERM to every process of a job, terminals to the group."""
+    batches = loader(dataset, workers=1).iterate()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for name in ("TERM", "INT", "HUP"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    for _ in range(5):  # more than were loaded ahead
+        next(batches)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
 
 
 class FailingDataset(VOCDataset):

@@ -104,6 +104,8 @@ def test_unknown_class_names_the_near_one(tmp_path):
     [
         ([], "the list of classes is empty"),
         (["cat", "dog", "cat"], "class 'cat' is named twice"),
+        ([1, 2], r"classes is \[1, 2\]; give a list of names, each a text"),
+        (["cat", " "], r"classes is \['cat', ' '\]; give a list of names, each a text"),
         ("cat", r"classes is the text 'cat'; give a list of names, such as \['cat'\]"),
     ],
 )
@@ -313,8 +315,10 @@ def test_hidden_files_are_no_splits_images_or_folders(tmp_path):
 def test_hidden_files_listed_in_a_split_are_left_out(tmp_path):
     root = tree(tmp_path, {"a": xml(CAT)})
     (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07 Mac OS X")
-    (root / "ImageSets" / "Main" / "train.txt").write_text("._a.xml\na.xml\n")
-    with pytest.warns(UserWarning, match=r"hidden files listed in the split, left out: 1 \(train.txt\)"):
+    (root / "ImageSets" / "Main" / "train.txt").write_text(
+        "._a.xml\na.xml\n.DS_Store\n.ipynb_checkpoints\nThumbs.db\n__MACOSX/._b.jpg\n"
+    )
+    with pytest.warns(UserWarning, match=r"hidden files listed in the split, left out: 5 \(train.txt\)"):
         dataset = VOCDataset(root, "train")
     assert [record.image_id for record in dataset.records] == ["a"]
 
@@ -325,6 +329,7 @@ def test_hidden_files_listed_in_a_split_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     "line",
     ["a.b", "a.b.jpg", "a.b.PNG", "JPEGImages/a.b.jpg", "./JPEGImages/a.b.jpg", "Annotations/a.b.xml", "a.b.xml",
+     '"a.b",',
      "JPEGImages\\a.b.jpg", '"a.b"', "'a.b.jpg'", "  a.b  ", "a.b 1", "a.b.jpg -1", "JPEGImages/a.b.jpg 1",
      "voc/JPEGImages/a.b.jpg", "a.b # a comment"],
 )  # fmt: skip
@@ -456,8 +461,10 @@ def test_absent_annotation(tmp_path):
         (xml(CAT.replace("bndbox", "polygon")), r"a\.xml: <object> has no <bndbox/xmin>; add it"),
         (xml(CAT.replace("<xmin>10<", "<xmin>ten<")), r"a\.xml: <bndbox/xmin> is 'ten', not a number; correct it"),
         (xml(xml_object("cat", (1, 1, 9, 9), "maybe")), r"a\.xml: <difficult> is 'maybe', not a number"),
-        (xml(xml_object("cat", (1, 1, "9" * 300 + "x", 9))), r"a\.xml: <bndbox/xmax> is '9{79}\.\.\., not a number"),
+        (xml(xml_object("cat", (1, 1, "9" * 300 + "x", 9))), r"a\.xml: <bndbox/xmax> is '9{199}\.\.\., not a number"),
         ("<annotation>" * 20000, r"a\.xml: malformed XML"),
+        ("<html><body>404</body></html>", r"a\.xml: its root is 'html', not VOC's 'annotation'; replace it"),
+        (xml(CAT).replace("<annotation>", '<annotation xmlns="v">'), r"its root is '\{v\}annotation', not VOC's"),
     ],
 )
 def test_damaged_annotations(tmp_path, text, message):

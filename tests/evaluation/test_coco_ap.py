@@ -154,6 +154,10 @@ def test_prints_nothing_and_changes_nothing(capsys):
         (truth(), [result(BOX[:3])], "result 0: bbox .10, 10, 50. or its score"),
         (truth(), [result(score=float("nan"))], "result 0: bbox .* or its score is not finite"),
         (truth(annotation([0, 0, float("inf"), 1])), [], "ground truth annotation 0: bbox .*inf"),
+        (truth(annotation([0, 0, 10**400, 1])), [], "ground truth annotation 0: bbox .* is not finite numbers"),
+        (truth(annotation(None)), [], "ground truth annotation 0: bbox None or its score is not finite numbers"),
+        (truth(), [result(["1", "2", "3", "4"])], "result 0: bbox .'1', .* is not finite numbers"),
+        (truth(), [result(score=None)], "result 0: bbox .* or its score is not finite numbers"),
     ],
 )
 def test_bad_input(ground_truth, results, message):

@@ -222,6 +222,11 @@ def test_a_wrapper_without_classes_is_one_error(voc):
         evaluate(perfect_detector(voc, one_based=True), Subset(voc, [0]), progress=False)
 
 
+def test_a_wrapper_without_images_is_one_error(voc):
+    with pytest.raises(InputError, match="Wrapper: the data set holds no images; nothing can be evaluated"):
+        evaluate(perfect_detector(voc, one_based=True), Wrapper(voc, []), progress=False)
+
+
 def test_areas_of_outlines_are_those_of_the_file(tmp_path):
     """An outline below 32 x 32 pixels makes an object small, whatever its box."""
     root = make_coco(tmp_path, {"val": 1}, height=300, width=400, objects=1)
@@ -381,7 +386,7 @@ def test_progress_goes_to_stderr(voc, capsys):
     evaluate(perfect_detector(voc, one_based=True), voc, metric="coco")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "3/3" in captured.err
+    assert "3 of 3 images" in captured.err
     evaluate(perfect_detector(voc, one_based=True), voc, metric="coco", progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -428,6 +433,23 @@ def test_checkpoint_of_other_classes(tmp_path):
     message = "class 'square' is not among the 2 known classes .* a trained model knows its own classes only"
     with pytest.raises(DataError, match=message):
         evaluate_checkpoint(checkpoint, root, progress=False)
+
+
+def test_names_outside_the_data_folder_need_an_option(tmp_path, monkeypatch, capsys):
+    root = make_coco(tmp_path / "coco", {"test": 2})
+    file = root / "annotations" / "instances_test.json"
+    content = json.loads(file.read_text())
+    (root / "test" / content["images"][1]["file_name"]).rename(tmp_path / "outside.png")
+    content["images"][1]["file_name"] = "../../outside.png"
+    file.write_text(json.dumps(content))
+    detector = Detector(FixedNetwork([[0.1, 0.1, 0.3, 0.3]], [1], [0.9]))
+    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path: detector)
+    arguments = ["evaluate", "any", "--data", str(root)]
+    assert cli.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "file_name '../../outside.png' leaves the data folder" in message
+    assert "--allow-outside" in message
+    assert cli.main([*arguments, "--allow-outside"]) == 0
 
 
 def write_padilla(root, side=200):

@@ -20,11 +20,13 @@ from refinedet import MultiBoxLoss
 from refinedet.commands import doctor
 from refinedet.commands import main as cli
 from refinedet.data import TrainAugment, TrainLoader, open_dataset
+from refinedet.errors import InputError
 from refinedet.inference.detector import Detector
 from refinedet.models import build
 from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
 from refinedet.records import Batch, RawOutput
+from refinedet.training.loss import start_check
 from refinedet.training.recipe import Recipe
 from refinedet.training.run import train
 from refinedet.training.step import Trainer
@@ -114,6 +116,21 @@ def test_official_losses_and_gradients(case: GoldenLoss) -> None:
         for part in ("loc", "conf"):
             gradient = getattr(raw, f"{module}_{part}").grad
             torch.testing.assert_close(gradient.cpu(), expected[f"{part}_grad"], rtol=1e-5, atol=1e-7)
+
+
+def test_wrong_targets_are_refused_without_a_wait_and_leave_the_gpu_usable() -> None:
+    case = next(iter(GOLDEN_LOSSES.values()))
+    raw, anchors, targets = to(DEVICE, case.raw), case.anchors.to(DEVICE), to(DEVICE, case.targets)
+    wrong = targets._replace(labels=torch.full_like(targets.labels, 10**6))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        finish = start_check(wrong, anchors, raw.odm_conf)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for refuse in (finish, lambda: MultiBoxLoss()(raw, anchors, wrong)):
+        with pytest.raises(InputError, match="has label 1000000; give labels from 1 to 20"):
+            refuse()
+    assert MultiBoxLoss()(raw, anchors, targets).total > 0
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

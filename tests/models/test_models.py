@@ -499,23 +499,6 @@ def test_timm_weights(tmp_path: Path) -> None:
     assert backbone.preprocessing.std == tuple(255 * value for value in reversed(std))
 
 
-def test_efficientnet_pytorch_weights(tmp_path: Path) -> None:
-    """Its names pair up with timm's by position."""
-    whole = timm.create_model(TINY_TIMM).state_dict()
-    kinds = [name.rpartition(".")[2] for name in whole]
-    names = ["_conv_stem.weight", *(f"_blocks.{i}.{kind}" for i, kind in enumerate(kinds[1:]))]
-    foreign = dict(zip(names, whole.values(), strict=True))
-    torch.save(foreign, tmp_path / "efficientnet.pth")
-    backbone = TimmBackbone(TINY_TIMM)
-    load_pretrained(backbone, tmp_path / "efficientnet.pth")
-    for name, value in backbone.body.model.state_dict().items():
-        torch.testing.assert_close(value, whole[name])
-    del foreign[names[-1]]
-    torch.save(foreign, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other.pth: .*another variant"):
-        load_pretrained(backbone, tmp_path / "other.pth")
-
-
 class Trap:
     """Unpickling this runs a command."""
 

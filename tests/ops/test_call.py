@@ -78,6 +78,38 @@ def test_a_kernel_that_cannot_be_launched_is_told_with_operator_and_shapes(monke
     )
 
 
+def test_a_tensor_that_is_not_dense():
+    with pytest.raises(InputError, match=r"^refinedet\.refine takes dense tensors of the CPU or a GPU, got sparse_coo"):
+        ops.refine(BOXES.to_sparse(), BOXES[None])
+    with pytest.raises(InputError, match=r"^refinedet\.refine takes dense tensors of the CPU or a GPU, got None$"):
+        ops.refine(None, None)
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_error_without_text(monkeypatch, text):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch.ops.refinedet.refine, "default", fail)
+    with pytest.raises(RuntimeError) as error:
+        ops.refine(BOXES, BOXES[None])
+    assert str(error.value) == text
+
+
+def test_an_error_without_text_on_a_gpu(monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.ops.refinedet.refine, "default", fail)
+    monkeypatch.setattr(extension, "cuda_problem", lambda device: None)
+    with FakeTensorMode():
+        anchors, offsets = torch.empty(3, 4, device="cuda"), torch.empty(1, 3, 4, device="cuda")
+    with pytest.raises(
+        RuntimeError, match=r"^refinedet\.refine of \[3, 4\], \[1, 3, 4\]: RuntimeError without a message$"
+    ):
+        ops.refine(anchors, offsets)
+
+
 def test_a_number_beyond_64_bits():
     with pytest.raises(InputError, match=r"^refinedet\.detect: keep_top_k does not fit in 64 bits; give a smaller"):
         ops.detect(*OUTPUTS, keep_top_k=2**63)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from simulated.harness import Harness, LauncherError
 from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
 from support.implementations import IMPLEMENTATIONS, KERNELS
+from support.paths import ROOT
 from torch import Tensor
 
 from refinedet import ops
@@ -294,11 +296,38 @@ def test_unit_of_length_does_not_matter(match: MatchOp) -> None:
 def test_offsets_are_not_trusted(match: MatchOp) -> None:
     """Nobody has looked at offsets on the device: whatever they are, nothing outside the arrays is touched."""
     anchors, boxes, labels, _ = random_inputs(3, 20, [5], shared=True)
-    far = 2**62
-    for offsets in ([-far, 9, far], [5, 2, -1], [far, far, 0], [-1, -far, 3]):
+    far, lowest, highest = 2**62, -(2**63), 2**63 - 1
+    for offsets in (
+        [-far, 9, far],
+        [5, 2, -1],
+        [far, far, 0],
+        [-1, -far, 3],
+        [lowest, highest, lowest],
+        [highest, lowest, highest],
+    ):
         found = match(anchors, boxes, labels, torch.tensor(offsets))
         assert found.indices.min() >= -1
         assert found.indices.max() < 5
+
+
+@pytest.mark.parametrize("offsets", [[0, 5, 2, 7, 9], [0, 9, 0, 9, 9], [3, 1, 4, 0, 9], [0, 9, -5, 12, 4]])
+@pytest.mark.parametrize("seed", range(5))
+def test_images_that_own_the_same_boxes(harness: Harness, offsets: list[int], seed: int) -> None:
+    """They get in each other's way, so their matches are any; but the kernels end, touch nothing outside the arrays,
+    write every anchor, and the images beside them have their own matches."""
+    anchors, boxes, labels, _ = random_inputs(4, 300, [9], shared=True, copies=3)
+    found = launch(harness, anchors, boxes, labels, torch.tensor(offsets), seed=seed)
+    starts = torch.tensor(offsets).clamp(0, 9)[:-1, None]
+    matched = found.indices >= 0
+    assert torch.equal(found.labels, torch.where(matched, labels[(starts + found.indices).clamp(0, 8)], 0))
+    assert found.targets.isfinite().all()
+    ranges = [range(max(0, first), max(0, min(last, 9))) for first, last in pairwise(offsets)]
+    for image, rows in enumerate(ranges):
+        if any(set(rows) & set(other) for other in ranges[:image] + ranges[image + 1 :]):
+            continue
+        own = [*rows]
+        alone = ops.match(anchors, boxes[own], labels[own], torch.tensor([0, len(own)]))
+        assert all(torch.equal(a[image], b[0]) for a, b in zip(found, alone, strict=True))
 
 
 # --- The operator in torch: threads, strides, gradients, refusals, tracing, memory ------------------------------------
@@ -344,6 +373,14 @@ def test_no_gradient() -> None:
             "gt_offsets runs from 0 to 3, expected from 0 to .* 2",
             marks=pytest.mark.cpu_only,
         ),
+        *(
+            pytest.param(
+                {"gt_labels": torch.tensor([1, label])},
+                rf"gt_labels\[1\] is {label}, expected 1 or more: 0 is the background",
+                marks=pytest.mark.cpu_only,
+            )
+            for label in (0, -1)
+        ),
         pytest.param(
             {"gt_offsets": torch.tensor([0, 3, 2]), "anchors": torch.ones(5, 4)},
             "must ascend, but 3 is before 2",
@@ -362,6 +399,11 @@ def test_bad_arguments(change: dict[str, object], message: str) -> None:
     }
     with pytest.raises(InputError, match=message):
         ops.match(**{**arguments, **change})
+
+
+def test_the_twin_refuses_the_background_as_a_label() -> None:
+    with pytest.raises(InputError, match=r"^refinedet\.match: gt_labels\[1\] is 0, expected 1 or more"):
+        reference.match(torch.ones(5, 4), torch.ones(2, 4), torch.tensor([1, 0]), torch.tensor([0, 2]))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -418,7 +460,9 @@ print(memory("VmHWM") - before)
 def peak_growth(which: str, num_anchors: int, num_boxes: int) -> float:
     """MiB by which the peak memory of a new process is above what it holds before it matches."""
     command = [sys.executable, "-c", PEAK_MEMORY, which, str(num_anchors), str(num_boxes)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # the package is found from there
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
 
 
 @pytest.mark.cpu_only

@@ -193,7 +193,19 @@ DETECT = [
         },
     ),
 ]
-BAD = [*REFINE, *NMS, *MINE, *MATCH, *DETECT]
+NONE = [
+    Bad(op, f"{name} is None, expected a tensor", {name: None})
+    for op, name in [
+        ("refine", "anchors"),
+        ("refine", "offsets"),
+        ("nms", "boxes"),
+        ("nms", "scores"),
+        ("mine", "labels"),
+        ("match", "gt_offsets"),
+        ("detect", "anchors"),
+    ]
+]
+BAD = [*NONE, *REFINE, *NMS, *MINE, *MATCH, *DETECT]
 
 
 def each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:

@@ -6,7 +6,13 @@ import cv2
 import numpy as np
 
 HEIGHT, WIDTH = 72, 128
-FOURCC = {".mp4": "mp4v", ".avi": "MJPG"}
+FOURCC = {
+    **dict.fromkeys((".mp4", ".mov", ".m4v", ".3gp"), "mp4v"),
+    **dict.fromkeys((".avi", ".mkv", ".asf", ".mjpeg"), "MJPG"),
+    **dict.fromkeys((".ts", ".mts", ".m2ts", ".mpg"), "mpg2"),
+    **dict.fromkeys((".webm", ".ogv"), "VP80"),
+    **{".wmv": "WMV2", ".flv": "FLV1", ".nut": "FFV1", ".y4m": "I420"},
+}  # by container: a codec that the wheels of OpenCV write
 
 
 def make_video(path: Path, frames: int = 12, fps: float = 10.0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:

@@ -1,16 +1,18 @@
 """MultiBoxLoss: the official losses and gradients, the gates of the specification, the ablations, a plain double."""
 
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from support.golden_loss import GOLDEN_LOSSES, GoldenLoss
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from refinedet import OFFICIAL, MultiBoxLoss, RawOutput, Targets, generate_anchors
 from refinedet.errors import InputError
 from refinedet.ops import reference
-from refinedet.training.loss import MultiBoxLosses
+from refinedet.training.loss import MultiBoxLosses, start_check
 
 GATE = GOLDEN_LOSSES["one_image_without_objects-difficult"]
 
@@ -185,12 +187,122 @@ def test_plain_tuples() -> None:
     assert MultiBoxLoss()(tuple(GATE.raw), GATE.anchors, tuple(GATE.targets)) == run(GATE.raw, torch.float32, False)
 
 
-@pytest.mark.parametrize("label", [0, 21, -1])
-def test_label_out_of_range(label: int) -> None:
+SINGLE = GATE.raw._replace(arm_loc=None, arm_conf=None)
+RAW = pytest.mark.parametrize("raw", [GATE.raw, SINGLE], ids=["cascade", "single"])
+
+
+@pytest.mark.parametrize("label", [0, 21, -1, 2**63 - 1])
+@RAW
+def test_label_out_of_range(raw: RawOutput, label: int) -> None:
     labels = GATE.targets.labels.clone()
     labels[2] = label
-    with pytest.raises(InputError, match="give labels from 1 to 20"):
-        MultiBoxLoss()(GATE.raw, GATE.anchors, GATE.targets._replace(labels=labels))
+    with pytest.raises(
+        InputError, match=rf"^ground truth \d of image \d of the batch has label {label}; give labels from 1 to 20"
+    ):
+        MultiBoxLoss()(raw, GATE.anchors, GATE.targets._replace(labels=labels))
+
+
+NAN, INF = float("nan"), float("inf")
+WRONG_BOXES = {
+    "pixels": [10, 20, 100, 200],
+    "pixels of a small box": [3, 3, 5, 6],
+    "percent": [10, 20, 30, 40],
+    "far to the left": [-30, 0.1, 0.5, 0.5],
+    "centre and size": [0.6, 0.5, 0.2, 0.3],
+    "NaN": [0.1, 0.1, NAN, 0.5],
+    "infinite": [0.1, 0.1, INF, 0.5],
+    "no width": [0.2, 0.2, 0.2, 0.5],
+    "no height": [0.2, 0.5, 0.4, 0.5],
+    "a point": [0.0, 0.0, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("box", WRONG_BOXES.values(), ids=WRONG_BOXES.keys())
+@RAW
+def test_box_that_is_none(raw: RawOutput, box: list[float]) -> None:
+    """Nothing overlaps such a box, so that the loss would be 0 and nothing be learned."""
+    offsets = GATE.targets.offsets
+    image = int(offsets.diff().nonzero()[-1])
+    row = int(offsets[image]) + 1
+    boxes = GATE.targets.boxes.clone()
+    boxes[row] = torch.tensor(box)
+    numbers = ", ".join(f"{value:g}" for value in box)
+    message = (
+        rf"^ground truth 1 of image {image} of the batch is the box \[{numbers}\]; give finite corners x1 < x2 and"
+    )
+    with pytest.raises(InputError, match=message):
+        MultiBoxLoss()(raw, GATE.anchors, GATE.targets._replace(boxes=boxes))
+
+
+@pytest.mark.parametrize("box", [[-0.2, -0.1, 1.3, 1.2], [0, 0, 1, 1], [0.5, 0.5, 0.5 + 1e-6, 0.6]])
+def test_box_that_sticks_out_of_the_image_or_is_thin_counts(box: list[float]) -> None:
+    boxes = GATE.targets.boxes.clone()
+    boxes[0] = torch.tensor(box)
+    assert MultiBoxLoss()(GATE.raw, GATE.anchors, GATE.targets._replace(boxes=boxes)).total > 0
+
+
+@pytest.mark.parametrize(
+    "anchor", [[100, 100, 32, 32], [0.5, 0.5, 0, 0.1], [0.5, 0.5, 0.1, -0.1], [0.5, NAN, 0.1, 0.1]]
+)
+def test_anchor_that_is_none(anchor: list[float]) -> None:
+    anchors = GATE.anchors.clone()
+    anchors[7] = torch.tensor(anchor)
+    with pytest.raises(InputError, match=r"^anchor 7 is \[.*\]; give cx, cy, w, h in units of the image side$"):
+        MultiBoxLoss()(GATE.raw, anchors, GATE.targets)
+
+
+@pytest.mark.parametrize("change", [{0: 1}, {1: 10**6}, {-1: 1}, {2: -1}])
+def test_offsets_that_do_not_ascend(change: dict[int, int]) -> None:
+    offsets = GATE.targets.offsets.clone()
+    for index, value in change.items():
+        offsets[index] = value
+    with pytest.raises(
+        InputError, match=r"^targets\.offsets is \[.*\]; give ascending numbers from 0 to \d+, the boxes$"
+    ):
+        MultiBoxLoss()(GATE.raw, GATE.anchors, GATE.targets._replace(offsets=offsets))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": torch.ones(3, 4)}, r"targets\.boxes has shape \[3, 4\]; give \[\d+, 4\]"),
+        ({"offsets": torch.tensor([0, 0])}, r"targets\.offsets has shape \[2\]; give \[5\]"),
+        ({"labels": torch.ones(1, 3)}, r"targets\.boxes has shape"),
+        (
+            {"labels": GATE.targets.labels.to("meta")},
+            r"targets\.labels is on meta, the output of the network on cpu; move",
+        ),
+    ],
+)
+def test_targets_that_do_not_fit(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        MultiBoxLoss()(GATE.raw, GATE.anchors, GATE.targets._replace(**change))
+
+
+def test_nothing_waits_for_a_gpu_until_the_answer_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake tensor has no values: whatever looks at one raises, as it would wait on a GPU."""
+    event = MagicMock()
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    with FakeTensorMode():
+        targets = Targets(*(torch.empty(t.shape, dtype=t.dtype, device="cuda:0") for t in GATE.targets))
+        anchors, conf = torch.empty(6375, 4, device="cuda:0"), torch.empty(4, 6375, 21, device="cuda:0")
+        finish = start_check(targets, anchors, conf)
+        event.record.assert_called_once_with("stream of cuda:0")
+        event.synchronize.assert_not_called()
+        with pytest.raises(DataDependentOutputException):
+            finish()
+    event.synchronize.assert_called_once_with()
+
+
+@RAW
+def test_empty_batch_has_no_loss(raw: RawOutput) -> None:
+    raw = leaves(RawOutput(*(None if tensor is None else tensor[:0] for tensor in raw)))
+    targets = Targets(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.tensor([0]))
+    for groups in (1, 2):
+        losses = MultiBoxLoss(normalize_groups=groups)(raw, GATE.anchors, targets)
+        losses.total.backward()
+        assert all(value == 0 for value in losses)
 
 
 def test_groups_that_do_not_divide_the_batch() -> None:

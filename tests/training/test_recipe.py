@@ -1,14 +1,22 @@
 """Recipes: every shipped one says what the paper's solver says, and every mistake is named."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
+from support.runs import PATIENCE
 
 import refinedet
-from refinedet.choices import DATA_FORMATS, METRICS, WEIGHTS_INPUTS
+from refinedet.anchors import STRIDES
+from refinedet.choices import BACKBONES, DATA_FORMATS, METRICS, SIZE_STEP, WEIGHTS_INPUTS
 from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import RecipeError
+from refinedet.models.backbones import _BACKBONES
 from refinedet.training.read import parse_recipe, read_recipe, with_settings
 from refinedet.training.recipe import differences
 from refinedet.training.sources import parse_setting, recipe_names
@@ -112,8 +120,8 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"train": {"amp": 1}}, r"train\.amp is 1; it must be true or false"),
         ({"train": {"lr": "fast"}}, r"train\.lr is 'fast'; it must be a number"),
         ({"train": {"lr": 0.0}}, r"train\.lr is 0\.0; it must be > 0"),
-        ({"train": {"lr": float("nan")}}, r"train\.lr is nan; it must be > 0 and finite"),
-        ({"train": {"lr": float("inf")}}, r"train\.lr is inf; it must be > 0 and finite"),
+        ({"train": {"lr": float("nan")}}, r"train\.lr is nan; it must be > 0 and <= 1e\+12 and finite"),
+        ({"train": {"lr": float("inf")}}, r"train\.lr is inf; it must be > 0 and <= 1e\+12 and finite"),
         ({"train": {"steps": 0}}, r"train\.steps is 0; it must be >= 1"),
         ({"train": {"momentum": 1.0}}, r"train\.momentum is 1\.0; it must be >= 0 and < 1"),
         ({"train": {"milestones": [4, 2]}}, r"train\.milestones is \[4, 2\]; give them in ascending order"),
@@ -361,3 +369,223 @@ def test_the_words_of_the_command_line_are_those_of_the_recipe():
             section, name = key.split(".")
             assert getattr(getattr(parse(**{section: {name: word}}), section), name) == word
     assert [parse(data={"format": word}).data.format for word in DATA_FORMATS] == list(DATA_FORMATS)
+
+
+# values that would fail later, or could not be stored ---------------------------------------------------------------
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"lr": 1e308}}, r"train\.lr is 1e\+308; it must be > 0 and <= 1e\+12"),
+        ({"train": {"lr": HUGE}}, r"train\.lr is 1000.*\.\.\.; whole numbers go up to 2\*\*63 - 1"),
+        ({"train": {"lr": -HUGE}}, r"train\.lr is -1000.*\.\.\.; whole numbers go up to"),
+        ({"train": {"steps": 2**63}}, r"train\.steps is 9223372036854775808; whole numbers go up to"),
+        ({"train": {"steps": 16**5000}}, r"train\.steps is a value of type int, too long to be shown; whole numbers"),
+        ({"train": {"milestones": [1, 2**64]}}, r"train\.milestones is 18446744073709551616; whole numbers go up to"),
+        ({"train": {"seed": 2**64}}, r"train\.seed is 18446744073709551616; whole numbers go up to"),
+        ({"train": {"weight_decay": 1e308}}, r"train\.weight_decay is 1e\+308; it must be >= 0 and <= 1000"),
+        ({"train": {"backbone_lr_mult": 1e308}}, r"train\.backbone_lr_mult is 1e\+308; it must be >= 0 and <= 1000"),
+        ({"train": {"workers": 10**6}}, r"train\.workers is 1000000; it must be >= 0 and <= 1024"),
+        ({"train": {"log_every": 0}}, r"train\.log_every is 0; it must be >= 1"),
+        (
+            {"train": {"batch_size": 10**9}},
+            r"train\.batch_size is 1000000000, whose images of .* 320 take",
+        ),
+        (
+            {"evaluate": {"batch_size": 10**5}},
+            r"evaluate\.batch_size is 100000, whose images .* more than 16 GiB",
+        ),
+        ({"model": {"size": [64000, 64]}}, r"model\.size is 64000; it must be >= 64 and <= 4096"),
+        ({"model": {"tcb_channels": 10**9}}, r"model\.tcb_channels is 1000000000; it must be >= 1 and <= 4096"),
+        ({"model": {"backbone": "squezenet"}}, r"model\.backbone is 'squezenet'; did you mean 'squeezenet'\? choose"),
+        (
+            {"model": {"backbone": "timm:"}},
+            r"model\.backbone is 'timm:'; choose vgg16, .*, squeezenet or timm:N",
+        ),
+        ({"model": {"backbone": "timm:a b"}}, r"model\.backbone is 'timm:a b'; choose"),
+        ({"model": {"weights": "a\0b"}}, r"model\.weights is 'a\\x00b', which holds a NUL character"),
+        ({"data": {"root": "a\0b"}}, r"data\.root is 'a\\x00b', which holds a NUL character"),
+        ({"data": {"classes": ["caf\udce9"]}}, r"data\.classes is 'caf\\udce9', which is not UTF-8"),
+        ({"data": {"classes": []}}, r"data\.classes is empty; name at least one class"),
+        ({"data": {"classes": ["a", "b", "a"]}}, r"data\.classes has 'a' twice; name each class once"),
+        ({"data": {"classes": ["a", " "]}}, r"data\.classes has ' '; a name has letters"),
+        ({"data": {"classes": ["a", ""]}}, r"data\.classes has ''; a name has letters"),
+        ({"data": {"classes": ["a\nb"]}}, r"data\.classes has 'a\\nb'; a name has letters, and no control characters"),
+        ({"data": {"classes": ["Background", "a"]}}, r"data\.classes has 'Background', which is no class to detect"),
+        ({"data": {"classes": [str(i) for i in range(70_000)]}}, r"data\.classes has 70000 names; give at most 65535"),
+        ({"data": {"train_split": ["train", "VOC2007/"]}}, r"data\.train_split is empty; name at least one split"),
+        ({"data": {"test_split": ""}}, r"data\.test_split is empty; name at least one split"),
+        ({"train": {"\nx": 1}}, r"train\.'\\nx' is unknown; valid are"),
+        ({"train": {"x" * 10**6: 1}}, r"train\.'x+\.\.\. is unknown; valid are"),
+        ({"train": {"lr": "x" * 10**6}}, r"train\.lr is 'x+\.\.\.; it must be a number"),
+        ({"train": ["x" * 10**6]}, r"train is \['x+\.\.\.; it must be a section"),
+        ({"augment": {"crop_trials": 10**9}}, r"augmentation: crop_trials is 1000000000; give 1 to 1000"),
+    ],
+)
+def test_what_would_fail_later_is_told_at_once(sections, message):
+    content = {**MINIMAL, **{k: {**MINIMAL.get(k, {}), **v} if isinstance(v, dict) else v for k, v in sections.items()}}
+    with pytest.raises(RecipeError, match=rf"^test\.toml: .*{message}") as caught:
+        parse_recipe(content, name="test", source="test.toml")
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\x7fb", "😀 bird", 'quo"te\\', "köter", "\u2028".join("ab")])
+def test_texts_of_any_kind_survive_toml(name, tmp_path):
+    recipe = parse(data={"root": name})
+    (tmp_path / "test.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert read_recipe(tmp_path / "test.toml") == recipe
+
+
+def test_paths_that_are_not_utf8_train_but_are_not_stored(tmp_path):
+    """TOML and JSON cannot hold them; a run that goes on gets its folders anew."""
+    path = os.fsdecode(b"caf\xe9")
+    recipe = parse(data={"root": path}, model={"weights": path})
+    assert (recipe.data.root, recipe.model.weights) == (path, path)
+    assert with_settings(recipe, [parse_setting("train.lr=1")]).data.root == path
+    (tmp_path / "test.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    stored = read_recipe(tmp_path / "test.toml")
+    assert differences(stored, recipe) == {
+        "data.root": r"None, now 'caf\udce9'",
+        "model.weights": r"None, now 'caf\udce9'",
+    }
+
+
+# files that are no recipes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[train]\nsteps = " + "9" * 5000, "a number or a date in it is out of range"),
+        ("[train]\nsteps = 0x" + "f" * 5000, r"train\.steps is a value of type int, too long to be shown"),
+        ("[train]\nsteps = " + "[" * 5000, "nested too deeply"),
+        ("[train]\nsteps = " + "[" * 100 + "]" * 100, r"train\.steps is \[\[.*; it must be a whole number"),
+        ("[" + "x" * 5000 + "]", r"section 'x+\.\.\. is unknown"),
+        ("[train]\nsteps = 5\n".encode("utf-16"), "byte 0 is not UTF-8; save it as UTF-8 text"),
+        (b"[train]\nsteps = 5 # caf\xe9", "byte 23 is not UTF-8; save it as UTF-8 text"),
+        (b"\x7fELF\x02\x01\x01\x00", "Invalid statement"),
+        ("x = 1\n" * 200_000, "it has more than 1048576 bytes"),
+    ],
+)
+def test_files_that_are_no_recipes(content, message, tmp_path):
+    path = tmp_path / "odd.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(path)
+    assert "odd.toml" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_recipe_saved_by_windows(write):
+    """With a byte order mark and its line ends."""
+    text = 'extends = "bccd"\n[train]\nsteps = 7\n'
+    path = write("a.toml", "")
+    for ends in ("\r\n", "\r"):
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", ends).encode())
+        assert read_recipe(path).train.steps == 7
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "x" * 5000, "[1]" + "\n" * 5000])
+def test_values_of_any_length_in_set(value):
+    with pytest.raises(RecipeError, match=r"^--set: train\.lr is ") as caught:
+        changed(f"train.lr={value}")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("frut.toml", r"there is no recipe 'frut\.toml'; did you mean 'fruit\.toml'\?"),
+        ("fruit", r"there is no recipe 'fruit'; did you mean 'fruit\.toml'\?"),
+        ("recipes/aples.toml", r"there is no recipe 'recipes/aples\.toml'; did you mean 'recipes/apples\.toml'\?"),
+        ("bcd.toml", r"there is no recipe 'bcd\.toml'; did you mean 'bccd'\?"),
+        ("bccd.toml", r"there is no recipe 'bccd\.toml'; did you mean 'bccd'\?"),
+        ("absent/zzz.toml", r"there is no recipe 'absent/zzz\.toml'; give a TOML file or one of: bccd, "),
+        ("recipes", r"recipe 'recipes' is a folder; give a TOML file"),
+        (".", r"recipe '\.' is a folder; give a TOML file"),
+        ("x" * 300, r"there is no recipe 'x+\.\.\.; give a TOML file"),
+        ("x\0", r"there is no recipe 'x\\x00'; give a TOML file"),
+    ],
+)
+def test_recipes_that_are_not_there(given, message, write, tmp_path, monkeypatch):
+    write("fruit.toml", "")
+    write("recipes/apples.toml", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(given)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(write("zzzzzz.toml", f"extends = {json.dumps(given)}"))
+
+
+def test_a_recipe_that_may_not_be_read(write, monkeypatch):
+    path = write("a.toml", "")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RecipeError, match=r"a\.toml cannot be read as TOML: Permission denied"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\ndog\n".encode("utf-16"), "cannot be read as text: byte 0 is not UTF-8"),
+        ("cat\ndog\ncat\n", "data.classes has 'cat' twice"),
+        ("c\0at\n", r"data.classes is 'c\x00at', which holds a NUL character"),
+        ("background\ncat\n", "data.classes has 'background', which is no class"),
+        ("x\n" * 10**6, "cannot be read as text: it has more than 1048576 bytes"),
+    ],
+)
+def test_lists_of_classes_of_any_kind(content, message, write):
+    path = write("a.toml", BASE + '[data]\nclasses = "names.txt"\n')
+    (path.parent / "names.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecipeError, match=rf"a\.toml: .*{re.escape(message)}"):
+        read_recipe(path)
+    (path.parent / "names.txt").write_bytes("\ufeffcat\r\nköter\r\n".encode())
+    assert read_recipe(path).data.classes == ("cat", "köter")
+
+
+@pytest.mark.parametrize("classes", ["x" * 5000, "lists", "\0"])
+def test_no_file_of_classes(classes, write):
+    write("lists/a", "")
+    path = write("a.toml", BASE + f"[data]\nclasses = {json.dumps(classes)}\n")
+    with pytest.raises(RecipeError, match=r"a\.toml: data\.classes is '.*there is no file .*; give 'voc' or 'coco'"):
+        read_recipe(path)
+
+
+def test_the_backbones_of_the_recipes_are_those_of_the_package():
+    assert tuple(_BACKBONES) == BACKBONES
+    assert STRIDES[-1] == SIZE_STEP
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "frut.toml"], "there is no recipe 'frut.toml'"),
+        (["train", "bccd", "--set", "model.size=100"], "--set: model.size is 100; sides must be multiples of 64"),
+        (
+            ["train", "vgg16_voc07_320", "--set", "model.backbone=vgg"],
+            "--set: model.backbone is 'vgg'; did you mean 'vgg16'?",
+        ),
+        (["train", "bccd", "--device", "gpu"], "'gpu' is none; give auto, cpu, cuda or cuda:N"),
+        (["evaluate", "bccd", "--data", "x", "--device", "cuda:-1"], "'cuda:-1' is none; give"),
+        (["detect", "bccd", "x.jpg", "--device", "cuda:٣"], "'cuda:٣' is none; give"),
+    ],
+)
+def test_mistakes_are_told_before_torch_is_loaded(arguments, message):
+    program = (
+        "import sys\nfrom refinedet.commands.main import main\n"
+        f"status = main({arguments!r})\nprint(status, [name for name in ('torch', 'cv2') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout == "2 []\n"
+    assert message in done.stderr

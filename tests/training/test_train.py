@@ -2,7 +2,10 @@
 
 import json
 import os
+import pty
 import resource
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -308,6 +311,27 @@ def test_trains_on_coco(tmp_path):
     assert result.evaluation["metric"] == "coco"
 
 
+def test_folders_whose_names_are_not_utf8(tmp_path, capsys):
+    """They come from other machines. Nothing that is told or stored about them fails, and the run can go on; but
+    TensorBoard cannot write in one."""
+    data = make_voc(tmp_path / "cafe").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    out, recipe = tmp_path / "run", tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"steps": 2}, evaluate={"every": 2}))))
+    command = ["train", str(recipe), "--data", str(data), "--out", str(out)]
+    assert main(command) == 0
+    assert read_recipe(out / "recipe.toml").data.root is None
+    capsys.readouterr()
+    assert main([*command, "--set", "train.steps=3", "--resume", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["train", str(out / "recipe.toml"), "--out", str(out), "--resume"]) == 2
+    assert "has no data.root" in capsys.readouterr().err
+    assert load_training_state(out / "last.safetensors").step == 3
+    assert main([*command[:-1], os.fsdecode(b"r\xe9n")]) == 2
+    assert capsys.readouterr().err == (
+        "refinedet: error: 'r\\udce9n' is not UTF-8, which TensorBoard's files need; choose another folder\n"
+    )
+
+
 def test_classes_of_a_file_go_with_the_run(data, tmp_path):
     """The folder of the run needs no other file."""
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
@@ -323,24 +347,114 @@ def test_classes_of_a_file_go_with_the_run(data, tmp_path):
 # stopping ------------------------------------------------------------------------------------------------------------
 
 
-def test_interrupt_finishes_the_step_and_saves(data, tmp_path, before_step):
-    before_step(lambda trainer: signal.raise_signal(signal.SIGINT) if trainer.steps == 5 else None)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(TrainingInterrupted, match=r"stopped after step 6; the run is saved in .*run"):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_finishes_the_step_and_saves(signum, data, tmp_path, before_step):
+    before_step(lambda trainer: signal.raise_signal(signum) if trainer.steps == 5 else None)
+    handler = signal.getsignal(signum)
+    with pytest.raises(TrainingInterrupted, match=r"stopped after step 6; the run is saved in .*run") as caught:
         train(tiny_recipe(), tmp_path / "run", data=data, progress=False)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert caught.value.exit_status == 128 + signum
+    assert signal.getsignal(signum) is handler
     assert load_training_state(tmp_path / "run" / "last.safetensors").step == 6
     assert len(logged_losses(tmp_path / "run")) == 6
 
 
-def test_second_interrupt_kills():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_interrupt_kills(first, second):
     program = (
         "import signal\nfrom refinedet.interrupt import stop_on_interrupt\n"
-        "with stop_on_interrupt() as stop:\n    signal.raise_signal(signal.SIGINT)\n    print(stop.made, flush=True)\n"
-        "    signal.raise_signal(signal.SIGINT)\n    print('alive')\n"
+        f"with stop_on_interrupt() as stop:\n    signal.raise_signal({first:d})\n    print(stop.made, flush=True)\n"
+        f"    signal.raise_signal({second:d})\n    print('alive')\n"
     )
     child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert (child.returncode, child.stdout) == (-signal.SIGINT, "True\n")
+    assert (child.returncode, child.stdout) == (-second, "True\n")
+
+
+def test_a_request_sent_twice_is_one():
+    """`timeout` sends SIGTERM to the process and at once to its group."""
+    program = (
+        "import os, signal, subprocess, sys\nfrom refinedet.interrupt import stop_on_interrupt\n"
+        "with stop_on_interrupt() as stop:\n"
+        "    again = subprocess.Popen(['sh', '-c', f'sleep 0.1; kill -TERM {os.getpid()}'])\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    again.wait()\n    print(stop.signum)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (child.returncode, child.stdout, child.stderr) == (0, f"{int(signal.SIGTERM)}\n", "")
+
+
+def test_nohup_keeps_its_meaning():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_interrupt():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_interrupt_before_the_first_step(data, tmp_path, monkeypatch):
+    """While the first images are read, which may take minutes: the run ends there, and can go on."""
+    read = datasets_module.DetectionDataset.__getitem__
+
+    def interrupted(dataset, index):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the request waits for the batch")
+
+    recipe, out = tiny_recipe(data={"cache": True}), tmp_path / "run"
+    monkeypatch.setattr(datasets_module.DetectionDataset, "__getitem__", interrupted)
+    with pytest.raises(TrainingInterrupted, match="stopped after step 0; the run is saved"):
+        train(recipe, out, data=data, progress=False)
+    assert load_training_state(out / "last.safetensors").step == 0
+    monkeypatch.setattr(datasets_module.DetectionDataset, "__getitem__", read)
+    assert train(recipe, out, data=data, resume=True, progress=False).steps == 12
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_interrupt_in_an_evaluation_ends_it_and_saves(step, data, tmp_path, monkeypatch, run):
+    """Schedulers wait ten or thirty seconds, an evaluation takes minutes. The resumed run makes up for it."""
+    evaluate = train_module.evaluate
+
+    def interrupted(detector, *arguments, **options):
+        if evaluations:
+            evaluations.pop()
+            return evaluate(detector, *arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the request waits for the evaluation")
+
+    recipe, out = tiny_recipe(evaluate={"every": 3}, train={"checkpoint_every": 100}), tmp_path / "run"
+    evaluations = [None] * (step // 3 - 1)
+    monkeypatch.setattr(train_module, "evaluate", interrupted)
+    with pytest.raises(TrainingInterrupted, match=f"stopped after step {step}; the run is saved"):
+        train(recipe, out, data=data, progress=False)
+    assert load_training_state(out / "last.safetensors").step == step
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    result = train(recipe, out, data=data, resume=True, progress=False)
+    assert result.evaluation["images"] == 2
+    assert [entry["step"] for entry in read_log(out / "log.jsonl") if entry["group"] == "test"] == [3, 6, 9, 12]
+    assert logged_losses(out) == logged_losses(run[0])
+
+
+def test_interrupt_while_the_result_is_written_lets_it_be(data, tmp_path, monkeypatch):
+    save = train_module.save_model
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(train_module, "save_model", interrupted)
+    result = train(tiny_recipe(train={"steps": 1}), tmp_path / "run", data=data, progress=False)
+    assert refinedet.load(result.checkpoint).classes == CLASSES
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def test_evaluations_on_the_way_are_told(data, tmp_path, capsys):
+    recipe = tiny_recipe(train={"steps": 4}, evaluate={"every": 2})
+    train(recipe, tmp_path / "run", data=data)
+    (entry, _) = (e for e in read_log(tmp_path / "run" / "log.jsonl") if e["group"] == "test")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert told == [f"step 2: mean AP@0.5 (area) on the test split {entry['mean_ap']:.4f}"]
+    train(tiny_recipe(train={"steps": 3}, evaluate={"every": 2}), tmp_path / "quiet", data=data, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_interrupt_handler_is_left_alone_in_other_threads():
@@ -356,8 +470,18 @@ def test_interrupt_handler_is_left_alone_in_other_threads():
     assert seen == [(False, signal.getsignal(signal.SIGINT))]
 
 
-def test_ctrl_c_at_the_shell(data, tmp_path):
-    """The process group gets SIGINT, loading workers too, as from a terminal; exit status 130 and how to go on."""
+def wait_for_a_step(out, child):
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_at_the_shell(signum, data, tmp_path):
+    """The process group gets the signal, loading workers too, as from a terminal, `timeout` or Slurm; exit status 130
+    or 143, how to go on, and no worker that is left."""
     content = recipe_content(train={"steps": 100_000, "workers": 1}, data={"root": str(data)})
     recipe = tmp_path / "tiny.toml"
     recipe.write_text("\n".join(_toml(content)))
@@ -365,19 +489,43 @@ def test_ctrl_c_at_the_shell(data, tmp_path):
     command = [sys.executable, "-m", "refinedet", "train", str(recipe), "--out", str(out)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
-            assert child.poll() is None, child.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGINT)
+        wait_for_a_step(out, child)
+        child.send_signal(signum)
+        os.killpg(child.pid, signum)
         _, shown = child.communicate(timeout=PATIENCE)
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-    assert child.returncode == 130
-    assert "--resume" in shown
+    assert child.returncode == 128 + signum
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+    message = shown.splitlines()[-1]
+    assert message.startswith(f"refinedet: stopped after step {len(read_log(out / 'log.jsonl'))}; the run is saved in")
+    assert f"; go on with: refinedet train {recipe} --out {out} --resume; " in message
+    assert message.endswith(f"; measure it with: refinedet evaluate {out / 'last.safetensors'} --data {data}")
     assert "Traceback" not in shown
+    assert load_training_state(out / "last.safetensors").step == len(read_log(out / "log.jsonl"))
+    assert main(shlex.split(message.rpartition("refinedet ")[2])) == 0
+
+
+def test_a_terminal_that_is_closed(data, tmp_path):
+    """Training gets SIGHUP, and can tell nobody."""
+    out = tmp_path / "run"
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(_toml(recipe_content(train={"steps": 100_000}, data={"root": str(data)}))))
+    arguments = ["-m", "refinedet", "train", str(recipe), "--out", str(out)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, *arguments])
+    deadline = time.monotonic() + PATIENCE
+    while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     assert load_training_state(out / "last.safetensors").step == len(read_log(out / "log.jsonl"))
 
 
@@ -658,8 +806,9 @@ def test_missing_test_split_is_found_before_training(tmp_path, data):
     refused(tmp_path, recipe, DataError, "night", data=data)
 
 
-def test_unknown_backbone(tmp_path, data):
-    refused(tmp_path, tiny_recipe(model={"backbone": "vgg17"}), InputError, "vgg17", data=data)
+def test_unknown_backbone_of_timm_is_found_before_the_data_is_read(tmp_path):
+    recipe = tiny_recipe(model={"backbone": "timm:vgg17"})
+    refused(tmp_path, recipe, InputError, "timm has no model 'vgg17'", data=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", [64, [64, 64]])
@@ -687,8 +836,15 @@ def test_backbone_weights_for_another_input(tmp_path, data):
     assert read_recipe(tmp_path / "run" / "recipe.toml").model.weights_input == "torchvision"
 
 
-def test_missing_weights(tmp_path, data):
-    refused(tmp_path, tiny_recipe(), CheckpointError, r"none\.pth", data=data, weights=tmp_path / "none.pth")
+@pytest.mark.parametrize("name", ["none.pth", ".", "x" * 300])
+def test_missing_weights_are_found_before_the_data_is_read(tmp_path, name):
+    message = r"^model\.weights is '.*; it must be a file, or the name of a shipped checkpoint: bccd"
+    options = {"data": tmp_path / "nowhere", "weights": tmp_path / name}
+    refused(tmp_path, tiny_recipe(), CheckpointError, message, **options)
+
+
+def test_a_shipped_checkpoint_as_weights(tmp_path):
+    refused(tmp_path, tiny_recipe(), DataError, "nowhere", data=tmp_path / "nowhere", weights="bccd")
 
 
 def test_fine_tuning_from_a_checkpoint_with_other_classes(tmp_path, data):

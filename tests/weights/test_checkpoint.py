@@ -171,7 +171,7 @@ def test_unknown_shipped_name_lists_the_known_ones(model, tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "CHECKPOINTS", tmp_path)
     assert shipped_names() == ["cells"]
     assert refinedet.load("cells").network.config == model.config
-    with pytest.raises(CheckpointError, match=r"no shipped checkpoint is called 'sells'; shipped: cells"):
+    with pytest.raises(CheckpointError, match=r"called 'sells'; did you mean 'cells'\? shipped: cells"):
         refinedet.load("sells")
 
 

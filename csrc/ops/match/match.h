@@ -2,8 +2,8 @@
 //
 //   anchors     [N,4] or [B,N,4]  cx,cy,w,h
 //   gt_boxes    [M,4]             x1,y1,x2,y2; image b owns rows gt_offsets[b] .. gt_offsets[b+1]-1
-//   gt_labels   [M] int64         1 or more
-//   gt_offsets  [B+1] int64       ascending from 0 to M
+//   gt_labels   [M] int64         1 or more       | checked on the CPU. On a GPU images that own the same rows get any
+//   gt_offsets  [B+1] int64       0 to M, ascending | of their matches; the kernels end and stay inside their arrays.
 // ->
 //   labels      [B,N] int64       label of the matched ground truth, 0 = unmatched
 //   targets     [B,N,4] float32   the matched box encoded against the anchor, 0 where unmatched

@@ -18,7 +18,7 @@ def silence_opencv() -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silent_decoders() -> Iterator[None]:
     """Where OPENCV_LOG_LEVEL is SILENT, nothing reaches file descriptor 2 inside the block.
 
     libjpeg and libpng write there themselves, whatever the level. So would other threads: keep the block short.
