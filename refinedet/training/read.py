@@ -162,7 +162,7 @@ def _convert(option: Any, value: Any) -> Any:
         items = tuple(_convert(item_type, item) for item in value)
         return None if None in items else items
     if option is float and type(value) is int:
-        return to_float(value)
+        return float(value)
     return value if type(value) is option else None  # not isinstance: True is no whole number
 
 
