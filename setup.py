@@ -46,7 +46,6 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 DEPENDENCIES = [
     "torch>=2.10",
     "numpy",
-    "pillow",
     "pycocotools",
     "tqdm",
     "tensorboard",

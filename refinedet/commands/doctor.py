@@ -26,7 +26,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 REQUIRED = {"numpy": "numpy", "opencv-python": "cv2"}
 OTHER_OPENCV = ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")  # as good
 OPTIONAL = {"torchvision": "torchvision", "timm": "timm"}
-REQUIRED_UNIMPORTED = ("matplotlib", "pillow", "pycocotools", "safetensors", "tensorboard", "tqdm")
+REQUIRED_UNIMPORTED = ("matplotlib", "pycocotools", "safetensors", "tensorboard", "tqdm")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from refinedet.choices import SIZE_STEP, check_backbone
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, show, suggestion
 from refinedet.files import is_utf8
-from refinedet.parsing import to_float
 from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.sources import Layer, read_layers, read_text, resolve
 

@@ -36,7 +36,7 @@ class Target:
     read: Callable[[Path], object]  # as a user would; refuses with RefineDetError
     count: int = 5000  # inputs of a whole run, `make fuzz`
     ci_count: int = 500  # inputs of a test run
-    seconds: float = 5.0  # the most that one input may take
+    seconds: float = 5.0  # of this process's own work, the most that one input may take: other processes do not count
     memory: Callable[[int], int] | None = None  # bytes that reading a file of so many bytes may take
 
 
@@ -170,7 +170,7 @@ def _try(target: Target, file: Path) -> tuple[str, str, int, float]:
     """Outcome, detail, bytes of memory taken at the most, seconds of this process's own work."""
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    started = time.monotonic()
+    started = time.process_time()
     outcome, detail = "read", ""
     try:
         target.read(file)
@@ -178,7 +178,7 @@ def _try(target: Target, file: Path) -> tuple[str, str, int, float]:
         outcome, detail = "refused", str(error)
     except BaseException:
         outcome, detail = "traceback", traceback.format_exc()
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     return outcome, detail, max(0, _resident("VmHWM") - before), seconds
 
 

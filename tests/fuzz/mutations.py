@@ -60,7 +60,7 @@ def damage_json(chance: random.Random, data: bytes) -> bytes:
 def damage_document(chance: random.Random, document: Any) -> Any:
     """A copy of a JSON document with one value changed, moved, doubled, nested or taken out."""
     document = copy.deepcopy(document)
-    places = list(_places(document))
+    places = _places(document) if isinstance(document, (dict, list)) else []
     if not places:
         return chance.choice(VALUES)
     holder, key = chance.choice(places)

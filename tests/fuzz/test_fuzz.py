@@ -53,10 +53,12 @@ def test_planted_traceback_is_found(tmp_path):
 
 
 def test_planted_hang_is_found(tmp_path):
-    def wait(path):
-        time.sleep(0.2)
+    def work(path):
+        start = time.process_time()
+        while time.process_time() < start + 0.2:
+            pass
 
-    assert planted(tmp_path, wait, seconds=0.1)["hang"] > 0
+    assert planted(tmp_path, work, seconds=0.1)["hang"] > 0
 
 
 def test_planted_appetite_is_found(tmp_path):
