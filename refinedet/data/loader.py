@@ -236,7 +236,8 @@ def _alive(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | Refin
 
 
 def _start(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | RefineDetError]:
-    """Start the loading processes."""
+    """Start the loading processes, in which SIGTERM is held back from the first moment, see `_obey_parent_only`."""
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         with torch.device("cpu"):  # not on torch's default device, where the loader would draw a seed
             return iter(loader)
@@ -246,6 +247,8 @@ def _start(loader: DataLoader[Batch | RefineDetError]) -> Iterator[Batch | Refin
         traceback.clear_frames(error.__traceback__)
         sys.unraisablehook = shown
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
 
 class _Deaths:

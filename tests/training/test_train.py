@@ -28,7 +28,6 @@ from refinedet.data.loader import _Batches
 from refinedet.errors import CheckpointError, DataError, InputError, RecipeError, RefineDetError
 from refinedet.interrupt import TrainingInterrupted, stop_on_interrupt
 from refinedet.models.backbones.squeezenet import SqueezeNet
-from refinedet.records import Batch, Targets
 from refinedet.training import datasets as datasets_module
 from refinedet.training import run as train_module
 from refinedet.training.average import ModelEMA
@@ -549,14 +548,6 @@ def poisoned(monkeypatch):
         monkeypatch.setattr(datasets_module, "TrainAugment", Poisoned)
 
     return install
-
-
-def test_a_step_needs_images():
-    trainer = Trainer(load_network("bccd"), tiny_recipe(), torch.device("cpu"))
-    targets = Targets(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.tensor([0]))
-    with pytest.raises(InputError, match=r"^the batch has no images; give at least one$"):
-        trainer.step(Batch(torch.empty(0, 3, 64, 64), targets, ()))
-    assert trainer.steps == 0
 
 
 def test_loss_that_is_not_finite_names_the_image(data, tmp_path, poisoned):

@@ -126,7 +126,7 @@ def refusal(path):
         (None, "tcb_channels", [16], "tcb_channels is [16]"),
         (None, "backbone", 3, "backbone is 3; give a name"),
         (None, "backbone", ["squeezenet"], "backbone is ['squeezenet']"),
-        (None, "backbone", "timm:", "timm has no model ''"),
+        (None, "backbone", "timm:", "backbone is 'timm:'; choose vgg16"),
         (None, "classes", ["disc", "disc"], "give a sequence of different names"),
         (None, "classes", ["disc", ""], "give a sequence of names"),
     ],

@@ -201,7 +201,7 @@ def test_networks_in_other_precisions_are_loaded_in_float32(cast, tmp_path):
     assert_same_weights(refinedet.load(tmp_path / "m.safetensors").network.state_dict(), network.float())
 
 
-@pytest.mark.parametrize("metadata", [{"path": Path("x")}, {"names": {"cat"}}, {"name": "\ud800"}, {(1, 2): 3}])
+@pytest.mark.parametrize("metadata", [{"path": Path("x")}, {"names": {"cat"}}, {(1, 2): 3}])
 def test_metadata_that_is_no_json(network, metadata, tmp_path):
     with pytest.raises(InputError, match=r"m\.safetensors not written: its metadata is no JSON"):
         save_model(network, tmp_path / "m.safetensors", metadata=metadata)
