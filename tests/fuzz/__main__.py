@@ -4,10 +4,12 @@ python tests/fuzz [--seed N] [--count N] [--only coco ...] [--out DIR]
 """
 
 import argparse
+import os
 import secrets
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # readers are forked, which OpenMP's threads do not outlive
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
