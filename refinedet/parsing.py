@@ -6,6 +6,7 @@ texts that no file can store. All readers of the package go through here, and pu
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:["']?[\w-]+["']?[ \t]*\.[ \t]*){100}""")  # a.a.a..., a table in a table
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -42,6 +45,8 @@ def parse_json(text: str | bytes) -> Any:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The document in ``text``. Raises ValueError, with the reason, as `parse_json`."""
+    if _LONG_KEY.search(text):  # which takes tomllib seconds
+        raise ValueError("nested too deeply")
     try:
         document: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

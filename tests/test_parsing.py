@@ -38,7 +38,13 @@ def test_good_json_is_what_json_reads(document):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("a =", "Invalid value"), (f"a = {DEEP}", "nested too deeply"), ("a = " + "9" * 5000, "out of range")],
+    [
+        ("a =", "Invalid value"),
+        (f"a = {DEEP}", "nested too deeply"),
+        ("a = " + "9" * 5000, "out of range"),
+        (".".join("a" * 20_000) + " = 1", "nested too deeply"),  # half a minute to tomllib
+        ("[" + " . ".join(['"a-b"'] * 200) + "]", "nested too deeply"),
+    ],
 )
 def test_bad_toml_is_a_value_error_with_a_reason(text, reason):
     with pytest.raises(ValueError, match=reason):
@@ -46,6 +52,7 @@ def test_bad_toml_is_a_value_error_with_a_reason(text, reason):
 
 
 def test_good_toml_is_read():
+    assert parse_toml("a.b.c = 1 # " + "." * 500 + "\nd = [" + "0.1, " * 500 + "]")["a"] == {"b": {"c": 1}}
     assert parse_toml("a = [1, 2.5]\n[b]\nc = 'x'") == {"a": [1, 2.5], "b": {"c": "x"}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from refinedet.choices import DEVICES, is_device
-from refinedet.errors import InputError
+from refinedet.errors import InputError, show
 from refinedet.files import write_text
 from refinedet.parsing import to_json
 
@@ -87,8 +88,8 @@ def deliver(arguments: argparse.Namespace, document: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{show(text)} is not a whole number from 1 to 999999")
     return int(text)
 
 

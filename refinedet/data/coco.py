@@ -18,7 +18,7 @@ from refinedet.data.dataset import (
     make_record,
     unknown_class,
 )
-from refinedet.errors import DataError, show
+from refinedet.errors import DataError, show, suggestion
 from refinedet.files import is_hidden
 from refinedet.parsing import parse_json, to_float
 from refinedet.progress import track
@@ -146,7 +146,8 @@ def _find_annotations(root: Path, split: str) -> Path:
     for path in candidates:
         if os.path.isfile(path):
             return path
-    raise DataError(f"{candidates[0]}: no such split; the splits there: {choices(_splits(root))}")
+    splits = sorted(_splits(root))
+    raise DataError(f"{candidates[0]}: no such split;{suggestion(split, splits)} the splits there: {choices(splits)}")
 
 
 def _splits(root: Path) -> set[str]:

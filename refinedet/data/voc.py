@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
@@ -23,7 +24,7 @@ from refinedet.data.dataset import (
     unknown_class,
 )
 from refinedet.data.images import IMAGE_SUFFIXES
-from refinedet.errors import DataError, show
+from refinedet.errors import DataError, show, suggestion
 from refinedet.files import is_hidden
 from refinedet.progress import track
 
@@ -142,7 +143,8 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings)
     """The image ids of a split, in the file's order."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not os.path.isfile(path):
-        raise DataError(f"{path}: no such split; the splits there: {choices(_splits(path.parent))}")
+        splits = _splits(path.parent)
+        raise DataError(f"{path}: no such split;{suggestion(split, splits)} the splits there: {choices(splits)}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -290,7 +292,12 @@ def _read_object(element: ElementTree.Element, path: Path) -> _Object:
 
 def _read_difficult(element: ElementTree.Element, path: Path) -> bool:
     text = (element.findtext("difficult") or "").strip().lower()
-    return _FLAGS[text] if text in _FLAGS else _number(element, "difficult", path) != 0
+    if text in _FLAGS:
+        return _FLAGS[text]
+    value = _number(element, "difficult", path)
+    if math.isnan(value):
+        raise DataError(f"{path}: <difficult> is {show(text)}, not a number; correct it")
+    return value != 0
 
 
 def _number(element: ElementTree.Element, tag: str, path: Path) -> float:
@@ -298,6 +305,6 @@ def _number(element: ElementTree.Element, tag: str, path: Path) -> float:
     if text is None:
         raise DataError(f"{path}: <{element.tag}> has no <{tag}>; add it")
     try:
-        return float(text)
+        return float(text.replace("_", "?"))  # to Python 4_0 is 40
     except ValueError:
         raise DataError(f"{path}: <{tag}> is {show(text.strip())}, not a number; correct it") from None

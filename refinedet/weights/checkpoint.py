@@ -163,7 +163,7 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
         hint = suggestion(path.name, shipped_names())
         raise CheckpointError(f"no file and no shipped checkpoint is called {path.name!r};{hint} shipped: {known}")
     beside = [str(path.with_name(other.name)) for other in path.parent.glob("*.safetensors")]
-    hint = suggestion(str(path), [*shipped_names(), *beside])
+    hint = suggestion(path.stem, shipped_names()) or suggestion(str(path), beside)
     raise CheckpointError(
         f"checkpoint {path} does not exist;{hint} give a .safetensors file or a shipped name ({known})"
     )

@@ -346,6 +346,10 @@ USAGE = {
     "unknown option": (["detect", "m", "x.jpg", "--scale", "2"], "--scale"),
     "no input": (["detect", "m"], "IMAGE"),
     "no data": (["evaluate", "m"], "--data"),
+    "batch size of 31 digits": (
+        ["detect", "m", "x.jpg", "--batch-size", "1" + "0" * 30],
+        "not a whole number from 1 to",
+    ),
     "batch size 0": (["detect", "m", "x.jpg", "--batch-size", "0"], "'0' is not a whole number"),
     "threshold": (["detect", "m", "x.jpg", "--score-threshold", "1.5"], "'1.5' is not a number from 0 to 1"),
     "threshold text": (["detect", "m", "x.jpg", "--score-threshold", "high"], "'high' is not a number"),

@@ -486,6 +486,17 @@ def test_unknown_split_lists_those_that_exist(tmp_path):
         VOCDataset(root, "tests")
 
 
+def test_split_that_is_nearly_right_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"trian\.txt: no such split; did you mean 'train'\? the splits there: train"):
+        VOCDataset(tree(tmp_path, {"a": xml(CAT)}), "trian")
+
+
+@pytest.mark.parametrize("text", ["nan", "n/a", "4_0"])
+def test_numbers_of_other_languages_are_named(tmp_path, text):
+    with pytest.raises(DataError, match=f"<difficult> is '{text}', not a number"):
+        VOCDataset(tree(tmp_path, {"a": xml(CAT).replace("<difficult>0<", f"<difficult>{text}<")}), "train")
+
+
 def test_empty_split(tmp_path):
     root = tree(tmp_path, {"a": xml(CAT)})
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n \n")

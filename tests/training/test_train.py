@@ -808,7 +808,7 @@ def test_missing_test_split_is_found_before_training(tmp_path, data):
 
 def test_unknown_backbone_of_timm_is_found_before_the_data_is_read(tmp_path):
     recipe = tiny_recipe(model={"backbone": "timm:vgg17"})
-    refused(tmp_path, recipe, InputError, "timm has no model 'vgg17'", data=tmp_path / "nowhere")
+    refused(tmp_path, recipe, InputError, "timm has no model 'vgg17'; did you mean 'vgg1", data=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", [64, [64, 64]])

@@ -351,3 +351,9 @@ def test_loading_in_inference_mode_spoils_no_later_network(model, saved):
     network = refinedet.load(saved).network.train()
     network(torch.rand(2, 3, 64, 64)).odm_loc.sum().backward()
     assert network.odm.loc[0].weight.grad.any()
+
+
+def test_a_shipped_name_with_a_suffix_is_suggested(tmp_path):
+    (tmp_path / "h.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"bcdd\.safetensors does not exist; did you mean 'bccd'\?"):
+        refinedet.load(tmp_path / "bcdd.safetensors")

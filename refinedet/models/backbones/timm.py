@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinedet.errors import InputError
+from refinedet.errors import InputError, suggestion
 from refinedet.models.backbones.base import Backbone, Features
 from refinedet.models.layers import ConvBlock
 from refinedet.preprocessing import Preprocessing
@@ -80,7 +80,8 @@ def _import_timm() -> ModuleType:
 
 def _feature_network(timm: ModuleType, name: str) -> nn.Module:
     if not timm.is_model(name):
-        raise InputError(f"timm has no model {name!r}; list its names with timm.list_models()")
+        hint = suggestion(name, timm.list_models())
+        raise InputError(f"timm has no model {name!r};{hint} list its names with timm.list_models()")
     try:
         with torch.device("meta"):
             whole = timm.create_model(name)
