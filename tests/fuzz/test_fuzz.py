@@ -1,4 +1,5 @@
-"""Five hundred mutated inputs of each kind: each is read, or refused in one sentence, in bounded time and memory."""
+"""Five hundred mutated inputs of each kind, fewer of videos: each is read, or refused in one sentence, in bounded time
+and memory."""
 
 import os
 import random
