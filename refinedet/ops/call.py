@@ -11,6 +11,8 @@ from refinedet.ops import extension
 
 _TYPE_MISMATCH = re.compile(r"Expected a value of type '(.+)' for argument '(.+)' but instead found type '(.+)'")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
+# Torch 2.10 does not say why.
+_NOT_ALLOCATED = re.compile(r'^torch_call_dispatcher\(.*"aten::(new_)?empty".* API call failed')
 _BOUNDARY = re.compile(r" \(originally from .*")  # the place in torch's headers that an error came through
 
 
@@ -44,6 +46,8 @@ def call(name: str, *arguments: Any) -> Any:
         problem = extension.cuda_problem(gpus[0]) if gpus else None
         if problem is not None:
             raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None
+        if _NOT_ALLOCATED.search(message):
+            message = "out of memory for the results or the workspace"
         shapes = ", ".join(str([*tensor.shape]) for tensor in tensors)
         told = f"refinedet.{name} of {shapes}: {_BOUNDARY.sub('', message)}"
         if _OUT_OF_MEMORY.search(message):

@@ -50,7 +50,7 @@ def make_seeds(folder: Path) -> list[Path]:
     for name in ("deep.png", "deep.tif", "deep.pgm"):
         cv2.imwrite(str(folder / name), pixels[..., 0].astype(np.uint16) * 257)
         paths.append(folder / name)
-    return paths
+    return [path for path in paths if cv2.haveImageReader(str(path))]  # OpenCV 4.11 has none of GIF
 
 
 def read(file: Path) -> None:
