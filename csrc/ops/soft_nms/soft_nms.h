@@ -73,8 +73,11 @@ struct SoftNmsOutputs {
 // Largest sizes that the kernels take.
 struct SoftNmsLimits {
   static constexpr int64_t kMaxBoxes = 0xffffffff;      // CPU: those that are left are counted in 32 bits
-  static constexpr int64_t kMaxBoxesCuda = 0x7fffffff;  // tiles are counted by blocks of a grid
+  static constexpr int64_t kMaxBoxesCuda = 0x7fffffff;  // a row is an int
 };
+
+// The score of a row that is dropped: a NaN.
+REFINEDET_HD float dropped_score() { return bits_float(0x7fc00000u); }
 
 // Length that is added to the sides of boxes.
 REFINEDET_HD float pixel_of(const SoftNmsOptions& options) { return options.official ? 1.0f : 0.0f; }

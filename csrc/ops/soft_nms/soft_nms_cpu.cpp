@@ -1,15 +1,12 @@
 #include "ops/soft_nms/soft_nms.h"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "cpu/parallel.h"
 
 namespace refinedet::cpu {
 namespace {
-
-constexpr float kDropped = std::numeric_limits<float>::quiet_NaN();
 
 struct Candidate {
   int64_t label, row;  // of all images' rows
@@ -160,7 +157,7 @@ std::string soft_nms_limits(const SoftNmsInputs& in, const SoftNmsOptions&) {
 }
 
 void soft_nms(const SoftNmsInputs& in, const SoftNmsOptions& options, const SoftNmsOutputs& out) {
-  std::fill_n(out.decayed, in.batch * in.num_boxes, kDropped);
+  std::fill_n(out.decayed, in.batch * in.num_boxes, dropped_score());
   std::vector<std::vector<Candidate>> candidates(in.batch);
   parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) candidates[image] = candidates_of(in, options, image);
