@@ -9,7 +9,7 @@ from refinedet.parsing import to_float
 
 MOST_KEPT = 1_000_000  # top_k and keep_top_k: room for so many boxes is made for each image
 _MILLION = 1e6
-NMS_IOU, TOP_K, KEEP_TOP_K = 0.45, 1000, 500  # of the released code; the operator `detect`, which has no None, has them too
+NMS_IOU, TOP_K, KEEP_TOP_K = 0.45, 1000, 500  # of the released code, and the defaults of `refinedet.ops.detect`
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Preset:
     def __post_init__(self) -> None:
         self._require(isinstance(self.name, str), "name", "a text")
         for name in ("match_iou", "negative_iou", "objectness_threshold", "score_threshold"):
-            self._require(_is_fraction(getattr(self, name)), name, "a value from 0 to 1")
+            self._require(is_fraction(getattr(self, name)), name, "a value from 0 to 1")
         for name in ("nms_iou", "soft_nms_iou"):
             value = getattr(self, name)
-            self._require(value is None or _is_fraction(value), name, "a value from 0 to 1, or None")
-        self._require(_is_positive(self.negative_ratio), "negative_ratio", "a value above 0")
+            self._require(value is None or is_fraction(value), name, "a value from 0 to 1, or None")
+        self._require(is_positive(self.negative_ratio), "negative_ratio", "a value above 0")
         for name in ("top_k", "keep_top_k"):
             value = getattr(self, name)
             if value is not None:
@@ -55,7 +55,7 @@ class Preset:
         for name in ("head_bottleneck", "cascade", "tcb"):
             self._require(type(getattr(self, name)) is bool, name, "True or False")
         four = isinstance(self.variances, (tuple, list)) and len(self.variances) == 4
-        self._require(four and all(map(_is_positive, self.variances)), "variances", "four values above 0")
+        self._require(four and all(map(is_positive, self.variances)), "variances", "four values above 0")
         moderate = all(1 / _MILLION <= value <= _MILLION for value in self.variances)
         self._require(moderate, "variances", "values from 1e-6 to 1e6, which float32 boxes can be multiplied by")
 
@@ -80,17 +80,19 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) and show(value) == repr(value) else show(value)
 
 
-def _is_number(value: object) -> bool:
-    """A finite one, and no bool."""
+def is_number(value: object) -> bool:
+    """A finite number, no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(to_float(value))
 
 
-def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+def is_fraction(value: Any) -> bool:
+    """A number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def is_positive(value: Any) -> bool:
+    """A finite number above 0."""
+    return is_number(value) and value > 0
 
 
 OFFICIAL = Preset()

@@ -48,7 +48,8 @@ def test_a_ratio_is_positive_and_finite(value: object) -> None:
 @pytest.mark.parametrize("name", ["top_k", "keep_top_k"])
 @pytest.mark.parametrize("value", [0, -1, 10.5, 10.0, math.nan, True, "10"])
 def test_a_number_of_boxes_is_whole(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"^preset official: {name} is {value}; give a whole number, at least 1, or None$"):
+    wanted = rf"^preset official: {name} is {value}; give a whole number, at least 1, or None$"
+    with pytest.raises(InputError, match=wanted):
         Preset(**{name: value})
 
 

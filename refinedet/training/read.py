@@ -16,9 +16,9 @@ from refinedet.augmentation import AugmentConfig
 from refinedet.choices import SIZE_STEP, check_backbone
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, show, suggestion
-from refinedet.files import is_utf8
+from refinedet.files import is_utf8, read_text
 from refinedet.training.recipe import SECTIONS, Recipe
-from refinedet.training.sources import Layer, read_layers, read_text, resolve
+from refinedet.training.sources import Layer, read_layers, resolve
 
 _CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
 _PATHS = ("data.root", "model.weights")  # the texts that need not be UTF-8
