@@ -43,7 +43,12 @@ class Thresholds:
         _require(
             is_fraction(score) and score < 1, "score_threshold", score, "a value from 0 to below 1; no score is above 1"
         )
-        _require(self.nms_iou is None or is_fraction(self.nms_iou), "nms_iou", self.nms_iou, f'a value from 0 to 1, or "{OFF}"')
+        _require(
+            self.nms_iou is None or is_fraction(self.nms_iou),
+            "nms_iou",
+            self.nms_iou,
+            f'a value from 0 to 1, or "{OFF}"',
+        )
         for name in ("top_k", "keep_top_k"):
             value = getattr(self, name)
             valid = value is None or (type(value) is int and 1 <= value <= MOST_KEPT)

@@ -159,7 +159,9 @@ class Detector:
     ) -> Iterator[Detections]:
         """As `detect`, lazily: at most ``batch_size`` images are in memory, so a folder may be of any length."""
         check_options(score_threshold, batch_size)
-        return self._stream(images, score_threshold, batch_size, get_protocol(protocol) if protocol is not None else None)
+        return self._stream(
+            images, score_threshold, batch_size, get_protocol(protocol) if protocol is not None else None
+        )
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> LevelOutput:
@@ -206,8 +208,8 @@ class Detector:
         detections = []
         for i, (count, array, path) in enumerate(zip(found.counts.tolist(), arrays, paths, strict=True)):
             names = [self.classes[label - 1] for label in labels[i, :count].tolist()]
-            columns = (column[i, :count].clone() for column in (boxes, scores, labels))
-            detections.append(Detections(*columns, names, path, array.shape[:2]))
+            rows = (column[i, :count].clone() for column in (boxes, scores, labels))  # no view of the whole batch
+            detections.append(Detections(*rows, names=names, path=path, size=array.shape[:2]))
         return detections
 
     @torch.inference_mode()

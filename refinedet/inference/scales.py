@@ -43,7 +43,9 @@ def group_by_input(scale: Scale, sizes: Sequence[Size], own: Size, room: int) ->
     return groups
 
 
-def make_inputs(images: Sequence[np.ndarray], size: Size, flips: Sequence[bool], preprocessing: Preprocessing) -> Tensor:
+def make_inputs(
+    images: Sequence[np.ndarray], size: Size, flips: Sequence[bool], preprocessing: Preprocessing
+) -> Tensor:
     """The network's input [flips * images,3,h,w] of normalised images: all as they are, and all mirrored."""
     inputs = [
         to_tensor(warp(cv2.flip(image, 1) if flipped else image, size), preprocessing)
@@ -60,7 +62,7 @@ def to_images(found: Detected, scale: Scale, sizes: Sequence[Size]) -> Rows:
     scale does not keep gets label 0.
     """
     shape = len(scale.flips), len(sizes), -1
-    boxes = to_pixels(found.boxes, sizes * len(scale.flips)).unflatten(0, shape[:2])
+    boxes = to_pixels(found.boxes, [*sizes] * len(scale.flips)).unflatten(0, shape[:2])
     scores, labels = found.scores.unflatten(0, shape[:2]), found.labels.unflatten(0, shape[:2])
     if scale.flipped:
         width = boxes.new_tensor([width for _, width in sizes])[:, None]
@@ -98,9 +100,7 @@ def _merge(rows: Rows, protocol: Protocol, score_threshold: float | None) -> Det
         return _by_score(rows)
     if protocol.merge != "soft_nms":
         soft = protocol.merge == "soft_vote"
-        return ops.vote(
-            *rows, iou_threshold=protocol.overlap, soft=soft, score_threshold=protocol.floor, official=True
-        )
+        return ops.vote(*rows, iou_threshold=protocol.overlap, soft=soft, score_threshold=protocol.floor, official=True)
     floor = protocol.floor
     if score_threshold is not None and protocol.merge_score_threshold is None:
         floor = score_threshold

@@ -31,13 +31,15 @@ def select(
     same ones, bit for bit, in room for as many as the image with most has.
     """
     score_threshold = thresholds.score_threshold if score_threshold is None else score_threshold
-    if not preset.cascade:
-        raw = raw._replace(arm_loc=None)
+    arm_loc = raw.arm_loc if preset.cascade else None
     if thresholds.top_k is None or thresholds.keep_top_k is None:
         output = raw.concatenate() if isinstance(raw, LevelOutput) else raw
         return _select_unlimited(output, anchors, preset, thresholds, score_threshold)
     return ops.detect(
-        *raw,
+        arm_loc,
+        raw.arm_conf,
+        raw.odm_loc,
+        raw.odm_conf,
         anchors,
         objectness_threshold=preset.objectness_threshold,
         score_threshold=score_threshold,
@@ -51,7 +53,7 @@ def select(
 def _select_unlimited(
     raw: RawOutput, anchors: Tensor, preset: Preset, thresholds: Thresholds, score_threshold: float
 ) -> Detected:
-    refined = anchors if raw.arm_loc is None else ops.refine(anchors, raw.arm_loc, preset.variances)
+    refined = anchors if raw.arm_loc is None or not preset.cascade else ops.refine(anchors, raw.arm_loc, preset.variances)
     boxes = to_corners(ops.refine(refined, raw.odm_loc, preset.variances))
     usable = boxes.isfinite().all(dim=-1)
     if raw.arm_conf is not None:
