@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,25 @@ MERGES = ("none", "soft_nms", "vote", "soft_vote")
 
 OFF = "none"
 """How TOML says None: no suppression, no limit."""
+
+
+def _parse_size(size: Any) -> tuple[int, int]:
+    sides = (size, size) if type(size) is int else size
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2 or any(type(side) is not int for side in sides):
+        raise InputError(f"size is {show(size)}; give one side, or [height, width], in whole pixels")
+    if any(side % SIZE_STEP or not SIZE_STEP <= side <= MAX_SIDE for side in sides):
+        raise InputError(f"size is {show(size)}; sides must be multiples of {SIZE_STEP}, up to {MAX_SIDE}")
+    return sides[0], sides[1]
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise InputError(f"{name} is {show(value)}; give {wanted}")
+
+
+def _require_kind(name: str, value: object, kind: type, *, optional: bool = True) -> None:
+    valid = isinstance(value, kind) or (optional and value is None)
+    _require(valid, name, value, f"{kind.__name__}{' or None' if optional else ''}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +142,7 @@ class Protocol:
     Raises InputError for a value out of range.
     """
 
-    name: str
+    name: str = field(compare=False)
     scales: tuple[Scale, ...] = (Scale(),)
     thresholds: Thresholds = Thresholds()
     merge: str = "none"
@@ -152,7 +171,8 @@ class Protocol:
             value = getattr(self, name)
             _require(value is None or is_fraction(value), name, value, "a value from 0 to 1")
         sigma = self.merge_sigma
-        _require(sigma is None or is_positive(sigma), "merge_sigma", sigma, "a number above 0")
+        valid = sigma is None or (is_positive(sigma) and 1e-6 <= sigma <= 1e6)
+        _require(valid, "merge_sigma", sigma, "a number from 1e-6 to 1e6")
         for name, merges in _MERGE_SETTINGS.items():
             if getattr(self, name) is not None and self.merge not in merges:
                 raise InputError(f"{name} is no setting of merge {self.merge!r}, but of {' and '.join(merges)}")
@@ -175,8 +195,10 @@ class Protocol:
         """How often each image is looked at: scales and mirror images."""
         return sum(len(scale.flips) for scale in self.scales)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The protocol as a TOML document but for its name, from which `parse_protocol` makes it again."""
+    def to_toml(self) -> str | dict[str, Any]:
+        """What stands for it in a recipe: the name of a shipped one, or a table for `parse_protocol`."""
+        if PROTOCOLS.get(self.name) == self:
+            return self.name
         own = ("merge", *_MERGE_SETTINGS)
         values = {key: value for key in own if (value := getattr(self, key)) is not None}
         return {**_thresholds_to_dict(self.thresholds), **values, "scales": [_scale_to_dict(s) for s in self.scales]}
@@ -319,22 +341,3 @@ def _scale_to_dict(scale: Scale) -> dict[str, Any]:
     values = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name != "thresholds"}
     kept = {name: value for name, value in values.items() if value is not None}
     return kept if scale.thresholds is None else {**kept, **_thresholds_to_dict(scale.thresholds)}
-
-
-def _parse_size(size: Any) -> tuple[int, int]:
-    sides = (size, size) if type(size) is int else size
-    if not isinstance(sides, (tuple, list)) or len(sides) != 2 or any(type(side) is not int for side in sides):
-        raise InputError(f"size is {show(size)}; give one side, or [height, width], in whole pixels")
-    if any(side % SIZE_STEP or not SIZE_STEP <= side <= MAX_SIDE for side in sides):
-        raise InputError(f"size is {show(size)}; sides must be multiples of {SIZE_STEP}, up to {MAX_SIDE}")
-    return sides[0], sides[1]
-
-
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {show(value)}; give {wanted}")
-
-
-def _require_kind(name: str, value: object, kind: type, *, optional: bool = True) -> None:
-    valid = isinstance(value, kind) or (optional and value is None)
-    _require(valid, name, value, f"{kind.__name__}{' or None' if optional else ''}")

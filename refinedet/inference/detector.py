@@ -208,8 +208,8 @@ class Detector:
         detections = []
         for i, (count, array, path) in enumerate(zip(found.counts.tolist(), arrays, paths, strict=True)):
             names = [self.classes[label - 1] for label in labels[i, :count].tolist()]
-            rows = (column[i, :count].clone() for column in (boxes, scores, labels))  # no view of the whole batch
-            detections.append(Detections(*rows, names=names, path=path, size=array.shape[:2]))
+            rows = [column[i, :count].clone() for column in (boxes, scores, labels)]  # no views of the whole batch
+            detections.append(Detections(rows[0], rows[1], rows[2], names, path, array.shape[:2]))
         return detections
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from refinedet import ops
 from refinedet.boxes import to_pixels
 from refinedet.ops import Detected
+from refinedet.ops.ranked import ranked
 from refinedet.preprocessing import Preprocessing, to_tensor, warp
 from refinedet.protocols import Protocol, Scale
 
@@ -97,7 +98,7 @@ def merge(
 def _merge(rows: Rows, protocol: Protocol, score_threshold: float | None) -> Detected:
     """Class by class, on boxes in pixels, whose last pixel counts (spec sections 10.2 and 10.4)."""
     if protocol.merge == "none":
-        return _by_score(rows)
+        return ranked(rows.boxes, rows.scores.masked_fill(rows.labels <= 0, torch.nan), rows.labels)
     if protocol.merge != "soft_nms":
         soft = protocol.merge == "soft_vote"
         return ops.vote(*rows, iou_threshold=protocol.overlap, soft=soft, score_threshold=protocol.floor, official=True)
@@ -113,10 +114,3 @@ def _merge(rows: Rows, protocol: Protocol, score_threshold: float | None) -> Det
         score_threshold=floor,
         official=True,
     )
-
-
-def _by_score(rows: Rows) -> Detected:
-    real = rows.labels > 0
-    order = torch.where(real, rows.scores, -1.0).argsort(dim=1, descending=True, stable=True)
-    boxes = rows.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    return Detected(boxes, rows.scores.gather(1, order), rows.labels.gather(1, order), order, real.sum(dim=1))

@@ -53,7 +53,9 @@ def select(
 def _select_unlimited(
     raw: RawOutput, anchors: Tensor, preset: Preset, thresholds: Thresholds, score_threshold: float
 ) -> Detected:
-    refined = anchors if raw.arm_loc is None or not preset.cascade else ops.refine(anchors, raw.arm_loc, preset.variances)
+    refined = (
+        anchors if raw.arm_loc is None or not preset.cascade else ops.refine(anchors, raw.arm_loc, preset.variances)
+    )
     boxes = to_corners(ops.refine(refined, raw.odm_loc, preset.variances))
     usable = boxes.isfinite().all(dim=-1)
     if raw.arm_conf is not None:
