@@ -123,14 +123,14 @@ def from_caffe(
     source: str = "the Caffe model",
     names: Mapping[str, BlobName] | None = None,
 ) -> dict[str, Tensor]:
-    """The state dict of ``model`` (its values do not matter) with the blobs of a Caffe model, {(layer, index): array}.
+    """The state dict of ``model``, whose values do not matter, with a Caffe model's blobs, {(layer, index): array}.
 
-    Tensors share the memory of their arrays. Batch statistics are quotients in float64, out of which `to_caffe` gets the
-    sums back to the last bit; float32 would be off by one for some. ``names``: the part of `caffe_names` to take, all of
-    them unless given.
+    Tensors share the memory of their arrays. Batch statistics are quotients in float64, out of which `to_caffe` gets
+    the sums back to the last bit; float32 would be off by one for some. ``names``: the part of `caffe_names` to take,
+    all of them unless given.
 
-    Raises CheckpointError, which calls the model ``source``, when a blob is missing, too many, of another shape (but for
-    leading ones) or holds what no weight can be.
+    Raises CheckpointError, which calls the model ``source``, when a blob is missing, too many, of another shape (but
+    for leading ones) or holds what no weight can be.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names = caffe_names(model) if names is None else names
@@ -176,7 +176,9 @@ def _check_blobs(
     if missing := [f"{layer}:{blob}" for layer, blob in expected if (layer, blob) not in arrays]:
         raise CheckpointError(f"{source} lacks {shorten(missing)}; it is not RefineDet with {model.config.backbone}")
     layers = {layer for layer, _ in expected}
-    misfits = [f"{layer}:{blob} too much" for layer, blob in arrays if layer in layers and (layer, blob) not in expected]
+    misfits = [
+        f"{layer}:{blob} too much" for layer, blob in arrays if layer in layers and (layer, blob) not in expected
+    ]
     misfits += [
         f"{layer}:{blob} {list(arrays[layer, blob].shape)} instead of {list(shape)}"
         for (layer, blob), shape in expected.items()

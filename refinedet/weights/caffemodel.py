@@ -1,4 +1,4 @@
-"""Caffe's model files: a NetParameter in protobuf's wire format (spec section 11.3), read in place, written as a stream.
+"""Caffe's model files: protobuf's wire format (spec section 11.3), read in place and written as a stream.
 
 The protobuf library takes twice the size of a file (measured in docs/converting.md), so the few fields that weights
 need are read here: from a memory map, whose pages are the only memory that values take. Everything else is skipped, and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 

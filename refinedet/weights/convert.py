@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from refinedet.anchors import ANCHORS_PER_CELL, check_size
-from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.choices import MAX_SIDE
+from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import CheckpointError, InputError, shorten
 from refinedet.models import ModelConfig, outline
 from refinedet.models.config import MOST_TCB_CHANNELS, TCB_CHANNELS
@@ -31,6 +31,7 @@ from refinedet.weights.luuuyi import CLASSIFIER, INPUT, from_luuuyi, luuuyi_pres
 from refinedet.weights.subsampling import class_rows, select_classes
 
 SUFFIX = ".safetensors"
+FOREIGN_SUFFIXES = (CAFFE_SUFFIX, ".pth", ".pt")
 _ANY_SIZE = (64, 64)  # no weight depends on it
 KNOWN_CLASSES = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
 _CLASSIFIERS = {"vgg16": "fc8", "resnet101": "fc1000"}  # ImageNet's, which a detector has no use for
@@ -90,7 +91,9 @@ def convert(
     """
     path, out = Path(path), Path(out)
     if out.suffix not in (SUFFIX, CAFFE_SUFFIX):
-        raise InputError(f"{out} is to be written as {out.suffix or 'nothing'}; end its name in {SUFFIX} or {CAFFE_SUFFIX}")
+        raise InputError(
+            f"{out} is to be written as {out.suffix or 'nothing'}; end its name in {SUFFIX} or {CAFFE_SUFFIX}"
+        )
     with show_progress(f"converting {path.name}", "step", 3, delay=SHORT, leave=False) as progress:
         source = _read(path, size, classes)
         progress.update()
@@ -113,6 +116,8 @@ def convert(
 
 def _read(path: Path, size: tuple[int, int] | None, classes: Sequence[str] | None) -> _Source:
     """Find out what kind of file it is, whatever its name says, and read it."""
+    if path.suffix in FOREIGN_SUFFIXES and not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the path")
     path = resolve(path)
     try:
         with path.open("rb") as file:
@@ -138,7 +143,7 @@ def _read_caffe(path: Path, size: tuple[int, int] | None, classes: Sequence[str]
     if not layers:
         raise CheckpointError(f"{path} has no layers with weights; give a .caffemodel of a trained network")
     backbone = "resnet101" if any(layer.startswith("res2a_") for layer in layers) else "vgg16"
-    preset = replace(OFFICIAL, **_switches(layers))
+    preset = _parts_of(layers)
     names = caffe_names(outline(ModelConfig(backbone, _ANY_SIZE, VOC_CLASSES, preset)))
     pretrained = {
         name: blob
@@ -187,12 +192,13 @@ def _configure(
     return ModelConfig(backbone, found_size, found_classes, whole, tcb_channels=width), size_from
 
 
-def _switches(layers: Sequence[str]) -> dict[str, bool]:
+def _parts_of(layers: Sequence[str]) -> Preset:
     """The parts that a model may be without, as in the ablation and the paper's text, told by names of their layers."""
-    return {
-        "tcb": any(layer.startswith(("TL", "P")) for layer in layers),
-        "head_bottleneck": any("_inter_branch" in layer or layer.startswith("conv1_") for layer in layers),
-    }
+    return replace(
+        OFFICIAL,
+        tcb=any(layer.startswith(("TL", "P")) for layer in layers),
+        head_bottleneck=any("_inter_branch" in layer or layer.startswith("conv1_") for layer in layers),
+    )
 
 
 def _layers_of(names: Mapping[str, BlobName]) -> dict[str, None]:
@@ -205,14 +211,14 @@ def _write_caffe(source: _Source, out: Path) -> None:
     if source.config is None:
         raise InputError(f"the weights of a backbone alone are not written as {out.suffix}; give {SUFFIX}")
     config = source.config
+    network = outline(config)
+    types = layer_types(network)  # refuses a backbone that Caffe has no layers for
     plain = Preprocessing()
     if replace(config.preprocessing, order="bgr") != plain:
         raise InputError(
             f"the model reads images as {config.preprocessing}; a Caffe model of RefineDet reads BGR minus {plain.mean}"
         )
-    network = outline(config)
     tensors = dict(source.tensors)
-    types = layer_types(network)  # refuses a backbone that Caffe has no layers for
     if config.preprocessing.order == "rgb":
         first = _FIRST_CONV[config.backbone]
         tensors[first] = tensors[first].flip(1)
@@ -293,7 +299,11 @@ def _find_size(
     if inside is not None and _is_size(inside):
         return inside, "the file's layers"
     resolved = path.absolute()
-    places = {"the network's name": network, "the file's name": resolved.stem, "the folder's name": resolved.parent.name}
+    places = {
+        "the network's name": network,
+        "the file's name": resolved.stem,
+        "the folder's name": resolved.parent.name,
+    }
     for pattern in (_SQUARE, _PAPERS_SIZE):
         for place, text in places.items():
             for found in pattern.finditer(text):
@@ -319,8 +329,9 @@ def _select(source: _Source, config: ModelConfig, names: Sequence[str], path: Pa
     if absent := [name for name in names if class_rows(config.classes, [name]) is None]:
         raise InputError(f"{path} has no class {shorten(absent)}; select of {shorten(list(config.classes))}")
     tensors = select_classes(source.tensors, config.classes, names)
-    switches = {"tcb": config.preset.tcb, "head_bottleneck": config.preset.head_bottleneck}
-    preset = replace(_preset_of(names), **switches) if config.preset == _preset_of(config.classes) else config.preset
+    preset = config.preset
+    if preset.name == _preset_of(config.classes).name:
+        preset = replace(_preset_of(names), tcb=preset.tcb, head_bottleneck=preset.head_bottleneck)
     return source._replace(config=replace(config, classes=tuple(names), preset=preset), tensors=tensors)
 
 
