@@ -92,11 +92,15 @@ REFINEDET_HD float objectness(float background, float object) {
   return 1.0f / (1.0f + portable_exp(background - object));
 }
 
+// Compare as the scores do, and are not 0. The score must not be NaN.
+REFINEDET_HD uint32_t ascending_bits(float score) {
+  const uint32_t bits = float_bits(score + 0.0f);  // -0 becomes +0, its equal
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
 // Sorting these keys ascending gives score descending, then index ascending. The score must not be NaN.
 REFINEDET_HD uint64_t descending_key(float score, uint32_t index) {
-  const uint32_t bits = float_bits(score + 0.0f);  // -0 becomes +0, its equal
-  const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(~ascending) << 32 | index;
+  return static_cast<uint64_t>(~ascending_bits(score)) << 32 | index;
 }
 
 REFINEDET_HD float key_score(uint64_t key) {
@@ -130,9 +134,27 @@ REFINEDET_HD float intersection(Corners a, Corners b) {
   return positive(x2 - x1) * positive(y2 - y1);
 }
 
+// The same of boxes that reach `pixel` further: with 1, to the end of their last pixel (spec section 10.2); with 0 the
+// same numbers, but another addition each.
+REFINEDET_HD float area(Corners b, float pixel) {
+  return positive(b.x2 - b.x1 + pixel) * positive(b.y2 - b.y1 + pixel);
+}
+
+REFINEDET_HD float intersection(Corners a, Corners b, float pixel) {
+  const float x1 = a.x1 > b.x1 ? a.x1 : b.x1, y1 = a.y1 > b.y1 ? a.y1 : b.y1;
+  const float x2 = a.x2 < b.x2 ? a.x2 : b.x2, y2 = a.y2 < b.y2 ? a.y2 : b.y2;
+  return positive(x2 - x1 + pixel) * positive(y2 - y1 + pixel);
+}
+
 // The one suppression predicate: IoU > threshold, without a division.
 REFINEDET_HD bool overlaps(float inter, float area_a, float area_b, float threshold) {
   return inter > threshold * (area_a + area_b - inter);
+}
+
+// IoU; 0 where nothing overlaps, and where areas overflow (NaN).
+REFINEDET_HD float any_iou(float inter, float area_a, float area_b) {
+  const float value = inter / (area_a + area_b - inter);
+  return value > 0.0f ? value : 0.0f;
 }
 
 // IoU for matching: at or below 1e-6 a pair does not overlap (spec section 7.2), nor where areas overflow (NaN).

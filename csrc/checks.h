@@ -125,6 +125,12 @@ inline float number(const char* op, const char* name, double value) {
   return static_cast<float>(value);
 }
 
+// A divisor: a float32 that is not subnormal.
+inline float above_0(const char* op, const char* name, double value) {
+  check(value >= FLT_MIN, op, name, " must be a number above 0, got ", value);
+  return static_cast<float>(value);
+}
+
 inline int64_t at_least_1(const char* op, const char* name, int64_t value) {
   check(value >= 1, op, name, " must be at least 1, got ", value);
   return value;

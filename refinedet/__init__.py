@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refinedet.anchors import generate_anchors
     from refinedet.inference.detector import Detector, load
     from refinedet.models import RefineDet, build
-    from refinedet.presets import OFFICIAL, PAPER, Preset
+    from refinedet.presets import COCO, OFFICIAL, PAPER, Preset
     from refinedet.records import Detections, LevelOutput, RawOutput, Targets
     from refinedet.training.loss import MultiBoxLoss
 
@@ -24,6 +24,7 @@ _HOMES = {
     "MultiBoxLoss": "refinedet.training.loss",
     "RefineDet": "refinedet.models",
     "build": "refinedet.models",
+    "COCO": "refinedet.presets",
     "OFFICIAL": "refinedet.presets",
     "PAPER": "refinedet.presets",
     "Preset": "refinedet.presets",
@@ -34,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "COCO",
     "OFFICIAL",
     "PAPER",
     "Detections",

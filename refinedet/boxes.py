@@ -35,12 +35,11 @@ def decode(anchors: Tensor, offsets: Tensor, variances: Sequence[float] = OFFICI
     return torch.cat([center, scaled[..., 2:].exp() * anchors[..., 2:]], dim=-1)
 
 
-def to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def to_pixels(boxes: Tensor, size: tuple[int, int] | Sequence[tuple[int, int]]) -> Tensor:
     """Corner boxes [n,4] in units of the image side to pixels of an image of ``size`` = (height, width), clipped to
-    [0, width-1] x [0, height-1] (spec section 1.3)."""
-    height, width = size
-    scaled = boxes * boxes.new_tensor([width, height, width, height])
-    return torch.minimum(scaled.clamp(min=0), boxes.new_tensor([width - 1, height - 1, width - 1, height - 1]))
+    [0, width-1] x [0, height-1] (spec section 1.3). Boxes [B,n,4] take a size for each of the B images, too."""
+    sides = boxes.new_tensor(size)[..., None, [1, 0, 1, 0]]
+    return torch.minimum((boxes * sides).clamp(min=0), sides - 1)
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ CHECKPOINTS = PACKAGE / "checkpoints"  # shipped models
 LONG_NAME = 100  # bytes: of a longer name nothing goes into that of the temporary file; file systems take 255, some 143
 LONG_SUFFIX = 20  # bytes: no format is called so
 RECIPES = PACKAGE / "recipes"  # shipped recipes
+_LARGEST_TEXT = 1 << 20  # bytes of a recipe, a protocol or a list of classes; what is larger was given by mistake
 _SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")
 
 
@@ -68,6 +69,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it cannot be read, or is no such file; with the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_TEXT + 1)
+    except OSError as error:
+        raise ValueError(f"{error.strerror or error}") from error
+    if len(content) > _LARGEST_TEXT:
+        raise ValueError(f"it has more than {_LARGEST_TEXT} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8; save it as UTF-8 text") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _make_temporary(target: Path) -> Path:

@@ -61,11 +61,14 @@ def to_tensor(image: np.ndarray, preprocessing: Preprocessing) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
 
 
+def warp(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image [H,W,3] bilinearly resized to ``size`` = (h, w)."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def prepare(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
     """Input tensor float32 [3,h,w] of a BGR uint8 image [H,W,3], warped to ``size`` = (h, w).
 
     As the official evaluation does (spec section 1.2), the mean is subtracted before the bilinear resize.
     """
-    height, width = size
-    warped = cv2.resize(normalize(image, preprocessing), (width, height), interpolation=cv2.INTER_LINEAR)
-    return to_tensor(warped, preprocessing)
+    return to_tensor(warp(normalize(image, preprocessing), size), preprocessing)

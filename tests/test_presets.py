@@ -2,22 +2,41 @@
 
 import inspect
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from refinedet import ops
 from refinedet.errors import InputError
-from refinedet.presets import OFFICIAL, PAPER, Preset
+from refinedet.presets import COCO, OFFICIAL, PAPER, Preset, get_preset
 
-FRACTIONS = ("match_iou", "negative_iou", "objectness_threshold", "score_threshold", "nms_iou")
+FRACTIONS = ("match_iou", "negative_iou", "objectness_threshold", "score_threshold")
+OPTIONAL_FRACTIONS = ("nms_iou", "soft_nms_iou")
+NO_FRACTIONS = (-0.1, 1.1, math.nan, math.inf, "0.5", True)
 
 
 @pytest.mark.parametrize("name", FRACTIONS)
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.5", None, True])
+@pytest.mark.parametrize("value", [*NO_FRACTIONS, None])
 def test_a_fraction_is_from_0_to_1(name: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"^preset official: {name} is {value}; give a value from 0 to 1$"):
         Preset(**{name: value})
+
+
+@pytest.mark.parametrize("name", OPTIONAL_FRACTIONS)
+@pytest.mark.parametrize("value", NO_FRACTIONS)
+def test_an_overlap_is_from_0_to_1_or_none(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"^preset official: {name} is {value}; give a value from 0 to 1, or None$"):
+        Preset(**{name: value})
+    assert getattr(Preset(**{name: None}), name) is None
+
+
+def test_the_coco_preset_is_that_of_the_released_evaluation() -> None:
+    """Spec sections 8 and 10.2; all else is as in the official preset."""
+    differs = {f.name for f in fields(COCO) if getattr(COCO, f.name) != getattr(OFFICIAL, f.name)}
+    assert differs == {"name", "score_threshold", "nms_iou", "top_k", "keep_top_k", "soft_nms_iou"}
+    assert (COCO.score_threshold, COCO.soft_nms_iou) == (0.016, 0.30)
+    assert (COCO.nms_iou, COCO.top_k, COCO.keep_top_k) == (None, None, None)
+    assert get_preset("coco") is COCO
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, True])
@@ -29,7 +48,8 @@ def test_a_ratio_is_positive_and_finite(value: object) -> None:
 @pytest.mark.parametrize("name", ["top_k", "keep_top_k"])
 @pytest.mark.parametrize("value", [0, -1, 10.5, 10.0, math.nan, True, "10"])
 def test_a_number_of_boxes_is_whole(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"^preset official: {name} is {value}; give a whole number, at least 1$"):
+    wanted = rf"^preset official: {name} is {value}; give a whole number, at least 1, or None$"
+    with pytest.raises(InputError, match=wanted):
         Preset(**{name: value})
 
 

@@ -26,6 +26,7 @@ WORDS = {
     "preprocessing",
     "presets",
     "progress",
+    "protocols",
     "records",
     "silence",
 }

@@ -16,13 +16,14 @@ from refinedet.commands.messages import explain
 from refinedet.data import read_image
 from refinedet.errors import DataError, printable
 from refinedet.files import atomic_write
-from refinedet.inference.detector import Detector
+from refinedet.inference.detector import Detector, OnScale, scale_teller
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
 from refinedet.inference.timing import timed
 from refinedet.inference.video import detect_video
 from refinedet.interrupt import StopRequest, stop_on_interrupt
 from refinedet.progress import SHORT, Progress, show_progress
+from refinedet.protocols import Protocol
 from refinedet.records import Detections
 
 STAGES = ("load", "forward", "select", "draw")  # the first three are those of an evaluation
@@ -42,6 +43,7 @@ class Annotator:
 
     detector: Detector
     targets: dict[Path, Path]  # annotated copy of each input
+    protocol: Protocol | None  # None: the detector's preset
     score_threshold: float
     batch_size: int
     say: Callable[[str], None]  # prints a line for people: a result
@@ -90,7 +92,7 @@ class Annotator:
         with show_progress("detecting", "image", len(images), delay=SHORT) as bar:
             stream = batches(self._readable(images, bar), self.batch_size)
             while batch := self._next(stream, speed):
-                found = self._find([image for _, image in batch], speed.seconds)
+                found = self._find([image for _, image in batch], speed.seconds, scale_teller(bar))
                 with timed(speed.seconds, "draw"):
                     done = [each for each in zip(batch, found, strict=True) if self._finish_image(*each[0], each[1])]
                 speed.count(len(batch))
@@ -115,8 +117,9 @@ class Annotator:
                 self.failures[path] = error
             bar.update()
 
-    def _find(self, images: list[np.ndarray], seconds: dict[str, float]) -> list[Detections]:
-        return self.detector.detect_batch(images, [None] * len(images), self.score_threshold, seconds)
+    def _find(self, images: list[np.ndarray], seconds: dict[str, float], on_scale: OnScale) -> list[Detections]:
+        paths = [None] * len(images)
+        return self.detector.detect_batch(images, paths, self.score_threshold, seconds, self.protocol, on_scale)
 
     def _finish_image(self, path: Path, image: np.ndarray, detections: Detections) -> bool:
         """Write the annotated copy; whether it could be written."""
@@ -148,6 +151,7 @@ class Annotator:
                 self.detector,
                 path,
                 self.targets[path],
+                protocol=self.protocol,
                 score_threshold=self.score_threshold,
                 batch_size=self.batch_size,
                 progress=True,

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from refinedet import __version__
 from refinedet.commands import messages
-from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, noter, speaker
+from refinedet.commands.options import (
+    add_batch_size,
+    add_checkpoint,
+    add_device,
+    add_json,
+    add_protocol,
+    deliver,
+    noter,
+    speaker,
+)
 from refinedet.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -63,6 +72,7 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help=f"show each object, not a line per image, of more than {FEW} images, too",
     )
+    add_protocol(parser)
     add_batch_size(parser)
     add_device(parser)
     add_json(parser)
@@ -75,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     from refinedet.commands.annotate import Annotator
     from refinedet.commands.inputs import find_inputs, plan_outputs
     from refinedet.ops.devices import choose_device
+    from refinedet.protocols import get_protocol
 
+    protocol = None if arguments.protocol is None else get_protocol(arguments.protocol)
     _refuse_swapped(arguments.checkpoint, arguments.inputs)
     say, note = speaker(arguments), noter(arguments)
     images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)
@@ -84,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     annotator = Annotator(
         detector=refinedet.load(arguments.checkpoint).to(device),
         targets=targets,
+        protocol=protocol,
         score_threshold=arguments.score_threshold,
         batch_size=arguments.batch_size,
         say=say,

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet.choices import DATA_FORMATS, METRICS
-from refinedet.commands.options import add_batch_size, add_checkpoint, add_device, add_json, deliver, noter, speaker
+from refinedet.commands.options import (
+    add_batch_size,
+    add_checkpoint,
+    add_device,
+    add_json,
+    add_protocol,
+    deliver,
+    noter,
+    speaker,
+)
 from refinedet.errors import printable
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ def add_parser(commands: Commands) -> None:
         default="voc",
         help="AP at IoU 0.5, as the area under the curve or by the 11 points of VOC 2007, or COCO AP (default: voc)",
     )
+    add_protocol(parser)
     parser.add_argument("--format", choices=DATA_FORMATS, help="layout of the data set (default: found out)")
     parser.add_argument(
         "--allow-outside", action="store_true", help="annotations and splits may name files outside the data folder"
@@ -53,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         allow_outside=arguments.allow_outside,
         device=choose_device(arguments.device),
+        protocol=arguments.protocol,
         metric=arguments.metric,
         batch_size=arguments.batch_size,
     )

@@ -14,6 +14,7 @@ from refinedet.choices import DEVICES, is_device
 from refinedet.errors import InputError, show
 from refinedet.files import write_text
 from refinedet.parsing import to_json
+from refinedet.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,6 +30,16 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     """``--batch-size``, of images without training."""
     parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (default: 8)")
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """``--protocol``, of testing."""
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME|FILE.toml",
+        help=f"how images are tested: {', '.join(PROTOCOLS)}, or a file of one's own (default: once, at the "
+        "checkpoint's size, with its thresholds)",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from refinedet.boxes import to_pixels
 from refinedet.choices import METRICS
-from refinedet.data import DetectionDataset, eval_batches, open_dataset
+from refinedet.data import DetectionDataset, open_dataset
 from refinedet.errors import InputError
 from refinedet.evaluation.coco_ap import coco_ap
 from refinedet.evaluation.pixels import (
@@ -25,18 +22,20 @@ from refinedet.evaluation.pixels import (
 )
 from refinedet.evaluation.report import Evaluation, class_row, measure, optional
 from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes, check_iou_threshold, mean_ap, voc_ap
-from refinedet.inference.detector import Detector, check_options, load
+from refinedet.inference.detector import Detector, Testing, check_options, load, scale_teller
+from refinedet.inference.pictures import batches
 from refinedet.inference.timing import timed
 from refinedet.progress import busy, show_progress
+from refinedet.protocols import Protocol, get_protocol
 
 STAGES = ("load", "forward", "select", "metric")
 
 
-@torch.inference_mode()
 def evaluate(
     detector: Detector,
     dataset: DetectionDataset,
     *,
+    protocol: Testing = None,
     metric: str = "voc",
     iou_threshold: float = 0.5,
     score_threshold: float | None = None,
@@ -50,11 +49,13 @@ def evaluate(
             be the data set's, in the same order (open the data set with ``classes=detector.classes``).
         dataset: a data set, or what joins, wraps or shortens one: samples by number, their count, ``classes``, and
             ``category_ids`` where the detections shall have those of an annotation file.
+        protocol: a testing protocol of `refinedet.protocols`, its name or a TOML file; default: the thresholds of the
+            detector's preset at the network's size.
         metric: "voc" (AP at ``iou_threshold``, the area under the curve), "voc07" (the same by the 11 points of VOC
             2007) or "coco" (the mean of AP at IoU 0.50:0.95, and COCO's other numbers).
         iou_threshold: of the VOC metrics and of the precision-recall curves.
-        score_threshold: drops detections up to it; default: the preset's. A high one lowers AP.
-        batch_size: images per forward pass.
+        score_threshold: drops detections up to it; default: the protocol's. A high one lowers AP.
+        batch_size: images at a time, as in `Detector.detect`.
         progress: a bar on stderr.
 
     Raises InputError for arguments out of range and for classes that disagree, DataError for an unreadable image.
@@ -63,9 +64,10 @@ def evaluate(
         raise InputError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")
     check_iou_threshold(iou_threshold)
     check_options(score_threshold, batch_size)
+    testing = None if protocol is None else get_protocol(protocol)
     _check_classes(detector, dataset)
     seconds = dict.fromkeys(STAGES, 0.0)
-    collected = _collect(detector, dataset, score_threshold, batch_size, seconds, progress)
+    collected = _collect(detector, dataset, testing, score_threshold, batch_size, seconds, progress)
     with timed(seconds, "metric"), busy("measuring average precision", shown=progress):
         curves = voc_ap(
             collected.truth,
@@ -112,6 +114,8 @@ def evaluate_checkpoint(
     The data set is opened with the checkpoint's classes: an annotation of any other class is a DataError. ``format``
     and ``allow_outside`` are those of :func:`refinedet.data.open_dataset`, ``options`` those of :func:`evaluate`.
     """
+    if options.get("protocol") is not None:  # a mistake in it is told before anything is read
+        options["protocol"] = get_protocol(options["protocol"])
     detector = load(checkpoint).to(device)
     dataset = open_dataset(data, split, format=format, classes=detector.classes, allow_outside=allow_outside)
     return evaluate(detector, dataset, **options)
@@ -141,6 +145,7 @@ _Rows: TypeAlias = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # image numbe
 def _collect(
     detector: Detector,
     dataset: DetectionDataset,
+    protocol: Protocol | None,
     score_threshold: float | None,
     batch_size: int,
     seconds: dict[str, float],
@@ -150,38 +155,21 @@ def _collect(
     areas: list[np.ndarray] = []
     found: list[_Rows] = []
     images: list[EvaluatedImage] = []
-    batches = eval_batches(dataset, detector.size, detector.preprocessing, batch_size)
     with show_progress("evaluating", "image", len(dataset), shown=progress) as bar:
-        while True:
+        for numbers in batches(range(len(dataset)), batch_size):
             with timed(seconds, "load"):
-                batch = next(batches, None)
-            if batch is None:
-                break
-            blobs, samples = batch
-            found_in_batch = _run(detector, blobs, score_threshold, seconds)
-            for sample, (boxes, labels, scores) in zip(samples, found_in_batch, strict=True):
-                number, size = len(images), sample.image.shape[:2]
+                samples = [dataset[number] for number in numbers]
+            arrays, paths = [sample.image for sample in samples], [sample.path for sample in samples]
+            detected = detector.detect_batch(arrays, paths, score_threshold, seconds, protocol, scale_teller(bar))
+            for sample, detections in zip(samples, detected, strict=True):
+                number = len(images)
                 truth.append((number, sample.labels, truth_to_pixels(sample), sample.difficult))
                 areas.append(np.full(len(sample.labels), np.nan) if sample.areas is None else sample.areas)
-                pixels = to_pixels(boxes, size).double().numpy()
-                # Copies: a view would keep the padding of the whole batch.
-                found.append((number, labels.numpy().copy(), pixels, scores.numpy().copy()))
-                images.append(EvaluatedImage(sample.image_id, *size))
+                pixels, labels = detections.boxes.double().numpy(), detections.labels.numpy()
+                found.append((number, labels, pixels, detections.scores.numpy()))
+                images.append(EvaluatedImage(sample.image_id, *detections.size))
             bar.update(len(samples))
     return Collected(GroundTruth(*_stack(truth)), np.concatenate(areas), ScoredBoxes(*_stack(found)), images)
-
-
-def _run(
-    detector: Detector, blobs: Tensor, score_threshold: float | None, seconds: dict[str, float]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Boxes [n,4] in units of the image side, labels [n] and scores [n] of each image of a batch, on the CPU."""
-    with timed(seconds, "forward", detector.device):
-        raw = detector.run(blobs)
-    with timed(seconds, "select", detector.device):
-        detected = detector.select(raw, score_threshold)
-        boxes, labels, scores = detected.boxes.cpu(), detected.labels.cpu(), detected.scores.cpu()
-    for i, count in enumerate(detected.counts.tolist()):
-        yield boxes[i, :count], labels[i, :count], scores[i, :count]
 
 
 def _stack(rows: list[_Rows]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from refinedet import ops
-from refinedet.boxes import to_pixels
 from refinedet.errors import InputError
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
+from refinedet.inference.scales import Rows, group_by_input, make_inputs, merge, to_images
+from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
-from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
-from refinedet.progress import show_progress
+from refinedet.progress import Progress, show_progress
+from refinedet.protocols import Protocol, Thresholds, get_protocol, of_preset
 from refinedet.records import Detections, LevelOutput, RawOutput
 from refinedet.weights.checkpoint import load_network
 
 Threshold: TypeAlias = float | None  # in `Detector`, float is a method
+Testing: TypeAlias = str | os.PathLike[str] | Protocol | None  # a protocol, or where to find it
+OnScale: TypeAlias = Callable[[str], object]
+
+_ANCHORS: WeakKeyDictionary[RefineDet, dict[tuple[tuple[int, int], torch.device], Tensor]] = WeakKeyDictionary()
 
 
 class Detector:
@@ -105,6 +112,7 @@ class Detector:
         self,
         images: Image | Iterable[Image],
         *,
+        protocol: Testing = None,
         score_threshold: Threshold = None,
         batch_size: int = 8,
         progress: bool = False,
@@ -123,24 +131,37 @@ class Detector:
         given, clipped to [0, W-1] x [0, H-1]; rows are sorted by descending score, above ``score_threshold`` (default:
         the preset's). ``progress``: a bar on stderr.
 
+        ``protocol``: a testing protocol of `refinedet.protocols`, its name or a TOML file, in place of the preset's
+        thresholds at ``size``. ``score_threshold`` then stands for its own; of boxes that are voted it is asked in the
+        end. A batch has no more pixels than ``batch_size`` images of ``size``, but always an image with its mirror
+        image.
+
         Raises InputError for an argument of the wrong kind and DataError for a file that is absent or no image; both
         name the image, and (but for a damaged file) come before any image is processed.
         """
         items = list_pictures(images)
-        found = self.detect_stream(items, score_threshold=score_threshold, batch_size=batch_size)
+        testing = get_protocol(protocol) if protocol is not None else None
+        check_options(score_threshold, batch_size)
         detected = []
         with show_progress("detecting", "image", len(items), shown=progress) as bar:
-            for detections in found:
+            for detections in self._stream(items, score_threshold, batch_size, testing, scale_teller(bar)):
                 detected.append(detections)
                 bar.update()
         return detected
 
     def detect_stream(
-        self, images: Iterable[Image], *, score_threshold: Threshold = None, batch_size: int = 8
+        self,
+        images: Iterable[Image],
+        *,
+        protocol: Testing = None,
+        score_threshold: Threshold = None,
+        batch_size: int = 8,
     ) -> Iterator[Detections]:
         """As `detect`, lazily: at most ``batch_size`` images are in memory, so a folder may be of any length."""
         check_options(score_threshold, batch_size)
-        return self._stream(images, score_threshold, batch_size)
+        return self._stream(
+            images, score_threshold, batch_size, get_protocol(protocol) if protocol is not None else None
+        )
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> LevelOutput:
@@ -154,50 +175,100 @@ class Detector:
 
     def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:
         """Decode and suppress the raw output of images of ``size`` with the thresholds of the preset, but for
-        ``score_threshold`` where given; boxes [B,K,4] are corners in units of the image side."""
-        options = self.preset.detect_options()
-        if score_threshold is not None:
-            options["score_threshold"] = score_threshold
-        arm_loc = raw.arm_loc if self.preset.cascade else None
-        return ops.detect(arm_loc, raw.arm_conf, raw.odm_loc, raw.odm_conf, self.network.anchors, **options)
+        ``score_threshold`` where given; boxes [B,K,4] are corners in units of the image side. Soft-NMS, which takes
+        boxes in pixels, comes after it."""
+        return select(raw, self.network.anchors, self.preset, Thresholds.of(self.preset), score_threshold)
 
-    def _stream(self, images: Iterable[Image], score_threshold: Threshold, batch_size: int) -> Iterator[Detections]:
+    def _stream(
+        self,
+        images: Iterable[Image],
+        score_threshold: Threshold,
+        batch_size: int,
+        protocol: Protocol | None,
+        on_scale: OnScale | None = None,
+    ) -> Iterator[Detections]:
         for batch in batches(enumerate(images), batch_size):
             arrays = [as_bgr(image, index) for index, image in batch]
-            yield from self.detect_batch(arrays, [path_of(image) for _, image in batch], score_threshold)
+            paths = [path_of(image) for _, image in batch]
+            yield from self.detect_batch(arrays, paths, score_threshold, protocol=protocol, on_scale=on_scale)
 
-    @torch.inference_mode()
     def detect_batch(
         self,
         arrays: list[np.ndarray],
         paths: Sequence[str | None],
         score_threshold: Threshold,
         seconds: Seconds | None = None,
+        protocol: Protocol | None = None,
+        on_scale: OnScale | None = None,
     ) -> list[Detections]:
         """The objects of BGR images [H,W,3] uint8, all at once; the time of the stages load (preparing them), forward
-        and select is added to ``seconds``, where given."""
-        with timed(seconds, "load"):
-            prepared = torch.stack([prepare(array, self.size, self.preprocessing) for array in arrays])
-        with timed(seconds, "forward", self.device):
-            raw = self.run(prepared)
-        with timed(seconds, "select", self.device):
-            found = self.select(raw, score_threshold)
-            boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
+        and select is added to ``seconds``, where given. ``on_scale`` is told which scale of several comes next."""
+        found = self._find(arrays, score_threshold, protocol or of_preset(self.preset), seconds, on_scale)
+        boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
         detections = []
         for i, (count, array, path) in enumerate(zip(found.counts.tolist(), arrays, paths, strict=True)):
-            height, width = array.shape[:2]
             names = [self.classes[label - 1] for label in labels[i, :count].tolist()]
-            pixels = to_pixels(boxes[i, :count], (height, width))
-            detections.append(
-                Detections(pixels, scores[i, :count].clone(), labels[i, :count].clone(), names, path, (height, width))
-            )
+            rows = [column[i, :count].clone() for column in (boxes, scores, labels)]  # no views of the whole batch
+            detections.append(Detections(rows[0], rows[1], rows[2], names, path, array.shape[:2]))
         return detections
+
+    @torch.inference_mode()
+    def _find(
+        self,
+        arrays: list[np.ndarray],
+        score_threshold: Threshold,
+        protocol: Protocol,
+        seconds: Seconds | None,
+        on_scale: OnScale | None,
+    ) -> ops.Detected:
+        """The merged rows of all scales, in pixels. A batch has as many inputs of ``size`` as there are images."""
+        with timed(seconds, "load"):
+            normalized = [normalize(array, self.preprocessing) for array in arrays]
+        sizes = [array.shape[:2] for array in arrays]
+        early = score_threshold if protocol.merge in ("none", "soft_nms") else None  # a vote has every box
+        looks: list[list[Rows]] = [[] for _ in arrays]
+        for number, scale in enumerate(protocol.scales, 1):
+            for size, members in group_by_input(scale, sizes, self.size, len(arrays)):
+                if on_scale is not None and protocol.looks > 1:
+                    on_scale(f"scale {number} of {len(protocol.scales)}, {size[0]}x{size[1]}")
+                with timed(seconds, "load"):
+                    images = [normalized[i] for i in members]
+                    inputs = make_inputs(images, size, scale.flips, self.preprocessing)
+                with timed(seconds, "forward", self.device):
+                    raw = self.run(inputs)
+                with timed(seconds, "select", self.device):
+                    thresholds = scale.thresholds or protocol.thresholds
+                    selected = select(raw, self._anchors_for(size), self.preset, thresholds, early)
+                    rows = to_images(selected, scale, [sizes[i] for i in members])
+                for k, i in enumerate(members):
+                    looks[i].append(Rows(*(column[k] for column in rows)))
+        with timed(seconds, "select", self.device):
+            return merge(looks, sizes, protocol, score_threshold)
+
+    def _anchors_for(self, size: tuple[int, int]) -> Tensor:
+        """Those of the network, made once for each size and device."""
+        known = _ANCHORS.setdefault(self.network, {})
+        if size == self.size:
+            return self.network.anchors
+        if (size, self.device) not in known:
+            known[size, self.device] = self.network.anchors_for(size)
+        return known[size, self.device]
 
 
 def load(path_or_name: str | os.PathLike[str]) -> Detector:
     """Detector of a checkpoint, in eval mode, float32, on the CPU; arguments and errors are those of
     `refinedet.weights.checkpoint.load_network`."""
     return Detector(load_network(path_or_name))
+
+
+def scale_teller(bar: Progress) -> OnScale:
+    """Shows which scale the images of a batch are at."""
+
+    def tell(text: str) -> None:
+        bar.set_postfix_str(text, refresh=True)
+        bar.update(0)  # a line, where that is due
+
+    return tell
 
 
 def check_options(score_threshold: Threshold, batch_size: int) -> None:

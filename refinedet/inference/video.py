@@ -19,10 +19,11 @@ from refinedet.data.headers import read_header
 from refinedet.data.images import max_pixels
 from refinedet.errors import DataError
 from refinedet.files import atomic_write, utf8_path
-from refinedet.inference.detector import Detector
+from refinedet.inference.detector import Detector, Testing
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
 from refinedet.progress import SHORT, show_progress
+from refinedet.protocols import get_protocol
 from refinedet.records import Detections
 from refinedet.silence import silent_decoders
 
@@ -79,6 +80,7 @@ def detect_video(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    protocol: Testing = None,
     score_threshold: float = 0.5,
     batch_size: int = 8,
     progress: bool = False,
@@ -87,16 +89,18 @@ def detect_video(
 ) -> VideoResult:
     """Detect in every frame of the video ``source`` and write the annotated mp4 ``output``, whole or not at all.
 
-    ``batch_size`` frames are in memory at a time. ``on_frame(index, detections)`` is called for each frame in order;
-    the boxes are in pixels of the frame. When ``stop()`` is true after a batch, that is the last. Frames are turned as
-    the container says, and written at one rate, also those of a video whose rate varies. The mp4 has even sides: of an
-    odd one the last row or column is cut. A rate or size that MPEG-4 does not have is rounded or scaled, with a
-    warning. A video that breaks off is written as far as it goes, see `VideoResult.damaged`.
+    ``protocol`` is that of `Detector.detect`. ``batch_size`` frames are in memory at a time.
+    ``on_frame(index, detections)`` is called for each frame in order; the boxes are in pixels of the frame. When
+    ``stop()`` is true after a batch, that is the last. Frames are turned as the container says, and written at one
+    rate, also those of a video whose rate varies. The mp4 has even sides: of an odd one the last row or column is cut.
+    A rate or size that MPEG-4 does not have is rounded or scaled, with a warning. A video that breaks off is written as
+    far as it goes, see `VideoResult.damaged`.
 
     Raises DataError when ``source`` is absent, no video, without a readable frame, or of frames of more than
     `refinedet.data.images.max_pixels`, or when ``output`` cannot be written.
     """
     count = 0
+    testing = None if protocol is None else get_protocol(protocol)
     with _reader(source) as (info, frames), atomic_write(output) as temporary:
         name = Path(source).name
         bar = show_progress(name, "frame", info.frames or None, delay=SHORT, shown=progress)
@@ -110,7 +114,7 @@ def detect_video(
             warnings.warn(f"{source}: MPEG-4 has no frames of {scaled}", stacklevel=2)
         with bar, _writer(temporary, rate, size) as writer:
             for batch in batches(frames, batch_size):
-                found = detector.detect(batch, score_threshold=score_threshold, batch_size=batch_size)
+                found = detector.detect(batch, protocol=testing, score_threshold=score_threshold, batch_size=batch_size)
                 for frame, detections in zip(batch, found, strict=True):
                     writer.write(_scale(draw(frame, detections, score_threshold), size))
                     if on_frame is not None:

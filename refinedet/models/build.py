@@ -35,10 +35,10 @@ def build(
 
     ``backbone``: "vgg16", "resnet101", "squeezenet" or "timm:NAME". ``size``: side, or (height, width), of the input
     in pixels, multiples of 64. ``num_classes`` counts the background; ``classes`` names the foreground classes, and
-    then ``num_classes`` may be left out. ``preset``: "official", "paper" or a Preset. ``weights``: ImageNet weights
-    for the backbone (`refinedet.models.pretrained`); ``weights_input``: what they read, "torchvision" (RGB in 0..1,
-    standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection blocks,
-    256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
+    then ``num_classes`` may be left out. ``preset``: "official", "paper", "coco" or a Preset. ``weights``: ImageNet
+    weights for the backbone (`refinedet.models.pretrained`); ``weights_input``: what they read, "torchvision" (RGB in
+    0..1, standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection
+    blocks, 256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
     """
     # mypy does not know that int is Integral
     height_width = parse_size((size, size) if isinstance(size, (int, Integral)) else size)

@@ -61,6 +61,10 @@ class Checks:
         for name, value in options.items():
             self.require(value == value, f"{name} must be a number, got {_number_text(value)}")
 
+    def above_0(self, **options: float) -> None:
+        for name, value in options.items():
+            self.require(value >= _FLOAT32.tiny, f"{name} must be a number above 0, got {_number_text(value)}")
+
     def variances(self, values: Sequence[float]) -> None:
         self.require(len(values) == 4, f"variances must be 4 numbers, got {len(values)}")
         for value in values:

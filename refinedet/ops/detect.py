@@ -9,7 +9,7 @@ from torch import Tensor
 from refinedet.ops import extension
 from refinedet.ops.call import call
 from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks, Size
-from refinedet.presets import OFFICIAL
+from refinedet.presets import KEEP_TOP_K, NMS_IOU, OFFICIAL, TOP_K
 from refinedet.records import exportable
 
 
@@ -40,9 +40,9 @@ def detect(
     *,
     objectness_threshold: float = OFFICIAL.objectness_threshold,
     score_threshold: float = OFFICIAL.score_threshold,
-    iou_threshold: float = OFFICIAL.nms_iou,
-    top_k: int = OFFICIAL.top_k,
-    keep_top_k: int = OFFICIAL.keep_top_k,
+    iou_threshold: float = NMS_IOU,
+    top_k: int = TOP_K,
+    keep_top_k: int = KEEP_TOP_K,
     variances: Sequence[float] = OFFICIAL.variances,
 ) -> Detected:
     """Filter, decode and suppress, fused (spec section 8).

@@ -16,9 +16,10 @@ from refinedet.augmentation import AugmentConfig
 from refinedet.choices import SIZE_STEP, check_backbone
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, show, suggestion
-from refinedet.files import is_utf8
+from refinedet.files import is_utf8, read_text
+from refinedet.protocols import PROTOCOLS, Protocol, get_protocol, parse_protocol
 from refinedet.training.recipe import SECTIONS, Recipe
-from refinedet.training.sources import Layer, read_layers, read_text, resolve
+from refinedet.training.sources import Layer, read_layers, resolve
 
 _CLASS_LISTS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
 _PATHS = ("data.root", "model.weights")  # the texts that need not be UTF-8
@@ -83,6 +84,8 @@ def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
     _check_keys(values, known, f"{where}.")
     if section == "data" and isinstance(values.get("classes"), str):
         values = {**values, "classes": read_classes(values["classes"], layer.folder, f"{where}.classes")}
+    if section == "evaluate" and "protocol" in values:
+        values = {**values, "protocol": _read_protocol(values["protocol"], layer.folder, where)}
     settings = {key: _parse_value(known[key], value, f"{where}.{key}") for key, value in values.items()}
     if section == "augment":
         try:
@@ -125,6 +128,18 @@ def read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
     if not names:
         raise RecipeError(f"{where} is {text!r}, but {path} is empty; write one name per line")
     return names
+
+
+def _read_protocol(value: Any, folder: Path, where: str) -> Protocol:
+    """The protocol that a text stands for, a shipped one's name or a file, or that a table says."""
+    try:
+        if isinstance(value, Mapping):
+            return parse_protocol(value, "own")
+        if isinstance(value, str) and value not in PROTOCOLS and os.path.isfile(folder / value):
+            return get_protocol(folder / value)
+        return get_protocol(value)
+    except InputError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def _parse_value(f: dataclasses.Field[Any], value: Any, where: str) -> Any:

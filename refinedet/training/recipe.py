@@ -11,6 +11,7 @@ from refinedet.augmentation import AugmentConfig
 from refinedet.choices import DATA_FORMATS, MAX_SIDE, METRICS, SIZE_STEP, WEIGHTS_INPUTS
 from refinedet.files import is_utf8
 from refinedet.presets import PRESETS, Preset
+from refinedet.protocols import Protocol
 
 
 def _setting(
@@ -106,6 +107,7 @@ class EvaluateRecipe:
 
     every: int = _setting(0, low=0)
     metric: str = _setting("voc", choices=METRICS)
+    protocol: Protocol | None = None  # how images are tested; None = once, at model.size, with the preset's thresholds
     batch_size: int = _setting(8, low=1)
 
 
@@ -122,7 +124,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Every setting of every section but those that are None; `read.parse_recipe` gives the same recipe back."""
-        sections = {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
+        sections = {section: _values(getattr(self, section)) for section in SECTIONS}
         return {s: {k: v for k, v in values.items() if v is not None} for s, values in sections.items()}
 
     def to_toml(self) -> str:
@@ -160,8 +162,17 @@ SECTIONS: dict[str, type] = {
 }
 
 
+def _values(section: Any) -> dict[str, Any]:
+    values = {f.name: getattr(section, f.name) for f in fields(section)}
+    return {name: value.to_toml() if isinstance(value, Protocol) else value for name, value in values.items()}
+
+
 def _toml(value: Any) -> str:
-    """Strings, numbers, booleans and flat lists: their JSON text is TOML, but for one character that TOML escapes."""
+    """Tables in one line; of strings, numbers and booleans the JSON text, but for one character that TOML escapes."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -246,6 +246,7 @@ class _Run:
             found = evaluate(
                 Detector(self.trainer.inference_model),
                 self.test_data,
+                protocol=settings.protocol,
                 metric=settings.metric,
                 batch_size=settings.batch_size,
                 progress=progress,

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refinedet.errors import RecipeError, show
-from refinedet.files import RECIPES
+from refinedet.files import RECIPES, read_text
 from refinedet.parsing import parse_toml
 
 EXTENDS = "extends"
-_LARGEST = 1 << 20  # bytes of a recipe or a list of classes; what is larger was given by mistake
 _TOML_STARTS = "\"'[{"  # of a text, a list, a table; what else is not TOML is a bare word
 
 
@@ -50,26 +49,6 @@ def resolve(path_or_name: str | os.PathLike[str], folder: Path = Path()) -> Path
     near = get_close_matches(name.stem, known, n=1, cutoff=0.5)
     hint = f" did you mean {known[near[0]]!r}?" if near else ""
     raise RecipeError(f"there is no recipe {shown};{hint} give a TOML file or one of: {', '.join(names)}")
-
-
-def read_text(path: Path) -> str:
-    """The text of a small file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: it cannot be read, or is no such file; with the reason.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise ValueError(f"{error.strerror or error}") from error
-    if len(content) > _LARGEST:
-        raise ValueError(f"it has more than {_LARGEST} bytes")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8; save it as UTF-8 text") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_layers(path: Path) -> list[Layer]:

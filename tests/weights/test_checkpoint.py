@@ -5,6 +5,7 @@ import pickle
 import re
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from support.synthetic import tiny_model
 
 import refinedet
 from refinedet.errors import CheckpointError
+from refinedet.models import ModelConfig
+from refinedet.presets import COCO
 from refinedet.weights import checkpoint
 from refinedet.weights.checkpoint import (
     TrainingState,
@@ -68,12 +71,19 @@ def test_round_trip_is_exact(model, saved):
 
 
 def test_every_preset_and_shape_comes_back(tmp_path):
-    from dataclasses import replace
-
     preset = replace(refinedet.PAPER, tcb=False, cascade=False, objectness_threshold=0.0)
     built = refinedet.build("squeezenet", size=(64, 128), classes=("cat", "Köter"), preset=preset, tcb_channels=8)
     save_model(built, tmp_path / "m.safetensors")
     assert refinedet.load(tmp_path / "m.safetensors").network.config == built.config
+
+
+def test_a_checkpoint_written_before_there_was_soft_nms_loads(model):
+    text = model.config.to_json()
+    old = json.loads(text)
+    assert old["preset"].pop("soft_nms_iou") is None
+    assert ModelConfig.from_json(json.dumps(old)) == model.config
+    coco = replace(model.config, preset=COCO)
+    assert ModelConfig.from_json(coco.to_json()) == coco
 
 
 def test_metadata_comes_back(model, tmp_path):

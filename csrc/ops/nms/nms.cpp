@@ -3,13 +3,13 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <vector>
 
 #include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
+#include "cuda/order.h"
 #include "ops/nms/nms_cuda.h"
 #endif
 
@@ -45,17 +45,8 @@ Tensor run_on_cpu(const Tensor& like, const NmsInputs& inputs, const NmsOptions&
 }
 
 #ifdef REFINEDET_WITH_CUDA
-// Positions of the scores, highest first, equal scores (-0 and 0 among them) in their order.
-Tensor descending_order(const Tensor& scores) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(scores), from(std::optional<bool>(true)), from(int64_t{-1}), from(true)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]);  // takes it over, to free it
-  return torch::stable::detail::to<Tensor>(stack[1]);
-}
-
 Tensor run_on_gpu(const Tensor& scores, NmsInputs inputs, const NmsOptions& options) {
-  const Tensor order = descending_order(scores);
+  const Tensor order = cuda::stable_order(scores, true);
   inputs.order = order.const_data_ptr<int64_t>();
   Tensor kept = torch::stable::new_empty(scores, {inputs.num_boxes}, ScalarType::Long);
   const Tensor count = torch::stable::new_empty(scores, {1}, ScalarType::Long);

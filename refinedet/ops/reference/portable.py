@@ -43,3 +43,14 @@ def softmax(logits: Tensor) -> Tensor:
 def objectness(arm_conf: Tensor) -> Tensor:
     """P(object) [...] from ARM logits [...,2] (background, object)."""
     return 1.0 / (1.0 + exp(arm_conf[..., 0] - arm_conf[..., 1]))
+
+
+def iou(box: Tensor, boxes: Tensor, official: bool) -> Tensor:
+    """IoU [N] of corners [4] and [N,4]; 0 where nothing overlaps. ``official``: sides reach to the end of a pixel."""
+
+    def product(sides: Tensor) -> Tensor:
+        return (sides + float(official)).clamp(min=0).prod(dim=-1)
+
+    inter = product(torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2]))
+    value = inter / (product(box[2:] - box[:2]) + product(boxes[:, 2:] - boxes[:, :2]) - inter)
+    return torch.where(value > 0, value, 0.0)

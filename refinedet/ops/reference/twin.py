@@ -41,6 +41,8 @@ def twin_of(face: Callable[P, R]) -> Callable[[Callable[[Any], R]], Callable[P, 
 def _check(checks: Checks, name: str, value: Any) -> None:
     if name == "variances":
         checks.variances(value)
+    elif name == "sigma":
+        checks.above_0(sigma=value)
     elif name in AT_LEAST:
         checks.at_least(AT_LEAST[name], **{name: value})
     elif isinstance(value, (int, float)):

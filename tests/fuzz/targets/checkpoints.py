@@ -61,7 +61,7 @@ def mutate(chance: random.Random, data: bytes) -> bytes:
 def read(file: Path) -> None:
     """As a user would: load it, and where that is quick find something with it; go on with the run."""
     detector = refinedet.load(file)
-    if detector.size[0] * detector.size[1] <= _LARGEST and detector.preset.keep_top_k <= 1000:
+    if detector.size[0] * detector.size[1] <= _LARGEST and (detector.preset.keep_top_k or 0) <= 1000:
         detector.detect(_IMAGE)
     if file.stem == _STATE:
         load_training_state(file)

@@ -45,6 +45,15 @@ crop_min_ious = [0.1, 0.9]
 [evaluate]
 every = 6
 metric = "coco"
+[evaluate.protocol]
+merge = "soft_vote"
+top_k = "none"
+[[evaluate.protocol.scales]]
+size = [64, 128]
+turned = true
+flipped = true
+min_side_below = 32.5
+score_threshold = 0.05
 """
 BASE = '[model]\nbackbone = "squeezenet"\n[train]\nsteps = 5\nbatch_size = 8\nnormalize_groups = 4\nlr = 1e-2\n'
 SAMPLE = Sample(
