@@ -1,4 +1,4 @@
-"""Anchors of RefineDet (spec section 6, paper section 3.1): one scale a level, three shapes a cell, never clipped."""
+"""Anchors of RefineDet (spec section 6, paper section 3.1): one scale a level, three shapes a cell."""
 
 from collections.abc import Iterable
 from operator import index
@@ -44,15 +44,18 @@ def parse_size(size: Iterable[int]) -> tuple[int, int]:
     return height, width
 
 
-def generate_anchors(size: tuple[int, int]) -> Tensor:
+def generate_anchors(size: tuple[int, int], *, clip: bool = False) -> Tensor:
     """Return the anchors of an input of ``size`` = (height, width) pixels, multiples of 64.
+
+    ``clip``: each of the four numbers to 0..1, as the luuuyi port does (spec section 12.1); the official ones are not.
 
     Returns float32 [N,4]: cx, cy, w, h in units of the image's width and height; level by level from stride 8 to
     64, rows top to bottom, cells left to right, ratios 1, 2, 1/2. N = 6375 at 320x320, 16320 at 512x512. They are on
     the CPU, whatever torch's default device and dtype.
     """
     size = parse_size(size)
-    return torch.cat([_level_anchors(size, stride) for stride in STRIDES])
+    anchors = torch.cat([_level_anchors(size, stride) for stride in STRIDES])
+    return anchors.clamp_(0, 1) if clip else anchors
 
 
 def _level_anchors(size: tuple[int, int], stride: int) -> Tensor:

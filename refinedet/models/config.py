@@ -30,6 +30,7 @@ class ModelConfig:
     preset: Preset = OFFICIAL
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     tcb_channels: int = TCB_CHANNELS
+    clip_anchors: bool = False  # to the image, as the luuuyi port does (spec section 0, row 16)
 
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, str):
@@ -44,6 +45,8 @@ class ModelConfig:
                 f"tcb_channels is {show(self.tcb_channels)}; give a whole number from 1 to {MOST_TCB_CHANNELS} "
                 "(256 in the paper)"
             )
+        if type(self.clip_anchors) is not bool:
+            raise InputError(f"clip_anchors is {show(self.clip_anchors)}; give True or False")
 
     @property
     def num_classes(self) -> int:
@@ -66,6 +69,7 @@ class ModelConfig:
                 preset=Preset(**_tuples(values["preset"])),
                 preprocessing=Preprocessing(**_tuples(values["preprocessing"])),
                 tcb_channels=values["tcb_channels"],
+                clip_anchors=values.get("clip_anchors", False),  # older files have none
             )
         except InputError as error:
             raise CheckpointError(str(error)) from error

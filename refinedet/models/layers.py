@@ -102,9 +102,9 @@ class ConvBlock(nn.Module):
         )
         self.norm = norm(out_channels) if norm else None
         self.relu = relu
-        if norm:
+        if norm and not self.conv.weight.is_meta:  # where torch would first import its compiler, for seconds
             nn.init.normal_(self.conv.weight, std=0.01)
-        else:
+        elif not norm:
             caffe_xavier_(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:

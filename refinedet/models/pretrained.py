@@ -28,6 +28,8 @@ VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # positions in tor
 FC_TAPS = (0, 3, 6)  # of fc6's 7x7 kernel: dilation 3
 FC_CHANNEL_STEP = 4  # 1024 of fc6's and fc7's 4096 channels
 
+NEW_PARTS = {"vgg16": ("conv4_3_norm", "conv5_3_norm", "conv6_"), "resnet101": ("res6.",)}  # in no ImageNet network
+
 _TIMM_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 _SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 _PLAIN = {  # parts of a block of efficientnet-pytorch without expansion, and timm's
@@ -56,20 +58,29 @@ def load_pretrained(backbone: Backbone, path: str | Path, weights_input: str = "
 
 @load_pretrained.register
 def _load_vgg(backbone: VGG16, path: str | Path, weights_input: str = "torchvision") -> None:
-    """A file with torchvision's names (`reduce_vgg`); the L2Norms, conv6_1 and conv6_2 stay."""
-    state = reduce_vgg(read_state_dict(path), backbone.preprocessing, path, weights_input)
-    load_checked(backbone, state, path, new=("conv4_3_norm", "conv5_3_norm", "conv6_"))
+    """A file with torchvision's names (`reduce_vgg`) or one converted from Caffe; the L2Norms, conv6_1 and conv6_2
+    stay."""
+    state = read_state_dict(path)
+    if "conv1_1.weight" in state:
+        _require_caffe(weights_input, path)
+    else:
+        state = reduce_vgg(state, backbone.preprocessing, path, weights_input)
+    load_checked(backbone, state, path, new=NEW_PARTS["vgg16"])
 
 
 @load_pretrained.register
 def _load_resnet(backbone: ResNet101, path: str | Path, weights_input: str = "torchvision") -> None:
-    """A file with torchvision's names (`rename_resnet`); res6 keeps its initialisation.
+    """A file with torchvision's names (`rename_resnet`) or one converted from Caffe; res6 keeps its initialisation.
 
     Torchvision's network has the stride in the 3x3 convolutions and pads pool1, so with its weights this one is an
-    approximation that training has to settle.
+    approximation that training has to settle. With Caffe's it is exact.
     """
-    state = rename_resnet(read_state_dict(path), backbone.preprocessing, path, weights_input)
-    load_checked(backbone, state, path, new=("res6.",), ignored=("fc.",))
+    state = read_state_dict(path)
+    if "conv1.conv.weight" in state:
+        _require_caffe(weights_input, path)
+    else:
+        state = rename_resnet(state, backbone.preprocessing, path, weights_input)
+    load_checked(backbone, state, path, new=NEW_PARTS["resnet101"], ignored=("fc.",))
 
 
 @load_pretrained.register
@@ -275,6 +286,15 @@ def fold_rgb_input(weight: Tensor, preprocessing: Preprocessing) -> tuple[Tensor
     difference = wide.new_tensor(preprocessing.mean) - 255 * wide.new_tensor(IMAGENET_MEAN[::-1])
     shift = kernel.sum(dim=(2, 3)) @ difference
     return kernel.to(weight.dtype), shift.to(weight.dtype)
+
+
+def _require_caffe(weights_input: str, path: str | Path) -> None:
+    """Raise CheckpointError unless ``weights_input`` is that of the file, which ``refinedet convert`` made."""
+    if weights_input != "caffe":
+        raise CheckpointError(
+            f"{path}: its weights are for caffe's input, not {weights_input}'s; set model.weights_input = 'caffe' "
+            "(--weights-input caffe)"
+        )
 
 
 def _check_input(

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from refinedet.errors import CheckpointError
 from refinedet.models.wrappers import unwrap_names
 
 StateDict = dict[str, Tensor]
+
+CAFFE_SUFFIX = ".caffemodel"
 
 # Under which a training script saves the weights beside its optimiser; averages, which timm keeps too, come first.
 _KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -34,12 +37,22 @@ def read_state_dict(path: str | os.PathLike[str], expected: Iterable[str] = ()) 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file; check the path")
+    if path.suffix == CAFFE_SUFFIX:
+        raise CheckpointError(
+            f"{path} is a model of Caffe; convert it first: {convert_command(path)} (and as a backbone's weights give "
+            "the file that this writes with --weights-input caffe)"
+        )
     reader: Callable[[Path], object] = load_file if path.suffix == ".safetensors" else _load_pickle
     found = _find_tensors(_read(path, reader), _LEVELS)
     if not found:
         raise CheckpointError(f"{path}: not a state dict (names to tensors); save the weights with model.state_dict()")
     state = _without_prefix(unwrap_names(found, expected, path), expected)
     return {name: _usable(value, name, path) for name, value in state.items() if name != _AVERAGED}
+
+
+def convert_command(path: Path) -> str:
+    """The command that makes a file of this package out of another program's model."""
+    return shlex.join(["refinedet", "convert", str(path), "--out", str(path.with_suffix(".safetensors"))])
 
 
 def _load_pickle(path: Path) -> object:

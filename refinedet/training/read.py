@@ -83,7 +83,7 @@ def _parse_section(section: str, values: Any, layer: Layer) -> dict[str, Any]:
     known = {f.name: f for f in fields(SECTIONS[section])}
     _check_keys(values, known, f"{where}.")
     if section == "data" and isinstance(values.get("classes"), str):
-        values = {**values, "classes": _read_classes(values["classes"], layer.folder, f"{where}.classes")}
+        values = {**values, "classes": read_classes(values["classes"], layer.folder, f"{where}.classes")}
     if section == "evaluate" and "protocol" in values:
         values = {**values, "protocol": _read_protocol(values["protocol"], layer.folder, where)}
     settings = {key: _parse_value(known[key], value, f"{where}.{key}") for key, value in values.items()}
@@ -110,7 +110,7 @@ def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], where: str)
             raise RecipeError(f"{where}{shown} is unknown;{suggestion(key, known)} valid are {', '.join(known)}")
 
 
-def _read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
+def read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
     """The classes that one text stands for: those of a benchmark, or those of a file with one name per line."""
     if text in _CLASS_LISTS:
         return _CLASS_LISTS[text]

@@ -1,10 +1,11 @@
-"""Names of the official Caffe models and ours (spec section 11.2)."""
+"""The official Caffe models and ours: names, and blobs for tensors and back (spec section 11.2)."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refinedet.errors import CheckpointError, InputError, shorten
 from refinedet.models import RefineDet
@@ -18,6 +19,8 @@ SOURCES = {  # layers the heads of strides 8 to 64 read
     "resnet101": ("res3b3_relu", "res4b22_relu", "res5c_relu", "res6_relu"),
 }
 OUTPUTS = ("P3", "P4", "P5", "P6")  # what the transfer connection blocks give
+_TYPES = {nn.Conv2d: "Convolution", nn.ConvTranspose2d: "Deconvolution", L2Norm: "Normalize"}
+_LARGEST = np.finfo(np.float32).max
 
 
 def caffe_names(model: RefineDet) -> dict[str, BlobName]:
@@ -93,36 +96,131 @@ def _norm_layers(layer: str) -> tuple[str, str]:
     return f"{layer}_bn", f"{layer}_scale"
 
 
+def layer_types(model: RefineDet) -> dict[str, str]:
+    """Caffe's type of every layer that `caffe_names` names."""
+    types: dict[str, str] = {}
+    for name, (layer, _) in caffe_names(model).items():
+        path, _, kind = name.rpartition(".")
+        module = model.get_submodule(path)
+        if isinstance(module, CaffeBatchNorm2d):
+            types[layer] = "Scale" if kind in ("weight", "bias") else "BatchNorm"
+        else:
+            types[layer] = next(caffe for ours, caffe in _TYPES.items() if isinstance(module, ours))
+    return types
+
+
 def load_caffe_arrays(model: RefineDet, arrays: Mapping[BlobName, np.ndarray]) -> None:
     """Assign the blobs of a Caffe model, {(layer, blob index): array}, to ``model``; layers it lacks are ignored.
 
-    Raises CheckpointError, before anything is assigned, when a blob is missing or of another shape.
+    Raises CheckpointError as `from_caffe`, before anything is assigned.
     """
-    tensors = model.state_dict()
-    names = caffe_names(model)
-    if missing := [f"{layer}:{blob}" for layer, blob in names.values() if (layer, blob) not in arrays]:
-        raise CheckpointError(
-            f"the Caffe model lacks {shorten(missing)}; it is not RefineDet with {model.config.backbone}"
-        )
+    model.load_state_dict(from_caffe(model, arrays))
+
+
+def from_caffe(
+    model: RefineDet,
+    arrays: Mapping[BlobName, np.ndarray],
+    source: str = "the Caffe model",
+    names: Mapping[str, BlobName] | None = None,
+) -> dict[str, Tensor]:
+    """The state dict of ``model``, whose values do not matter, with a Caffe model's blobs, {(layer, index): array}.
+
+    Tensors share the memory of their arrays. Batch statistics are quotients in float64, out of which `to_caffe` gets
+    the sums back to the last bit; float32 would be off by one for some. ``names``: the part of `caffe_names` to take,
+    all of them unless given.
+
+    Raises CheckpointError, which calls the model ``source``, when a blob is missing, too many, of another shape (but
+    for leading ones) or holds what no weight can be.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = caffe_names(model) if names is None else names
+    _check_blobs(model, {blob: shapes[name] or (1,) for name, blob in names.items()}, arrays, source)
+    tensors = {}
+    for name, blob in names.items():
+        values = arrays[blob]
+        if name.endswith((".running_mean", ".running_var")):
+            values = _divide(values, np.float64(arrays[blob[0], 2].item()))
+        lowest = 0 if name.endswith(("running_var", "factor")) else -np.inf
+        if not _all_between(values, lowest):
+            needed = "finite" if lowest else "0 or more"
+            raise CheckpointError(f"{source} is damaged: a value of {blob[0]}:{blob[1]} is not {needed}; copy it again")
+        tensors[name] = torch.from_numpy(values.reshape(shapes[name]))
+    return tensors
+
+
+def to_caffe(model: RefineDet, tensors: Mapping[str, Tensor]) -> dict[BlobName, np.ndarray]:
+    """The blobs, in float32, of a state dict of ``model`` (whose own values do not matter).
+
+    Whoever reads them back gets the same weights and statistics, bit for bit.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    blobs: dict[BlobName, np.ndarray] = {}
+    for name, blob in caffe_names(model).items():
+        kind = name.rpartition(".")[2]
+        if kind not in ("running_mean", "running_var", "factor"):
+            blobs[blob] = tensors[name].detach().float().numpy().reshape(shapes[name])
+        elif kind == "factor":
+            path = name.removesuffix("factor")
+            statistics = [tensors[path + part].double().numpy() for part in ("running_mean", "running_var")]
+            layer = blob[0]
+            blobs[layer, 0], blobs[layer, 1], blobs[blob] = _sums(statistics, tensors[name].item())
+    return blobs
+
+
+def _check_blobs(
+    model: RefineDet,
+    expected: Mapping[BlobName, tuple[int, ...]],
+    arrays: Mapping[BlobName, np.ndarray],
+    source: str,
+) -> None:
+    if missing := [f"{layer}:{blob}" for layer, blob in expected if (layer, blob) not in arrays]:
+        raise CheckpointError(f"{source} lacks {shorten(missing)}; it is not RefineDet with {model.config.backbone}")
+    layers = {layer for layer, _ in expected}
     misfits = [
-        f"{layer}:{blob} {list(arrays[layer, blob].shape)} instead of {list(tensors[name].shape)}"
-        for name, (layer, blob) in names.items()
-        if arrays[layer, blob].shape != (tensors[name].shape or (1,))
+        f"{layer}:{blob} too much" for layer, blob in arrays if layer in layers and (layer, blob) not in expected
+    ]
+    misfits += [
+        f"{layer}:{blob} {list(arrays[layer, blob].shape)} instead of {list(shape)}"
+        for (layer, blob), shape in expected.items()
+        if without_leading_ones(arrays[layer, blob].shape, len(shape)) != shape
     ]
     if misfits:
         raise CheckpointError(
-            f"the Caffe model has {shorten(misfits)}; it is not for {model.config.num_classes} classes "
+            f"{source} has {shorten(misfits)}; it is not for {model.config.num_classes} classes "
             f"(background included) with {model.config.backbone}"
         )
-    for name, blob in names.items():
-        tensors[name].copy_(torch.from_numpy(arrays[blob]).view_as(tensors[name]))
-    for module in model.modules():
-        if isinstance(module, CaffeBatchNorm2d):
-            _divide_by_factor(module)
 
 
-def _divide_by_factor(norm: CaffeBatchNorm2d) -> None:
-    """Turn Caffe's sums into statistics; a factor of 0 means there are none yet, and counts as statistics of 0."""
-    inverse = torch.where(norm.factor == 0, 0.0, norm.factor.reciprocal())
-    norm.running_mean.mul_(inverse)
-    norm.running_var.mul_(inverse)
+def without_leading_ones(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """``shape`` without leading ones while it has more than ``axes`` axes: older files have [1,1,1,64] for [64]."""
+    while len(shape) > axes and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _all_between(values: np.ndarray, lowest: float) -> bool:
+    """Whether all are finite in float32, and none is below ``lowest``; a look at the ends takes no memory."""
+    return bool(lowest <= values.min() and abs(values.min()) <= _LARGEST and abs(values.max()) <= _LARGEST)
+
+
+def _divide(sums: np.ndarray, factor: np.float64) -> np.ndarray:
+    """Statistics of Caffe's sums, in float64; a factor of 0 means there are none yet, and counts as statistics of 0."""
+    if factor == 0:
+        return np.zeros(sums.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return sums / factor
+
+
+def _sums(statistics: list[np.ndarray], factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance as Caffe keeps them, and their factor.
+
+    Where the statistics were rounded to float32, as those of a training here, some may have no sum in float32 that
+    leads back to them. Then the factor is the nearest power of two, with which all have one. It says how long the
+    history is; a training that goes on forgets it within some thousand steps.
+    """
+    for weight in map(np.float64, (factor, 2.0 ** round(math.log2(factor)) if factor > 0 else 1.0)):
+        sums = [(values * weight).astype(np.float32) for values in statistics]
+        returned = [_divide(values, weight) for values in sums]
+        if all(np.array_equal(np.float32(a), np.float32(b)) for a, b in zip(returned, statistics, strict=True)):
+            break
+    return sums[0], sums[1], np.array([weight], np.float32)

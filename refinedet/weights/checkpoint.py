@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from refinedet.errors import CheckpointError, InputError, show, suggestion
 from refinedet.files import CHECKPOINTS, atomic_write, utf8_path
 from refinedet.models import ModelConfig, RefineDet, allocate, outline, unwrap, unwrap_names
+from refinedet.models.weights_file import CAFFE_SUFFIX, convert_command
 from refinedet.parsing import parse_json, to_json
 from refinedet.weights.subsampling import select_classes
 
@@ -79,6 +80,27 @@ def save_model(
     _write(path, tensors, {"kind": "model", "config": network.config.to_json(), "facts": dict(metadata or {})})
 
 
+def save_tensors(
+    path: str | os.PathLike[str], config: ModelConfig, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """As `save_model`, of a state dict of the network of ``config``: nothing is built. float64 stays as it is.
+
+    Raises:
+        CheckpointError: as `save_model`, or ``tensors`` do not fit.
+    """
+    fit(outline(config), tensors, Path(path))
+    _write(path, tensors, {"kind": "model", "config": config.to_json(), "facts": dict(facts)})
+
+
+def save_backbone(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write the weights of a backbone alone, for ``refinedet train --weights``, atomically.
+
+    Raises:
+        CheckpointError: a weight is not finite, or the file cannot be written.
+    """
+    _save(Path(path), tensors, {"source": to_json(dict(facts))})
+
+
 def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
     """Network of a checkpoint, in eval mode, float32, on the CPU, whatever torch's default dtype and device.
 
@@ -91,18 +113,32 @@ def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
             newer version; tensors that do not fit the network of its configuration.
     """
     path = resolve(path_or_name)
+    config, tensors = read_model(path)
+    with _explaining_build(path):
+        model = allocate(config)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_model(path_or_name: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and state dict of a checkpoint, in the types they are stored in; no network is built.
+
+    Raises:
+        CheckpointError: as `load_network`.
+    """
+    path = resolve(path_or_name)
     header = _read_header(path)
     config = _config(path, header)
     prefix = _weights_prefix(path, header)
     with _explaining_build(path):
-        expected = outline(config)  # takes no memory, whatever the file claims
+        network = outline(config)  # takes no memory, whatever the file claims
+    expected = network.state_dict()
     stored = _stored_tensors(path, prefix)
     _check_dtypes(stored, path)
-    fit(expected, unwrap_names(stored, expected.state_dict(), path), path)
-    with _explaining_build(path):
-        model = allocate(config)
-    _assign(model, _read_tensors(path, prefix), path)
-    return model.eval()
+    fit(network, unwrap_names(stored, expected, path), path)
+    tensors = unwrap_names(_read_tensors(path, prefix), expected, path)
+    _check_values(tensors, expected, path)
+    return config, tensors
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -258,6 +294,12 @@ def _assign(model: RefineDet, tensors: Mapping[str, Tensor], path: Path) -> None
     expected = model.state_dict()
     tensors = unwrap_names(tensors, expected, path)
     fit(model, tensors, path)
+    _check_values(tensors, expected, path)
+    model.load_state_dict(tensors)
+
+
+def _check_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError for a tensor that is not of its kind, floating or whole, or holds what no weight can be."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise CheckpointError(
@@ -268,7 +310,6 @@ def _assign(model: RefineDet, tensors: Mapping[str, Tensor], path: Path) -> None
             raise CheckpointError(f"{path} is damaged: {name} holds values that are not finite; copy it again")
         if name.endswith("running_var") and (value < 0).any():
             raise CheckpointError(f"{path} is damaged: {name} holds variances below 0; copy it again")
-    model.load_state_dict(tensors)
 
 
 def _config(path: Path, header: Mapping[str, Any]) -> ModelConfig:
@@ -285,7 +326,10 @@ def _explaining_build(path: Path) -> Iterator[None]:
 
 
 def _write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    path = Path(path)
+    _save(Path(path), tensors, {_KEY: _header_text(Path(path), {"format_version": FORMAT_VERSION, **header})})
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     stored: dict[str, Tensor] = {}
     memory: set[int] = set()  # safetensors refuses tensors that share theirs: tied weights are stored twice
     for name, tensor in tensors.items():
@@ -293,10 +337,9 @@ def _write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: 
         plain = tensor.detach().cpu().contiguous()
         stored[name] = plain.clone() if plain.untyped_storage().data_ptr() in memory else plain
         memory.add(plain.untyped_storage().data_ptr())
-    text = _header_text(path, {"format_version": FORMAT_VERSION, **header})
     try:
         with atomic_write(path) as temporary:
-            save_file(stored, temporary, {"format": "pt", _KEY: text})
+            save_file(stored, temporary, {"format": "pt", **metadata})
     except (OSError, SafetensorError) as error:
         kept = f"; the previous {path.name} is untouched" if path.exists() else ""
         raise CheckpointError(f"cannot write {path}: {error}{kept}. Free space or choose another folder") from error
@@ -424,9 +467,12 @@ def _explain_unreadable(path: Path) -> str:
         return (
             f"{path} is not a safetensors file but a pickle (torch.save). Opening a pickle can run any code, so it "
             f"was not opened. The weights of a backbone: refinedet train RECIPE --weights {shlex.quote(str(path))}. A "
-            "model of another program: no command converts it; load it by torch.load(..., weights_only=True) into a "
-            "network of refinedet.build, and write that by refinedet.weights.checkpoint.save_model"
+            f"model of the luuuyi port: {convert_command(path)}. One of another program: no command converts it; load "
+            "it by torch.load(..., weights_only=True) into a network of refinedet.build, and write that by "
+            "refinedet.weights.checkpoint.save_model"
         )
+    if path.suffix == CAFFE_SUFFIX:
+        return f"{path} is a model of Caffe; convert it first: {convert_command(path)}"
     size = path.stat().st_size
     if start[8:9] == b"{" or len(start) < 9:
         return f"{path} is truncated or damaged ({size} bytes); copy or download it again"
