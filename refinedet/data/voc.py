@@ -270,7 +270,8 @@ def _check_images(name: str, ids: Sequence[str], images: ImageFinder) -> None:
     missing = [image_id for image_id in ids if images.find(image_id, "", images.root) is None]
     if missing:
         raise DataError(
-            f"{name}: {len(missing)} of {len(ids)} images are not in {images.root} ({shorten(missing, 10)}); restore them"
+            f"{name}: {len(missing)} of {len(ids)} images are not in {images.root} ({shorten(missing, 10)}); "
+            "restore them"
         )
 
 

@@ -62,7 +62,7 @@ def submit_checkpoint(
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> tuple[Evaluation, Submission]:
-    """Run a checkpoint on a split, with or without annotations, and write the file of the server into the folder ``out``.
+    """Run a checkpoint on a split, with or without annotations, and write the server's file into the folder ``out``.
 
     ``competition`` and ``algorithm`` are those of :func:`submit`, the others those of
     :func:`refinedet.evaluation.evaluate.evaluate_checkpoint`. AP is None where the split has no annotations. What the
@@ -99,8 +99,8 @@ def submit(
     Of an image and category the 100 best go to COCO: its metric counts no more.
 
     Raises InputError, before anything is written, for classes, a split or a name that the server refuses, for images
-    that were not run (by name) or do not belong to the split, for boxes that are not inside their images, scores outside
-    0..1, and when there is no detection at all.
+    that were not run (by name) or do not belong to the split, for boxes that are not inside their images, scores
+    outside 0..1, and when there is no detection at all.
     """
     file = submission_file(dataset, out, competition=competition, algorithm=algorithm)
     _check_images(evaluation, dataset)
@@ -140,9 +140,9 @@ def _check_classes(dataset: DetectionDataset, wanted: Sequence[str], server: str
     missing, others = [n for n in wanted if n not in names], [n for n in dataset.classes if n not in wanted]
     if missing or others:
         raise InputError(
-            f"{dataset.name}: the server of {server} takes its {len(wanted)} classes; the model or the annotation file "
-            f"lacks {shorten(missing) or 'none'} and has of others {shorten(others) or 'none'}: take a model of {server}'s "
-            "classes"
+            f"{dataset.name}: the server of {server} takes its {len(wanted)} classes; the model or the annotation "
+            f"file lacks {shorten(missing) or 'none'}, and of others has {shorten(others) or 'none'}; take a model of "
+            f"{server}'s classes"
         )
 
 
@@ -166,8 +166,8 @@ def _check_images(evaluation: Evaluation, dataset: DetectionDataset) -> None:
     others = [str(image) for image in done if image not in known]
     if others or len(run) < len(done):
         raise InputError(
-            f"{dataset.name}: {shorten(others, _NAMED) or 'some'} of the images that were run do not belong to the split, "
-            "or were run twice; run the images of the split, once each"
+            f"{dataset.name}: of the images that were run {shorten(others, _NAMED) or 'some'} do not belong to the "
+            "split, or were run twice; run the images of the split, once each"
         )
 
 
