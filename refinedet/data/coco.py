@@ -52,7 +52,9 @@ class _Image(NamedTuple):
     size: tuple[float, float] | None  # height, width as declared
 
 
-class _Object(NamedTuple):
+class Object(NamedTuple):
+    """What an annotation says."""
+
     image: int | str
     category: int | str
     corners: tuple[float, float, float, float]  # x1,y1,x2,y2 in pixels
@@ -106,7 +108,7 @@ class COCODataset(DetectionDataset):
     def _read_images(self, items: list[dict[str, Any]], allow_outside: bool) -> dict[int | str, _Image]:
         """The images by id, in the file's order."""
         file = self.annotation_file
-        names = {_id(item, "id", "image", file): _text(item, "file_name", "image", file) for item in items}
+        names = {read_id(item, "id", "image", file): read_text(item, "file_name", "image", file) for item in items}
         if len(names) < len(items):
             raise DataError(f"{file}: two images share an id; give each image its own")
         paths = _find_images(self.root, self.split, list(names.values()), file, allow_outside)
@@ -125,9 +127,9 @@ class COCODataset(DetectionDataset):
     ) -> list[Record]:
         file = self.annotation_file
         labels = {name: label for label, name in enumerate(names, 1)}
-        grouped: dict[int | str, list[_Object]] = {key: [] for key in images}
+        grouped: dict[int | str, list[Object]] = {key: [] for key in images}
         for item in annotations:
-            found = _read_object(item, images, categories, file)
+            found = read_object(item, images, categories, file)
             if categories[found.category] not in labels:
                 raise unknown_class(categories[found.category], file, names)
             grouped[found.image].append(found)
@@ -187,12 +189,16 @@ def _splits(root: Path) -> set[str]:
     }
 
 
+def image_folders(root: Path, split: str) -> list[Path]:
+    """Where the images of a split may be, when they are not in one folder with others'."""
+    return [root / place / name for name in (split, _IMAGE_FOLDERS.get(split, split)) for place in ("", "images")]
+
+
 def _find_images(root: Path, split: str, names: list[str], file: Path, allow_outside: bool) -> list[Path]:
     """The images' paths; DataError when one of them is in no candidate, or none of them is given."""
     if not names:
         raise DataError(f"{file}: the list of images is empty; add some or choose another split")
-    named = [root / place / name for name in (split, _IMAGE_FOLDERS.get(split, split)) for place in ("", "images")]
-    folders = list(dict.fromkeys((*named, root / "images", file.parent, root)))
+    folders = list(dict.fromkeys((*image_folders(root, split), root / "images", file.parent, root)))
     folder = next((folder for folder in folders if os.path.isfile(_join(folder, names[0]))), None)
     if not allow_outside:
         for name in names:
@@ -247,7 +253,7 @@ def _without_outline(item: dict[str, Any]) -> dict[str, Any]:
 
 def read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str, str]:
     """Category id -> name, in the file's order."""
-    categories = {_id(item, "id", "category", file): _text(item, "name", "category", file) for item in items}
+    categories = {read_id(item, "id", "category", file): read_text(item, "name", "category", file) for item in items}
     if not categories:
         raise DataError(f"{file}: the list of categories is empty; add the classes")
     if len(categories) < len(items) or len(set(categories.values())) < len(items):
@@ -255,11 +261,12 @@ def read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str, 
     return categories
 
 
-def _read_object(
+def read_object(
     item: dict[str, Any], images: Container[int | str], categories: dict[int | str, str], file: Path
-) -> _Object:
-    image = _id(item, "image_id", "annotation", file)
-    category = _id(item, "category_id", "annotation", file)
+) -> Object:
+    """An annotation, checked; DataError for one that cannot be used."""
+    image = read_id(item, "image_id", "annotation", file)
+    category = read_id(item, "category_id", "annotation", file)
     if image not in images:
         raise DataError(f"{file}: {_name(item, 'annotation')} names image id {show(image)}, which the file lacks")
     if category not in categories:
@@ -268,7 +275,7 @@ def _read_object(
             f"the file's categories are {choices(f'{show(key)} ({name})' for key, name in categories.items())}"
         )
     area = _number(item, "area", file)
-    return _Object(
+    return Object(
         image,
         category,
         _corners(item, file),
@@ -295,7 +302,8 @@ def _number(item: dict[str, Any], key: str, file: Path) -> float | None:
     return to_float(value)
 
 
-def _id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
+def read_id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
+    """An id of an entry of this kind: a whole number or a text, else DataError."""
     value = _field(item, key, kind, file)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes 1.0 where a column has gaps
@@ -304,7 +312,8 @@ def _id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
     return value
 
 
-def _text(item: dict[str, Any], key: str, kind: str, file: Path) -> str:
+def read_text(item: dict[str, Any], key: str, kind: str, file: Path) -> str:
+    """A text of an entry of this kind; DataError where it is none."""
     value = _field(item, key, kind, file)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{file}: {_name(item, kind)} has {key} {show(value)}; give a text")
