@@ -37,12 +37,12 @@ class SplitCheck:
     def count(self, what: str, found: int, published: int | None) -> None:
         """A fault where ``found`` is not what was published."""
         if published is not None and found != published:
-            self.faults.append(f"{found:,} {what}, published are {published:,}")
+            self.faults.append(f"{what}: {found:,}, published are {published:,}")
 
     def lack(self, what: str, names: Sequence[str]) -> None:
         """A fault where something is missing, with the first names."""
         if names:
-            self.faults.append(f"{len(names):,} {what} ({shorten(list(names), _NAMED)})")
+            self.faults.append(f"{what}: {len(names):,} ({shorten(list(names), _NAMED)})")
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Prepared:
             lines += [f"    {printable(fault)}" for fault in split.faults]
         for split in self.splits:
             if split.state != "complete":
-                lines.append(f"{split.name} is of {' and '.join(split.published.source)}")
+                lines.append(f"{split.name} comes from {' and '.join(split.published.source)}")
         return "\n".join(lines + [self._describe(join) for join in self.joins])
 
     def _describe(self, join: JoinCheck) -> str:

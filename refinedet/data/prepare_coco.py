@@ -116,11 +116,16 @@ class _Work:
         if folder is None:
             check.faults.append("its images are not there")
             return
-        _check_images(check, content["images"], folder)
-        if published.annotated:
-            _check_objects(check, content)
-            if check.state == "complete":
-                self._make(_Part(name, folder, content))
+        files = files_of(folder)
+        _check_images(check, content["images"], files)
+        if not published.annotated:
+            return
+        _check_objects(check, content)
+        part = _Part(name, folder, content)
+        if not self.samples:
+            self._sample(part, files)
+        if check.state == "complete":
+            self._make(part)
 
     def _make(self, part: _Part) -> None:
         if part.split == "val2017":
@@ -131,8 +136,6 @@ class _Work:
             self._make_of_val2014(part)
         elif part.split == "train2014" and self._rest is not None and TRAINING not in self.made:
             self._write(TRAINING, [part, self._rest])
-        if not self.samples:
-            self._sample(part)
 
     def _make_of_val2014(self, part: _Part) -> None:
         ids = self._minival or self._read_minival()
@@ -164,13 +167,14 @@ class _Work:
         _write_split(file, name, parts, self.root)
         self.written.append(file)
 
-    def _sample(self, part: _Part) -> None:
+    def _sample(self, part: _Part, files: Collection[str]) -> None:
+        """Some images with objects from all over the split."""
         file = annotations_file(self.root, part.split)
         categories = read_categories(part.content["categories"], file)
         self.classes = tuple(categories.values())
         labels = {category: label for label, category in enumerate(categories, 1)}
-        names = {image["id"]: image["file_name"] for image in part.content["images"]}
-        used = dict.fromkeys(row["image_id"] for row in part.content["annotations"])
+        names = {i["id"]: i["file_name"] for i in part.content["images"] if i["file_name"] in files}
+        used = dict.fromkeys(row["image_id"] for row in part.content["annotations"] if row["image_id"] in names)
         objects: dict[Any, list[Object]] = {image: [] for image in spread(SAMPLES, used)}
         for row in part.content["annotations"]:
             if row["image_id"] in objects:
@@ -199,12 +203,11 @@ def _read(file: Path, annotated: bool) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _check_images(check: SplitCheck, images: list[dict[str, Any]], folder: Path) -> None:
+def _check_images(check: SplitCheck, images: list[dict[str, Any]], files: Collection[str]) -> None:
     check.images = len(images)
-    check.count("images are listed", len(images), check.published.images)
-    files = files_of(folder)
+    check.count("images listed", len(images), check.published.images)
     missing = [image["file_name"] for image in images if image["file_name"] not in files]
-    check.lack(f"images are missing or empty in {folder.name}", missing)
+    check.lack("images missing or empty", missing)
 
 
 def _check_objects(check: SplitCheck, content: Mapping[str, list[dict[str, Any]]]) -> None:

@@ -113,21 +113,21 @@ def _check_split(name: str, published: Published, year: _Year, split: str) -> Sp
         check.faults.append(f"ImageSets/Main/{split}.txt is not there")
         return check
     check.images = len(ids)
-    check.count("images are listed", len(ids), published.images)
-    check.lack("images are missing or empty in JPEGImages", [i for i in ids if i not in year.images])
+    check.count("images listed", len(ids), published.images)
+    check.lack("images missing or empty in JPEGImages", [i for i in ids if i not in year.images])
     if published.annotated:
         _count_objects(check, ids, year)
     return check
 
 
 def _count_objects(check: SplitCheck, ids: list[str], year: _Year) -> None:
-    check.lack("annotations are missing or empty", [i for i in ids if i not in year.annotations])
+    check.lack("annotations missing or empty", [i for i in ids if i not in year.annotations])
     there = [image_id for image_id in ids if image_id in year.annotations]
     counts = [year.count(image_id) for image_id in track(there, f"reading {check.name}")]
-    check.lack("annotations cannot be read", [str(count) for count in counts if isinstance(count, DataError)])
+    check.lack("annotations that cannot be read", [str(count) for count in counts if isinstance(count, DataError)])
     read = [count for count in counts if isinstance(count, _Counts)]
     others = [i for i, count in zip(there, counts, strict=True) if isinstance(count, _Counts) and not count.known]
-    check.lack("annotations have an object of another class than VOC's", others)
+    check.lack("annotations with another class than VOC's", others)
     check.objects = sum(count.objects for count in read)
     check.difficult = sum(count.difficult for count in read)
     check.count("objects", check.objects, check.published.objects)

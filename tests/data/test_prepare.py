@@ -216,16 +216,16 @@ def test_a_short_voc_says_what_is_missing_and_where_to_get_it(tmp_path):
     assert {state for name, state in states(prepared).items() if name != "VOC2012/test"} == {"short"}
     table = prepared.table()
     for words in (
-        "1 images are missing or empty in JPEGImages (000009)",
-        "1 images are missing or empty in JPEGImages (000005)",
-        "1 annotations cannot be read (",
-        "1 annotations have an object of another class than VOC's (000002)",
-        "1 annotations are missing or empty (2008_000008)",
-        "1 difficult objects, published are 0",
-        "2 objects, published are 4",
+        "images missing or empty in JPEGImages: 1 (000009)",
+        "images missing or empty in JPEGImages: 1 (000005)",
+        "annotations that cannot be read: 1 (",
+        "annotations with another class than VOC's: 1 (000002)",
+        "annotations missing or empty: 1 (2008_000008)",
+        "difficult objects: 1, published are 0",
+        "objects: 2, published are 4",
         "ImageSets/Main/test.txt is not there",
-        "VOC2007/test is of http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtest_06-Nov-2007.tar",
-        "VOC2012/test is of http://host.robots.ox.ac.uk:8080 (after registration)",
+        "VOC2007/test comes from http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtest_06-Nov-2007.tar",
+        "VOC2012/test comes from http://host.robots.ox.ac.uk:8080 (after registration)",
         "07+12: not ready, it lacks VOC2007/trainval (short), VOC2012/trainval (short)",
     ):
         assert words in table
@@ -346,10 +346,10 @@ def test_a_short_coco_makes_nothing_of_what_is_short(tmp_path):
     assert not prepared.sound
     assert [path.name for path in prepared.written] == ["instances_minival2014.json"]
     table = prepared.table()
-    assert f"2 images are missing or empty in train2017 ({3:012d}.jpg, {4:012d}.jpg)" in table
+    assert f"images missing or empty: 2 ({3:012d}.jpg, {4:012d}.jpg)" in table
     assert "annotations/image_info_test2017.json is not there" in table
     assert (
-        "train2017 is of http://images.cocodataset.org/zips/train2017.zip and http://images.cocodataset.org/annot"
+        "train2017 comes from http://images.cocodataset.org/zips/train2017.zip and http://images.cocodataset.org/annot"
         in table
     )
     assert "trainval35k: not ready" in table
