@@ -17,6 +17,9 @@ METRICS = ("voc", "voc07", "coco")
 """What average precision means: at IoU 0.5 the area under the curve (voc) or the mean of 11 points (voc07, as VOC 2007
 results are published), or the mean over IoU 0.50:0.95 (coco)."""
 
+COMPETITIONS = ("comp3", "comp4")
+"""VOC's detection challenges: trained on VOC2012's own trainval images alone, or on any but the test images."""
+
 WEIGHTS_INPUTS = ("torchvision", "caffe")
 """What the first convolution of a backbone file reads. torchvision: RGB in 0..1, standardised by ImageNet's statistics.
 caffe: BGR in 0..255 minus the mean."""

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from refinedet.errors import escape_surrogates, show
@@ -21,8 +21,8 @@ else:
 _LONG_KEY = re.compile(r"""(?<![\w-])(?:["']?[\w-]+["']?[ \t]*\.[ \t]*){100}""")  # a.a.a..., a table in a table
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The document in ``text`` (bytes: UTF-8, 16 or 32).
+def parse_json(text: str | bytes, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The document in ``text`` (bytes: UTF-8, 16 or 32); ``object_hook`` gives what is kept of each object in it.
 
     Raises ValueError, with the reason, for malformed JSON, nesting deeper than Python's limit, a whole number of more
     digits than Python converts, and half of a surrogate pair, which no file or terminal takes.
@@ -30,7 +30,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode(json.detect_encoding(text))  # by itself json lets half pairs in UTF-8 through
-        document = json.loads(text)
+        document = json.loads(text, object_hook=object_hook)
     except json.JSONDecodeError as error:
         raise ValueError(f"malformed JSON: {error}") from error
     except UnicodeDecodeError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from refinedet.choices import DATA_FORMATS, METRICS
+from refinedet.choices import COMPETITIONS, DATA_FORMATS, METRICS
 from refinedet.commands.options import (
     add_batch_size,
     add_checkpoint,
@@ -18,10 +18,12 @@ from refinedet.commands.options import (
     noter,
     speaker,
 )
-from refinedet.errors import printable
+from refinedet.errors import InputError, printable
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
+    from refinedet.evaluation.report import Evaluation
+    from refinedet.evaluation.submit import Submission
 
 
 def add_parser(commands: Commands) -> None:
@@ -44,6 +46,20 @@ def add_parser(commands: Commands) -> None:
         "--allow-outside", action="store_true", help="annotations and splits may name files outside the data folder"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for evaluation.json and the curves")
+    parser.add_argument(
+        "--submit",
+        metavar="DIR",
+        type=Path,
+        help="folder for the file that the server of VOC or COCO wants; the split needs no annotations then",
+    )
+    parser.add_argument(
+        "--competition",
+        choices=COMPETITIONS,
+        help="VOC's, for --submit: trained on VOC2012 trainval alone (comp3) or on other data too (default: comp4)",
+    )
+    parser.add_argument(
+        "--algorithm", metavar="NAME", help="the method's name in COCO's file, for --submit (default: the checkpoint's)"
+    )
     add_batch_size(parser)
     add_device(parser)
     add_json(parser)
@@ -51,25 +67,54 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, and show the table."""
+    """Measure, write what is to be written, and show the table."""
     from refinedet.evaluation.evaluate import evaluate_checkpoint
+    from refinedet.evaluation.submit import submit_checkpoint
     from refinedet.ops.devices import choose_device
 
     say = speaker(arguments)
-    evaluation = evaluate_checkpoint(
-        arguments.checkpoint,
-        arguments.data,
-        arguments.split,
-        format=arguments.format,
-        allow_outside=arguments.allow_outside,
-        device=choose_device(arguments.device),
-        protocol=arguments.protocol,
-        metric=arguments.metric,
-        batch_size=arguments.batch_size,
-    )
-    deliver(arguments, json.loads(evaluation.to_json()))
-    say(evaluation.table())
+    given = (arguments.checkpoint, arguments.data, arguments.split)
+    options: dict[str, Any] = {
+        "format": arguments.format,
+        "allow_outside": arguments.allow_outside,
+        "device": choose_device(arguments.device),
+        "protocol": arguments.protocol,
+        "metric": arguments.metric,
+        "batch_size": arguments.batch_size,
+    }
+    submission: Submission | None = None
+    if arguments.submit is None:
+        for option in ("competition", "algorithm"):
+            if getattr(arguments, option) is not None:
+                raise InputError(f"--{option} says how to submit; give --submit DIR too")
+        evaluation = evaluate_checkpoint(*given, **options)
+    else:
+        competition = arguments.competition or COMPETITIONS[-1]
+        evaluation, submission = submit_checkpoint(
+            *given, arguments.submit, competition=competition, algorithm=arguments.algorithm, **options
+        )
+    deliver(arguments, _document(evaluation, submission))
+    if submission is None or submission.annotated:
+        say(evaluation.table())
+    if submission is not None:
+        say(_describe(submission))
     if arguments.out is not None:
         evaluation.save(arguments.out)
         noter(arguments)(f"Numbers, detections and precision-recall curves: {printable(arguments.out)}")
     return 0
+
+
+def _document(evaluation: Evaluation, submission: Submission | None) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(evaluation.to_json())
+    if submission is not None:
+        document["submission"] = {**submission._asdict(), "file": str(submission.file)}
+    return document
+
+
+def _describe(submission: Submission) -> str:
+    measured = "" if submission.annotated else "No AP: the split has no annotations here, the server measures it\n"
+    size = submission.file.stat().st_size / 1e6
+    return (
+        f"{measured}For the server: {printable(submission.file)} ({submission.images} images, {submission.detections} "
+        f"detections, {size:.1f} MB)"
+    )

@@ -39,19 +39,23 @@ def open_dataset(
     format: str | None = None,
     classes: Sequence[str] | None = None,
     allow_outside: bool = False,
+    need_annotations: bool = True,
 ) -> DetectionDataset:
     """Open one split of a data set and check all of it but the pixels.
 
     ``format`` is "voc" or "coco"; None tells them apart by their folders. ``classes`` gives the foreground names in
     the order of their labels (a trained model's, for instance); by default the data set's own. ``allow_outside``
-    permits annotations and splits to name files that are not in ``root``.
+    permits annotations and splits to name files that are not in ``root``. Without ``need_annotations`` the images of
+    a split that has none are opened alone, as those of VOC2012 test and COCO's test splits: see ``annotated``.
     Raises DataError that names the file, what is wrong and the fix.
     """
     folder = existing_folder(root)
     if format is not None and format not in _FORMATS:
         raise DataError(f"data set format {format!r} is unknown; give 'voc' or 'coco'")
     found = _guess_format(folder)
-    return _FORMATS[format or found](folder, split, classes=classes, allow_outside=allow_outside)
+    return _FORMATS[format or found](
+        folder, split, classes=classes, allow_outside=allow_outside, need_annotations=need_annotations
+    )
 
 
 def _guess_format(root: Path) -> str:

@@ -18,7 +18,7 @@ from refinedet.data.dataset import (
     make_record,
     unknown_class,
 )
-from refinedet.errors import DataError, show, suggestion
+from refinedet.errors import DataError, shorten, show, suggestion
 from refinedet.files import is_hidden
 from refinedet.parsing import parse_json, to_float
 from refinedet.progress import track
@@ -35,13 +35,26 @@ _ANNOTATIONS = (
 )
 
 
+# Where the images are listed of a split whose annotations are not public.
+_IMAGE_LISTS = ("annotations/image_info_{0}.json", "image_info_{0}.json")
+# Splits whose images lie in the folder of another one.
+_IMAGE_FOLDERS = {
+    "minival2014": "val2014",
+    "valminusminival2014": "val2014",
+    "test-dev2015": "test2015",
+    "test-dev2017": "test2017",
+}
+
+
 class _Image(NamedTuple):
     path: Path
     name: str
     size: tuple[float, float] | None  # height, width as declared
 
 
-class _Object(NamedTuple):
+class Object(NamedTuple):
+    """What an annotation says."""
+
     image: int | str
     category: int | str
     corners: tuple[float, float, float, float]  # x1,y1,x2,y2 in pixels
@@ -64,6 +77,9 @@ class COCODataset(DetectionDataset):
     Everything but the pixels is checked here, so that an error comes before any work: DataError for malformed JSON,
     a missing image, an unknown image, category or class, and a ``file_name`` that leaves ``root``, unless
     ``allow_outside``. Unusable boxes are dropped with a warning; see ``make_record``.
+
+    Without ``need_annotations`` a split without annotations is opened too, from ``annotations/image_info_SPLIT.json``
+    where there is no other file: ``annotated`` is then False, and no record has a box.
     """
 
     def __init__(
@@ -73,12 +89,14 @@ class COCODataset(DetectionDataset):
         *,
         classes: Sequence[str] | None = None,
         allow_outside: bool = False,
+        need_annotations: bool = True,
     ) -> None:
         self.root = existing_folder(root)
         self.split = split
-        self.annotation_file = _find_annotations(self.root, split)
-        content = _read_json(self.annotation_file)
-        categories = _read_categories(content["categories"], self.annotation_file)
+        self.annotation_file = _find_annotations(self.root, split, need_annotations)
+        content = read_annotations(self.annotation_file, need_annotations)
+        self.annotated = need_annotations or bool(content["annotations"])
+        categories = read_categories(content["categories"], self.annotation_file)
         names = tuple(categories.values()) if classes is None else check_classes(classes)
         findings = Findings()
         images = self._read_images(content["images"], allow_outside)
@@ -90,7 +108,7 @@ class COCODataset(DetectionDataset):
     def _read_images(self, items: list[dict[str, Any]], allow_outside: bool) -> dict[int | str, _Image]:
         """The images by id, in the file's order."""
         file = self.annotation_file
-        names = {_id(item, "id", "image", file): _text(item, "file_name", "image", file) for item in items}
+        names = {read_id(item, "id", "image", file): read_text(item, "file_name", "image", file) for item in items}
         if len(names) < len(items):
             raise DataError(f"{file}: two images share an id; give each image its own")
         paths = _find_images(self.root, self.split, list(names.values()), file, allow_outside)
@@ -109,9 +127,9 @@ class COCODataset(DetectionDataset):
     ) -> list[Record]:
         file = self.annotation_file
         labels = {name: label for label, name in enumerate(names, 1)}
-        grouped: dict[int | str, list[_Object]] = {key: [] for key in images}
+        grouped: dict[int | str, list[Object]] = {key: [] for key in images}
         for item in annotations:
-            found = _read_object(item, images, categories, file)
+            found = read_object(item, images, categories, file)
             if categories[found.category] not in labels:
                 raise unknown_class(categories[found.category], file, names)
             grouped[found.image].append(found)
@@ -139,12 +157,18 @@ def is_coco(root: Path) -> bool:
     return bool(_splits(root))
 
 
-def _find_annotations(root: Path, split: str) -> Path:
+def _find_annotations(root: Path, split: str, need_annotations: bool) -> Path:
     candidates = [root / pattern.format(split) for pattern in _ANNOTATIONS]
     if split == "val":
         candidates.append(root / _ANNOTATIONS[-1].format("valid"))
-    for path in candidates:
+    lists = [root / pattern.format(split) for pattern in _IMAGE_LISTS]
+    for path in [*candidates, *lists]:
         if os.path.isfile(path):
+            if need_annotations and path in lists:
+                raise DataError(
+                    f"{path}: lists images without annotations, from which nothing is learned or measured; choose "
+                    "another split, or write the server's file by refinedet evaluate --submit DIR"
+                )
             return path
     splits = sorted(_splits(root))
     raise DataError(f"{candidates[0]}: no such split;{suggestion(split, splits)} the splits there: {choices(splits)}")
@@ -153,7 +177,11 @@ def _find_annotations(root: Path, split: str) -> Path:
 def _splits(root: Path) -> set[str]:
     files = [*root.glob("annotations/*.json"), *root.glob("*.json")]
     beside = [pattern for pattern in _ANNOTATIONS if pattern.startswith("{0}/")]
-    return {file.stem.removeprefix("instances_") for file in files if not is_hidden(file.relative_to(root))} | {
+    return {
+        file.stem.removeprefix("instances_").removeprefix("image_info_")
+        for file in files
+        if not is_hidden(file.relative_to(root))
+    } | {
         file.parent.name
         for pattern in beside
         for file in root.glob(pattern.format("*"))
@@ -161,11 +189,16 @@ def _splits(root: Path) -> set[str]:
     }
 
 
+def image_folders(root: Path, split: str) -> list[Path]:
+    """Where the images of a split may be, when they are not in one folder with others'."""
+    return [root / place / name for name in (split, _IMAGE_FOLDERS.get(split, split)) for place in ("", "images")]
+
+
 def _find_images(root: Path, split: str, names: list[str], file: Path, allow_outside: bool) -> list[Path]:
     """The images' paths; DataError when one of them is in no candidate, or none of them is given."""
     if not names:
         raise DataError(f"{file}: the list of images is empty; add some or choose another split")
-    folders = list(dict.fromkeys((root / split, root / "images" / split, root / "images", file.parent, root)))
+    folders = list(dict.fromkeys((*image_folders(root, split), root / "images", file.parent, root)))
     folder = next((folder for folder in folders if os.path.isfile(_join(folder, names[0]))), None)
     if not allow_outside:
         for name in names:
@@ -178,7 +211,7 @@ def _find_images(root: Path, split: str, names: list[str], file: Path, allow_out
     missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if missing:
         raise DataError(
-            f"{file}: its image {missing[0]} is not in {folder} ({len(missing)} of {len(names)} are missing); "
+            f"{file}: {len(missing)} of its {len(names)} images are not in {folder} ({shorten(missing, 10)}); "
             "restore the images or remove them from the file"
         )
     return paths
@@ -190,13 +223,19 @@ def _join(folder: Path, name: str) -> Path:
     return path if "\\" not in name or os.path.isfile(path) else folder / name.replace("\\", "/")
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
+def read_annotations(path: Path, need_annotations: bool = True) -> dict[str, list[Any]]:
+    """The lists ``images``, ``annotations`` and ``categories`` of a COCO file; DataError where it cannot be used.
+
+    Without ``need_annotations`` that list may be absent, and comes empty.
+    """
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes(), object_hook=_without_outline)
     except ValueError as error:
         raise DataError(f"{path}: {error}; correct the file or write it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not need_annotations and isinstance(content, dict):
+        content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{path}: has no list {key!r}; a COCO file has images, annotations and categories")
@@ -206,9 +245,15 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return checked
 
 
-def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str, str]:
+def _without_outline(item: dict[str, Any]) -> dict[str, Any]:
+    """Nobody reads the outlines, and they are most of the memory that COCO's own files would take."""
+    item.pop("segmentation", None)
+    return item
+
+
+def read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str, str]:
     """Category id -> name, in the file's order."""
-    categories = {_id(item, "id", "category", file): _text(item, "name", "category", file) for item in items}
+    categories = {read_id(item, "id", "category", file): read_text(item, "name", "category", file) for item in items}
     if not categories:
         raise DataError(f"{file}: the list of categories is empty; add the classes")
     if len(categories) < len(items) or len(set(categories.values())) < len(items):
@@ -216,11 +261,12 @@ def _read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str,
     return categories
 
 
-def _read_object(
+def read_object(
     item: dict[str, Any], images: Container[int | str], categories: dict[int | str, str], file: Path
-) -> _Object:
-    image = _id(item, "image_id", "annotation", file)
-    category = _id(item, "category_id", "annotation", file)
+) -> Object:
+    """An annotation, checked; DataError for one that cannot be used."""
+    image = read_id(item, "image_id", "annotation", file)
+    category = read_id(item, "category_id", "annotation", file)
     if image not in images:
         raise DataError(f"{file}: {_name(item, 'annotation')} names image id {show(image)}, which the file lacks")
     if category not in categories:
@@ -229,7 +275,7 @@ def _read_object(
             f"the file's categories are {choices(f'{show(key)} ({name})' for key, name in categories.items())}"
         )
     area = _number(item, "area", file)
-    return _Object(
+    return Object(
         image,
         category,
         _corners(item, file),
@@ -256,7 +302,8 @@ def _number(item: dict[str, Any], key: str, file: Path) -> float | None:
     return to_float(value)
 
 
-def _id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
+def read_id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
+    """An id of an entry of this kind: a whole number or a text, else DataError."""
     value = _field(item, key, kind, file)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes 1.0 where a column has gaps
@@ -265,7 +312,8 @@ def _id(item: dict[str, Any], key: str, kind: str, file: Path) -> int | str:
     return value
 
 
-def _text(item: dict[str, Any], key: str, kind: str, file: Path) -> str:
+def read_text(item: dict[str, Any], key: str, kind: str, file: Path) -> str:
+    """A text of an entry of this kind; DataError where it is none."""
     value = _field(item, key, kind, file)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{file}: {_name(item, kind)} has {key} {show(value)}; give a text")

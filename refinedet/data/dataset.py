@@ -38,8 +38,10 @@ class DetectionDataset:
     ``classes`` are the foreground names: label k is ``classes[k - 1]``, and ``category_ids[k]`` the id of its category
     in detections that are written for COCO. ``records`` hold the annotations without the pixels, and all that a metric
     needs: those of several data sets may be joined, and some left out. ``warnings`` lists what was repaired or left out
-    while reading; the same text is issued once as a warning.
+    while reading; the same text is issued once as a warning. Without ``annotated`` nobody knows what is in the images.
     """
+
+    annotated = True
 
     def __init__(
         self, name: str, classes: Sequence[str], records: Sequence[Record], findings: Sequence[str] = ()

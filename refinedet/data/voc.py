@@ -24,7 +24,7 @@ from refinedet.data.dataset import (
     unknown_class,
 )
 from refinedet.data.images import IMAGE_SUFFIXES
-from refinedet.errors import DataError, show, suggestion
+from refinedet.errors import DataError, shorten, show, suggestion
 from refinedet.files import is_hidden
 from refinedet.progress import track
 
@@ -55,6 +55,10 @@ class VOCDataset(DetectionDataset):
     Everything but the pixels is checked here, so that an error comes before any work: DataError for a missing file,
     malformed XML, an unknown class or split, and an id or filename that leaves ``root``, unless ``allow_outside``.
     Unusable boxes are dropped with a warning; see ``make_record``. Hidden files are passed over.
+
+    Without ``need_annotations`` a split whose images have no annotations, as VOC2012 test, is opened too: ``annotated``
+    is then False and no record has a box, even where some of the images have annotations (of other tasks, in VOC2012
+    test). All images that are missing are named.
     """
 
     def __init__(
@@ -64,16 +68,21 @@ class VOCDataset(DetectionDataset):
         *,
         classes: Sequence[str] | None = None,
         allow_outside: bool = False,
+        need_annotations: bool = True,
     ) -> None:
         self.root = existing_folder(root)
         self.split = split
         name = f"{self.root} (split {split})"
         findings = Findings()
-        ids = _read_split(self.root, split, allow_outside, findings)
+        ids = _read_split(self.root, split, allow_outside, findings, need_annotations)
         names = discover_classes(self.root) if classes is None else check_classes(classes)
-        images = _ImageFinder(_image_folder(self.root), None if allow_outside else self.root)
+        images = ImageFinder(image_folder(self.root), None if allow_outside else self.root)
+        if not need_annotations:
+            _check_images(name, ids, images)
+            self.annotated = all(os.path.isfile(annotation_file(self.root, image_id)) for image_id in ids)
+        read = read_record if self.annotated else _bare_record
         records = [
-            _read_record(self.root, image_id, names, images, findings)
+            read(self.root, image_id, names, images, findings)
             for image_id in track(ids, f"reading {self.root.name} {split}")
         ]
         super().__init__(name, names, records, findings.lines())
@@ -90,7 +99,7 @@ def discover_classes(root: str | os.PathLike[str]) -> tuple[str, ...]:
     folder = Path(root) / "Annotations"
     files = sorted(path for path in folder.rglob("*.xml") if not is_hidden(path.relative_to(folder)))
     for path in track(files, "collecting class names"):
-        found.update(item.name for item in _read_annotation(path).objects)
+        found.update(item.name for item in read_annotation(path).objects)
     if not found:
         raise DataError(f"{folder}: no annotated object in any XML file, so no class is known; pass classes=[...]")
     return VOC_CLASSES if found == set(VOC_CLASSES) else tuple(sorted(found))
@@ -102,13 +111,15 @@ class _Object(NamedTuple):
     difficult: bool
 
 
-class _Annotation(NamedTuple):
+class Annotation(NamedTuple):
+    """What the XML file of an image says."""
+
     objects: list[_Object]
     size: tuple[float, float] | None  # height, width
     filename: str
 
 
-class _ImageFinder:
+class ImageFinder:
     """Finds images by their name without suffix; lists each folder once. A ``filename`` has to stay in ``limits``."""
 
     def __init__(self, root: Path, limits: Path | None) -> None:
@@ -139,7 +150,12 @@ class _ImageFinder:
         return self._listings[folder]
 
 
-def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings) -> list[str]:
+def annotation_file(root: Path, image_id: str) -> Path:
+    """Where the annotation of an image is."""
+    return root / "Annotations" / f"{image_id}.xml"
+
+
+def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings, need_annotations: bool) -> list[str]:
     """The image ids of a split, in the file's order."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not os.path.isfile(path):
@@ -159,12 +175,12 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings)
         if not line or (line.startswith("#") and found is None):
             continue
         image_id = found or _readings(line, root)[-1]
-        annotation, place = root / "Annotations" / f"{image_id}.xml", f"{path}, line {number}: {show(line)}"
+        annotation, place = annotation_file(root, image_id), f"{path}, line {number}: {show(line)}"
         if not allow_outside:
             check_inside(annotation, root, place)
         if is_hidden(Path(os.path.basename(image_id) if os.path.isabs(image_id) else image_id)):
             findings.add("hidden files listed in the split, left out", path.name)
-        elif found is None:
+        elif found is None and need_annotations:
             raise DataError(
                 f"{annotation}: no such annotation file; restore it or remove the id from the split ({place})"
             )
@@ -185,7 +201,7 @@ def _splits(folder: Path) -> list[str]:
 def _image_id(line: str, root: Path) -> str | None:
     """The image id that a line stands for; None where there is no such annotation."""
     readings = _readings(line, root)
-    return next((i for i in readings if i and os.path.isfile(root / "Annotations" / f"{i}.xml")), None)
+    return next((i for i in readings if i and os.path.isfile(annotation_file(root, i))), None)
 
 
 def _readings(line: str, root: Path) -> list[str]:
@@ -207,7 +223,8 @@ def _without_folder_and_suffix(text: str, root: Path) -> str:
     return stem if suffix.lower() in IMAGE_SUFFIXES | {".xml"} else text
 
 
-def _image_folder(root: Path) -> Path:
+def image_folder(root: Path) -> Path:
+    """JPEGImages, or else the only folder named ``*Images``."""
     usual = root / "JPEGImages"
     if usual.is_dir():
         return usual
@@ -217,9 +234,9 @@ def _image_folder(root: Path) -> Path:
     return others[0]
 
 
-def _read_record(root: Path, image_id: str, classes: Sequence[str], images: _ImageFinder, findings: Findings) -> Record:
-    path = root / "Annotations" / f"{image_id}.xml"
-    annotation = _read_annotation(path)
+def read_record(root: Path, image_id: str, classes: Sequence[str], images: ImageFinder, findings: Findings) -> Record:
+    path = annotation_file(root, image_id)
+    annotation = read_annotation(path)
     image = images.find(image_id, annotation.filename, path)
     if image is None:
         raise DataError(
@@ -242,7 +259,24 @@ def _read_record(root: Path, image_id: str, classes: Sequence[str], images: _Ima
     )
 
 
-def _read_annotation(path: Path) -> _Annotation:
+def _bare_record(root: Path, image_id: str, _: Sequence[str], images: ImageFinder, findings: Findings) -> Record:
+    """An image without its annotation; that it is there was checked."""
+    path = images.find(image_id, "", root)
+    assert path is not None
+    return make_record(path, image_id, path.name, [], [], [], None, findings, one_based=True)
+
+
+def _check_images(name: str, ids: Sequence[str], images: ImageFinder) -> None:
+    missing = [image_id for image_id in ids if images.find(image_id, "", images.root) is None]
+    if missing:
+        raise DataError(
+            f"{name}: {len(missing)} of {len(ids)} images are not in {images.root} ({shorten(missing, 10)}); "
+            "restore them"
+        )
+
+
+def read_annotation(path: Path) -> Annotation:
+    """The objects of an image; DataError for a file that cannot be read or is no annotation."""
     try:
         tree = ElementTree.fromstring(_decode(path.read_bytes()))
     except UnicodeDecodeError as error:
@@ -258,7 +292,7 @@ def _read_annotation(path: Path) -> _Annotation:
     if not objects and tree.tag != "annotation":  # a page of a web site, CVAT's XML: not an image without objects
         raise DataError(f"{path}: its root is {show(tree.tag)}, not VOC's 'annotation'; replace it by the annotation")
     size = declared_size(tree.findtext("size/height"), tree.findtext("size/width"))
-    return _Annotation(objects, size, (tree.findtext("filename") or "").strip())
+    return Annotation(objects, size, (tree.findtext("filename") or "").strip())
 
 
 def _decode(data: bytes) -> str:

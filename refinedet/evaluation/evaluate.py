@@ -95,6 +95,7 @@ def evaluate(
         curves=curves,
         found=collected.found,
         image_ids=[image.image_id for image in collected.images],
+        image_sizes=[(image.height, image.width) for image in collected.images],
         category_ids=getattr(dataset, "category_ids", {result.label: result.label for result in curves}),
     )
 

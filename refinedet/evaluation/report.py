@@ -15,7 +15,7 @@ from refinedet.evaluation.voc_ap import ClassResult, ScoredBoxes, best_f1
 from refinedet.files import atomic_write, write_text
 from refinedet.parsing import to_json
 
-_NOT_IN_JSON = ("rows", "curves", "found", "image_ids", "category_ids")
+_NOT_IN_JSON = ("rows", "curves", "found", "image_ids", "image_sizes", "category_ids")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Evaluation:
     curves: list[ClassResult] = field(repr=False)
     found: ScoredBoxes = field(repr=False)  # all detections: image numbers, labels, boxes in 0-based pixels, scores
     image_ids: list[int | str] = field(repr=False)  # by image number
+    image_sizes: list[tuple[int, int]] = field(repr=False)  # height, width in pixels, by image number
     category_ids: dict[int, int | str] = field(repr=False)  # by label; one that a COCO annotation file lacks is absent
 
     def to_json(self) -> str:

@@ -56,8 +56,9 @@ def color_of(label: int) -> tuple[int, int, int]:
     return round(255 * blue), round(255 * green), round(255 * red)
 
 
-def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5) -> np.ndarray:
-    """A copy of the uint8 BGR image [H,W,3] with every detection of at least ``score_threshold`` painted on it.
+def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5, *, scores: bool = True) -> np.ndarray:
+    """A copy of the uint8 BGR image [H,W,3] with every detection of at least ``score_threshold`` painted on it, and its
+    score beside its class unless ``scores`` is False.
 
     Widths follow the size of the picture. Frames come first, labels above all frames; each label, best score first,
     takes the corner of its box where it hides the least of the labels already set, and stays inside the picture.
@@ -80,7 +81,7 @@ def draw(image: np.ndarray, detections: Detections, score_threshold: float = 0.5
         cv2.rectangle(canvas, frame[:2], frame[2:], color, style.line)
     placed: list[_Rectangle] = []
     for row, frame, color in zip(shown, frames, colors, strict=True):
-        text = f"{printable(detections.names[row])} {detections.scores[row]:.2f}"
+        text = printable(detections.names[row]) + (f" {detections.scores[row]:.2f}" if scores else "")
         placed.append(_draw_label(canvas, text, frame, color, style, placed))
     return canvas
 
