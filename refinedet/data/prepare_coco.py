@@ -183,7 +183,12 @@ class _Work:
             boxes, crowds = [item.corners for item in found], [item.crowd for item in found]
             numbers = [labels[item.category] for item in found]
             path = part.folder / names[image]
-            self.samples.append(make_record(path, image, names[image], boxes, numbers, crowds, None, Findings()))
+            try:
+                record = make_record(path, image, names[image], boxes, numbers, crowds, None, Findings())
+            except DataError as error:
+                self.checks[part.split].faults.append(str(error))
+            else:
+                self.samples.append(record)
 
 
 def annotations_file(root: Path, split: str, annotated: bool = True) -> Path:
@@ -236,11 +241,11 @@ def _is_ours(file: Path) -> bool:
 
 
 def _write_split(file: Path, name: str, parts: list[_Part], root: Path) -> None:
-    """A COCO file, written entry by entry."""
+    """A COCO file, written row by row."""
     total = sum(len(part.content[key]) for part in parts for key in ("images", "annotations"))
     info = {"description": f"{name} of {' and '.join(part.split for part in parts)}, {_MARK}"}
     with (
-        show_progress(f"writing {file.name}", "entry", total, delay=SHORT, leave=False) as bar,
+        show_progress(f"writing {file.name}", "row", total, delay=SHORT, leave=False) as bar,
         atomic_write(file) as temporary,
         temporary.open("w", encoding="utf-8") as document,
     ):

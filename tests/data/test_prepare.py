@@ -225,7 +225,7 @@ def test_a_short_voc_says_what_is_missing_and_where_to_get_it(tmp_path):
         "objects: 2, published are 4",
         "ImageSets/Main/test.txt is not there",
         "VOC2007/test comes from http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtest_06-Nov-2007.tar",
-        "VOC2012/test comes from http://host.robots.ox.ac.uk:8080 (after registration)",
+        "VOC2012/test is missing (ImageSets/Main/test.txt is not there); it comes from http://host.robots.ox.ac.uk:8080",
         "07+12: not ready, it lacks VOC2007/trainval (short), VOC2012/trainval (short)",
     ):
         assert words in table
@@ -252,6 +252,21 @@ def test_voc2012_test_has_images_and_annotations_of_other_tasks(tmp_path):
     prepared = prepare_voc(root, **VOC_EXPECTED)
     assert states(prepared)["VOC2012/test"] == "complete"
     assert split_of(prepared, "VOC2012/test").objects is None
+
+
+def test_a_damaged_image_among_the_samples_is_a_fault(tmp_path):
+    """Others are not opened, as there are 118,287."""
+    root = voc_tree(tmp_path / "voc")
+    (root / "VOC2007" / "JPEGImages" / "000007.jpg").write_bytes(b"no image")
+    prepared = prepare_voc(root, **VOC_EXPECTED)
+    assert "000007.jpg: not an image" in split_of(prepared, "VOC2007/trainval").faults[0]
+    assert len(prepared.samples) == 5
+    assert [join.ready for join in prepared.joins] == [False, False]
+    root = coco_tree(tmp_path / "coco", (2017,))
+    (root / "val2017" / f"{2:012d}.jpg").write_bytes(b"no image")
+    prepared = prepare_coco(root, **COCO_EXPECTED)
+    assert "not an image" in split_of(prepared, "val2017").faults[0]
+    assert not prepared.sound
 
 
 def test_wrong_folders_for_voc(tmp_path):
