@@ -215,9 +215,9 @@ def _write_voc(file: Path, evaluation: Evaluation, dataset: VOCDataset, competit
 def _voc_lines(rows: np.ndarray, evaluation: Evaluation) -> Iterator[str]:
     """Coordinates count from 1, and have six decimals as the released code writes them (spec section 10.5)."""
     images, _, boxes, scores = evaluation.found
-    for image, score, box in zip(images[rows], scores[rows], boxes[rows] + 1, strict=True):
-        corners = " ".join(f"{value:.6f}" for value in box)
-        yield f"{evaluation.image_ids[image]} {score:.6f} {corners}\n"
+    columns = images[rows].tolist(), scores[rows].tolist(), (boxes[rows] + 1).tolist()
+    for image, score, (x1, y1, x2, y2) in zip(*columns, strict=True):
+        yield f"{evaluation.image_ids[image]} {score:.6f} {x1:.6f} {y1:.6f} {x2:.6f} {y2:.6f}\n"
 
 
 def _write_coco(file: Path, evaluation: Evaluation) -> int:

@@ -180,6 +180,13 @@ def test_published_numbers_agree_with_each_other():
     assert VALMINUSMINIVAL_IMAGES + COCO_SPLITS["train2014"].images == TRAINVAL35K.images
 
 
+def test_the_document_has_the_published_numbers():
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    for split in {**VOC_SPLITS, **COCO_SPLITS}.values():
+        for number in (split.images, split.objects, split.difficult, split.used):
+            assert number is None or f"{number:,}" in text
+
+
 @pytest.mark.parametrize("inside", ["", "VOCdevkit"])
 def test_a_whole_voc(tmp_path, inside):
     voc_tree(tmp_path / inside)

@@ -163,7 +163,8 @@ def test_voc_test_has_no_annotations(tmp_path, voc_model, capsys):
     """Some annotations, of other tasks, are no annotations: VOC2012 test has such."""
     root = voc_test(tmp_path / "VOC2012", annotated=(IDS[0],))
     arguments = ["evaluate", str(voc_model), "--data", str(root), "--submit", str(tmp_path / "out"), "--device", "cpu"]
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--out", str(tmp_path / "numbers")]) == 0
+    assert json.loads((tmp_path / "numbers" / "evaluation.json").read_text())["mean_ap"] is None
     shown = capsys.readouterr().out
     assert "No AP: the split has no annotations here" in shown
     assert f"For the server: {tmp_path / 'out' / 'comp4_det_test.tar.gz'} (3 images, " in shown
