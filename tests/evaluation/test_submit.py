@@ -159,6 +159,14 @@ def test_coco_gets_the_best_hundred_of_an_image_and_category(tmp_path):
     assert sum(row["category_id"] == 4 for row in rows) == 50
 
 
+def test_rounding_is_no_fault(tmp_path):
+    """The mean of boxes at the edge of an image may be a rounding error outside it."""
+    dataset = open_test(voc_test(tmp_path / "VOC2012"))
+    submission = submit(found([0], [15], [[-1e-4, 5, 127.00002, 4.99999]], [0.5]), dataset, tmp_path / "out")
+    text = read_archive(submission.file)["results/VOC2012/Main/comp4_det_test_person.txt"]
+    assert text == "2008_000001 0.500000 1.000000 6.000000 128.000000 6.000000\n"
+
+
 def test_voc_test_has_no_annotations(tmp_path, voc_model, capsys):
     """Some annotations, of other tasks, are no annotations: VOC2012 test has such."""
     root = voc_test(tmp_path / "VOC2012", annotated=(IDS[0],))
