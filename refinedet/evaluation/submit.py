@@ -123,6 +123,8 @@ def submission_file(
     dataset: DetectionDataset, out: str | os.PathLike[str], *, competition: str, algorithm: str
 ) -> Path:
     """The file that `submit` writes; raises as it does for what is known before any image is run."""
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise InputError(f"{os.fspath(out)}: is a file; give a folder for the server's file")
     if isinstance(dataset, VOCDataset):
         if competition not in COMPETITIONS:
             raise InputError(f"competition is {competition!r}; choose one of {', '.join(COMPETITIONS)}")

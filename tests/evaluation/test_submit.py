@@ -288,6 +288,9 @@ def test_names_and_classes_are_checked_before_any_image_is_run(tmp_path, voc_mod
         submit_checkpoint(voc_model, root, "test", out, competition="comp5")
     with pytest.raises(InputError, match="such as VOC2012; call the folder so"):
         submit_checkpoint(voc_model, voc_test(tmp_path / "mine"), "test", out)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is a file; give a folder"):
+        submit_checkpoint(voc_model, root, "test", tmp_path / "file")
     coco = coco_test(tmp_path / "coco")
     with pytest.raises(InputError, match="algorithm is 'a/b'"):
         submit_checkpoint(coco_model, coco, "test-dev2017", out, algorithm="a/b")
