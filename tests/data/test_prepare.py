@@ -355,8 +355,16 @@ def test_2014_without_the_list_of_minival(tmp_path):
         "not ready, it lacks train2017 and val2017, or train2014 and val2014 with annotations/instances_val2017.json"
         in (prepared.table())
     )
-    prepared = prepare_coco(coco_tree(tmp_path / "both"), **{**COCO_EXPECTED, "rest_images": 1})
-    assert not any(path.name == "instances_valminusminival2014.json" for path in prepared.written)
+    other = coco_tree(tmp_path / "other", (2017,))
+    file = root / "annotations" / "instances_val2017.json"
+    shutil.copy(other / "annotations" / "instances_train2017.json", file)  # images 3 to 7: no minival of val2014
+    prepared = prepare_coco(root, **COCO_EXPECTED)
+    assert prepared.written == []
+    assert "images of minival2014 in val2014" in prepared.table()
+    shutil.copy(other / "annotations" / "instances_val2017.json", file)
+    assert prepare_coco(root, **COCO_EXPECTED).sound
+    file.unlink()  # what was made of it is a list, too
+    assert prepare_coco(root, **COCO_EXPECTED).sound
 
 
 def test_a_short_coco_makes_nothing_of_what_is_short(tmp_path):
