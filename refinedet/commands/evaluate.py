@@ -116,5 +116,5 @@ def _describe(submission: Submission) -> str:
     size = submission.file.stat().st_size / 1e6
     return (
         f"{measured}For the server: {printable(submission.file)} ({submission.images} images, {submission.detections} "
-        f"detections, {size:.1f} MB)"
+        f"detections, {size:.3g} MB)"
     )

@@ -104,10 +104,8 @@ class Prepared:
             numbers = (split.images, split.objects, split.difficult)
             images, objects, difficult = ("-" if number is None else f"{number:,}" for number in numbers)
             lines.append(f"{split.name:<{width}}  {images:>8}  {objects:>8}  {difficult:>9}  {split.state}")
-            lines += [f"    {printable(fault)}" for fault in split.faults]
-        for split in self.splits:
-            if split.state != "complete":
-                lines.append(f"{split.name} comes from {' and '.join(split.published.source)}")
+            lines += [f"    {printable(fault)}" for fault in split.faults if split.state == "short"]
+        lines += [_origin(split) for split in self.splits if split.state != "complete"]
         return "\n".join(lines + [self._describe(join) for join in self.joins])
 
     def _describe(self, join: JoinCheck) -> str:
@@ -140,6 +138,11 @@ def check_join(name: str, join: Join, splits: Mapping[str, SplitCheck]) -> JoinC
     if not lacks and images != join.images:
         lacks = [f"{join.images - images} of {join.images} images"]
     return JoinCheck(name, join, images, lacks)
+
+
+def _origin(split: SplitCheck) -> str:
+    missing = f" is missing ({'; '.join(map(printable, split.faults))}); it" if split.state == "missing" else ""
+    return f"{split.name}{missing} comes from {' and '.join(split.published.source)}"
 
 
 def _names(join: Join) -> dict[str, Any]:

@@ -141,21 +141,20 @@ class _Work:
         ids = self._minival or self._read_minival()
         if ids is None:
             return
-        if MINIVAL not in self.made:
-            self._write(MINIVAL, [part.of(ids, inside=True)])
         rest = part.of(ids, inside=False)
-        if len(rest.content["images"]) != self._rest_images:
+        others = len(rest.content["images"])
+        if others != self._rest_images or others + len(ids) != len(part.content["images"]):
             self.strange = True
             return
+        if MINIVAL not in self.made:
+            self._write(MINIVAL, [part.of(ids, inside=True)])
         self._write(REST, [rest])
         if TRAINING not in self.made:
             self._rest = rest
 
     def _read_minival(self) -> set[Any] | None:
         file = annotations_file(self.root, MINIVAL)
-        if not os.path.isfile(file) or _is_ours(file):
-            return None
-        return {image["id"] for image in _read(file, True)["images"]}
+        return {image["id"] for image in _read(file, True)["images"]} if os.path.isfile(file) else None
 
     def _write(self, name: str, parts: list[_Part]) -> None:
         file = annotations_file(self.root, name)
@@ -183,7 +182,12 @@ class _Work:
             boxes, crowds = [item.corners for item in found], [item.crowd for item in found]
             numbers = [labels[item.category] for item in found]
             path = part.folder / names[image]
-            self.samples.append(make_record(path, image, names[image], boxes, numbers, crowds, None, Findings()))
+            try:
+                record = make_record(path, image, names[image], boxes, numbers, crowds, None, Findings())
+            except DataError as error:
+                self.checks[part.split].faults.append(str(error))
+            else:
+                self.samples.append(record)
 
 
 def annotations_file(root: Path, split: str, annotated: bool = True) -> Path:
@@ -221,10 +225,10 @@ def _check_objects(check: SplitCheck, content: Mapping[str, list[dict[str, Any]]
 def _check_join(join: Join, work: _Work) -> JoinCheck:
     lacks = []
     images = work.made.get(TRAINING, 0)
-    if work.strange and (TRAINING not in work.made or MINIVAL not in work.made):
-        lacks.append(f"a list of {MINIVAL} that is in val2014")
-    elif TRAINING not in work.made or MINIVAL not in work.made:
+    if TRAINING not in work.made or MINIVAL not in work.made:
         lacks.append("train2017 and val2017, or train2014 and val2014 with annotations/instances_val2017.json")
+        if work.strange:
+            lacks.append(f"images of {MINIVAL} in val2014")
     elif images != join.images:
         lacks.append(f"{join.images - images:,} of {join.images:,} images")
     return JoinCheck(TRAINING, join, images, lacks)
@@ -236,11 +240,11 @@ def _is_ours(file: Path) -> bool:
 
 
 def _write_split(file: Path, name: str, parts: list[_Part], root: Path) -> None:
-    """A COCO file, written entry by entry."""
+    """A COCO file, written row by row."""
     total = sum(len(part.content[key]) for part in parts for key in ("images", "annotations"))
     info = {"description": f"{name} of {' and '.join(part.split for part in parts)}, {_MARK}"}
     with (
-        show_progress(f"writing {file.name}", "entry", total, delay=SHORT, leave=False) as bar,
+        show_progress(f"writing {file.name}", "row", total, delay=SHORT, leave=False) as bar,
         atomic_write(file) as temporary,
         temporary.open("w", encoding="utf-8") as document,
     ):

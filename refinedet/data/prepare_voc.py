@@ -40,7 +40,7 @@ def prepare_voc(
             years[year] = _Year(folder / year)
         checks[name] = _check_split(name, published, years[year], split)
     sampled = [name for name, check in checks.items() if check.objects]
-    samples = _samples(folder, _first_join(joins, sampled) or sampled[:1], years)
+    samples = _samples(folder, _first_join(joins, sampled) or sampled[:1], years, checks)
     return Prepared(
         folder,
         VOC_CLASSES,
@@ -143,19 +143,25 @@ def _first_join(joins: Mapping[str, Join], usable: list[str]) -> list[str] | Non
     return next((list(join.parts) for join in joins.values() if set(join.parts) <= set(usable)), None)
 
 
-def _samples(folder: Path, splits: list[str], years: Mapping[str, _Year]) -> list[Record]:
-    """Some images with objects from all over ``splits``."""
+def _samples(
+    folder: Path, splits: list[str], years: Mapping[str, _Year], checks: Mapping[str, SplitCheck]
+) -> list[Record]:
+    """Some images with objects from all over ``splits``; one that cannot be read is a fault of its split."""
     findings, finders = Findings(), {name: ImageFinder(folder / name / "JPEGImages", None) for name in years}
     usable = []
     for name in splits:
         year, _, split = name.partition("/")
         known = years[year]
-        usable += [f"{year}/{i}" for i in known.ids[split] if i in known.images and _is_sample(known.counts.get(i))]
+        ids = [i for i in known.ids[split] if i in known.images and _is_sample(known.counts.get(i))]
+        usable += [(name, year, image_id) for image_id in ids]
     samples = []
-    for name in spread(SAMPLES, usable):
-        year, _, image_id = name.partition("/")
-        record = read_record(folder / year, image_id, VOC_CLASSES, finders[year], findings)
-        samples.append(record._replace(image_id=name))
+    for name, year, image_id in spread(SAMPLES, usable):
+        try:
+            record = read_record(folder / year, image_id, VOC_CLASSES, finders[year], findings)
+        except DataError as error:
+            checks[name].faults.append(str(error))
+        else:
+            samples.append(record._replace(image_id=f"{year}/{image_id}"))
     return samples
 
 

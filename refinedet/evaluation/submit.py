@@ -15,6 +15,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from refinedet.parsing import to_json
 from refinedet.progress import SHORT, show_progress, track
 
 COCO_BOXES = 100  # COCOeval counts so many of an image and category: the best
+_TOLERANCE = 0.01  # pixels that a box may be outside its image by rounding, as the mean of boxes at its edge; it is cut
 _NAMED = 10  # images in a message
 _ROWS = 50_000  # that pycocotools is given at a time
 
@@ -104,7 +106,7 @@ def submit(
     """
     file = submission_file(dataset, out, competition=competition, algorithm=algorithm)
     _check_images(evaluation, dataset)
-    _check_boxes(evaluation)
+    evaluation = replace(evaluation, found=_check_boxes(evaluation))
     if isinstance(dataset, VOCDataset):
         count = _write_voc(file, evaluation, dataset, competition)
     else:
@@ -121,6 +123,8 @@ def submission_file(
     dataset: DetectionDataset, out: str | os.PathLike[str], *, competition: str, algorithm: str
 ) -> Path:
     """The file that `submit` writes; raises as it does for what is known before any image is run."""
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise InputError(f"{os.fspath(out)}: is a file; give a folder for the server's file")
     if isinstance(dataset, VOCDataset):
         if competition not in COMPETITIONS:
             raise InputError(f"competition is {competition!r}; choose one of {', '.join(COMPETITIONS)}")
@@ -171,18 +175,19 @@ def _check_images(evaluation: Evaluation, dataset: DetectionDataset) -> None:
         )
 
 
-def _check_boxes(evaluation: Evaluation) -> None:
-    """Boxes in 0-based inclusive pixels inside their images, scores from 0 to 1, known labels."""
+def _check_boxes(evaluation: Evaluation) -> ScoredBoxes:
+    """The detections, exactly inside their images; InputError where boxes, scores or labels are out of range."""
     images, labels, boxes, scores = evaluation.found
     if not len(scores):
         raise InputError("there is no detection at all, and servers refuse an empty file; lower the score threshold")
     sizes = np.asarray(evaluation.image_sizes)[images]  # height, width
-    last = sizes[:, [1, 0, 1, 0]] - 1
-    sound = np.isfinite(boxes) & (boxes >= 0) & (boxes <= last)
-    ordered = (boxes[:, :2] <= boxes[:, 2:]).all(1)
+    last = sizes[:, [1, 0, 1, 0]] - 1.0  # 0-based inclusive pixels
+    inside = np.clip(boxes, 0.0, last)
+    sound = (np.abs(inside - boxes) <= _TOLERANCE).all(1)  # False for NaN
+    ordered = (boxes[:, :2] <= boxes[:, 2:] + _TOLERANCE).all(1)
     scored = (scores >= 0) & (scores <= 1)
     labelled = (labels >= 1) & (labels <= len(evaluation.rows))
-    wrong = np.flatnonzero(~(sound.all(1) & ordered & scored & labelled))
+    wrong = np.flatnonzero(~(sound & ordered & scored & labelled))
     if len(wrong):
         row = wrong[0]
         raise InputError(
@@ -190,6 +195,8 @@ def _check_boxes(evaluation: Evaluation) -> None:
             f"{scores[row]} is not inside {sizes[row][1]}x{sizes[row][0]} pixels, or score or label are out of range "
             f"({len(wrong)} of {len(scores)} detections); clip boxes to their image, scores to 0..1"
         )
+    inside[:, 2:] = np.maximum(inside[:, :2], inside[:, 2:])
+    return ScoredBoxes(images, labels, inside, scores)
 
 
 def _write_voc(file: Path, evaluation: Evaluation, dataset: VOCDataset, competition: str) -> int:
@@ -215,9 +222,9 @@ def _write_voc(file: Path, evaluation: Evaluation, dataset: VOCDataset, competit
 def _voc_lines(rows: np.ndarray, evaluation: Evaluation) -> Iterator[str]:
     """Coordinates count from 1, and have six decimals as the released code writes them (spec section 10.5)."""
     images, _, boxes, scores = evaluation.found
-    for image, score, box in zip(images[rows], scores[rows], boxes[rows] + 1, strict=True):
-        corners = " ".join(f"{value:.6f}" for value in box)
-        yield f"{evaluation.image_ids[image]} {score:.6f} {corners}\n"
+    columns = images[rows].tolist(), scores[rows].tolist(), (boxes[rows] + 1).tolist()
+    for image, score, (x1, y1, x2, y2) in zip(*columns, strict=True):
+        yield f"{evaluation.image_ids[image]} {score:.6f} {x1:.6f} {y1:.6f} {x2:.6f} {y2:.6f}\n"
 
 
 def _write_coco(file: Path, evaluation: Evaluation) -> int:

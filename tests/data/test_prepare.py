@@ -180,6 +180,13 @@ def test_published_numbers_agree_with_each_other():
     assert VALMINUSMINIVAL_IMAGES + COCO_SPLITS["train2014"].images == TRAINVAL35K.images
 
 
+def test_the_document_has_the_published_numbers():
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    for split in {**VOC_SPLITS, **COCO_SPLITS}.values():
+        for number in (split.images, split.objects, split.difficult, split.used):
+            assert number is None or f"{number:,}" in text
+
+
 @pytest.mark.parametrize("inside", ["", "VOCdevkit"])
 def test_a_whole_voc(tmp_path, inside):
     voc_tree(tmp_path / inside)
@@ -225,7 +232,7 @@ def test_a_short_voc_says_what_is_missing_and_where_to_get_it(tmp_path):
         "objects: 2, published are 4",
         "ImageSets/Main/test.txt is not there",
         "VOC2007/test comes from http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtest_06-Nov-2007.tar",
-        "VOC2012/test comes from http://host.robots.ox.ac.uk:8080 (after registration)",
+        "VOC2012/test is missing (ImageSets/Main/test.txt is not there); it comes from http://host.robots.ox.ac.uk:8080",
         "07+12: not ready, it lacks VOC2007/trainval (short), VOC2012/trainval (short)",
     ):
         assert words in table
@@ -252,6 +259,21 @@ def test_voc2012_test_has_images_and_annotations_of_other_tasks(tmp_path):
     prepared = prepare_voc(root, **VOC_EXPECTED)
     assert states(prepared)["VOC2012/test"] == "complete"
     assert split_of(prepared, "VOC2012/test").objects is None
+
+
+def test_a_damaged_image_among_the_samples_is_a_fault(tmp_path):
+    """Others are not opened, as there are 118,287."""
+    root = voc_tree(tmp_path / "voc")
+    (root / "VOC2007" / "JPEGImages" / "000007.jpg").write_bytes(b"no image")
+    prepared = prepare_voc(root, **VOC_EXPECTED)
+    assert "000007.jpg: not an image" in split_of(prepared, "VOC2007/trainval").faults[0]
+    assert len(prepared.samples) == 5
+    assert [join.ready for join in prepared.joins] == [False, False]
+    root = coco_tree(tmp_path / "coco", (2017,))
+    (root / "val2017" / f"{2:012d}.jpg").write_bytes(b"no image")
+    prepared = prepare_coco(root, **COCO_EXPECTED)
+    assert "not an image" in split_of(prepared, "val2017").faults[0]
+    assert not prepared.sound
 
 
 def test_wrong_folders_for_voc(tmp_path):
@@ -333,8 +355,16 @@ def test_2014_without_the_list_of_minival(tmp_path):
         "not ready, it lacks train2017 and val2017, or train2014 and val2014 with annotations/instances_val2017.json"
         in (prepared.table())
     )
-    prepared = prepare_coco(coco_tree(tmp_path / "both"), **{**COCO_EXPECTED, "rest_images": 1})
-    assert not any(path.name == "instances_valminusminival2014.json" for path in prepared.written)
+    other = coco_tree(tmp_path / "other", (2017,))
+    file = root / "annotations" / "instances_val2017.json"
+    shutil.copy(other / "annotations" / "instances_train2017.json", file)  # images 3 to 7: no minival of val2014
+    prepared = prepare_coco(root, **COCO_EXPECTED)
+    assert prepared.written == []
+    assert "images of minival2014 in val2014" in prepared.table()
+    shutil.copy(other / "annotations" / "instances_val2017.json", file)
+    assert prepare_coco(root, **COCO_EXPECTED).sound
+    file.unlink()  # what was made of it is a list, too
+    assert prepare_coco(root, **COCO_EXPECTED).sound
 
 
 def test_a_short_coco_makes_nothing_of_what_is_short(tmp_path):

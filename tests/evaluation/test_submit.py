@@ -159,11 +159,20 @@ def test_coco_gets_the_best_hundred_of_an_image_and_category(tmp_path):
     assert sum(row["category_id"] == 4 for row in rows) == 50
 
 
+def test_rounding_is_no_fault(tmp_path):
+    """The mean of boxes at the edge of an image may be a rounding error outside it."""
+    dataset = open_test(voc_test(tmp_path / "VOC2012"))
+    submission = submit(found([0], [15], [[-1e-4, 5, 127.00002, 4.99999]], [0.5]), dataset, tmp_path / "out")
+    text = read_archive(submission.file)["results/VOC2012/Main/comp4_det_test_person.txt"]
+    assert text == "2008_000001 0.500000 1.000000 6.000000 128.000000 6.000000\n"
+
+
 def test_voc_test_has_no_annotations(tmp_path, voc_model, capsys):
     """Some annotations, of other tasks, are no annotations: VOC2012 test has such."""
     root = voc_test(tmp_path / "VOC2012", annotated=(IDS[0],))
     arguments = ["evaluate", str(voc_model), "--data", str(root), "--submit", str(tmp_path / "out"), "--device", "cpu"]
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--out", str(tmp_path / "numbers")]) == 0
+    assert json.loads((tmp_path / "numbers" / "evaluation.json").read_text())["mean_ap"] is None
     shown = capsys.readouterr().out
     assert "No AP: the split has no annotations here" in shown
     assert f"For the server: {tmp_path / 'out' / 'comp4_det_test.tar.gz'} (3 images, " in shown
@@ -279,6 +288,9 @@ def test_names_and_classes_are_checked_before_any_image_is_run(tmp_path, voc_mod
         submit_checkpoint(voc_model, root, "test", out, competition="comp5")
     with pytest.raises(InputError, match="such as VOC2012; call the folder so"):
         submit_checkpoint(voc_model, voc_test(tmp_path / "mine"), "test", out)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is a file; give a folder"):
+        submit_checkpoint(voc_model, root, "test", tmp_path / "file")
     coco = coco_test(tmp_path / "coco")
     with pytest.raises(InputError, match="algorithm is 'a/b'"):
         submit_checkpoint(coco_model, coco, "test-dev2017", out, algorithm="a/b")
