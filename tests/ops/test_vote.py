@@ -346,7 +346,7 @@ def naive_mean(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 @given(
     seed=st.integers(0, 2**32 - 1),
     batch=st.integers(1, 2),
-    count=st.integers(0, 40),
+    count=st.integers(0, 30),
     classes=st.integers(1, 4),
     iou_threshold=st.sampled_from([0.0, 0.3, 0.45, 0.5, 0.7, 1.0, 1.45]),
     soft=st.booleans(),
