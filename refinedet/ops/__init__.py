@@ -11,5 +11,18 @@ from refinedet.ops.mine import mine
 from refinedet.ops.nms import batched_nms, nms
 from refinedet.ops.refine import refine
 from refinedet.ops.soft_nms import soft_nms
+from refinedet.ops.vote import vote
 
-__all__ = ["Detected", "Match", "batched_nms", "detect", "match", "mine", "nms", "reference", "refine", "soft_nms"]
+__all__ = [
+    "Detected",
+    "Match",
+    "batched_nms",
+    "detect",
+    "match",
+    "mine",
+    "nms",
+    "reference",
+    "refine",
+    "soft_nms",
+    "vote",
+]
