@@ -78,3 +78,8 @@ def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
     half = chosen[:, 2:] * 0.3 + 0.02
     labels = torch.randint(20, (count,), generator=generator)
     return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator), labels
+
+
+def image_of(boxes: Tensor, scores: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments of soft_nms and vote from those of nms: one image. Without labels one class."""
+    return boxes[None], scores[None], (torch.zeros_like(scores).long() if labels is None else labels)[None] + 1

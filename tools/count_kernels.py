@@ -296,7 +296,7 @@ def renew_predictions() -> None:
     table = r"^\| case \| batch \|.*\n(?:\|.*\n)+"
     _renew(README, r"\d+ us on an H100 and \d+ us on a Titan X", headline())
     _renew(KERNELS / "cost.md", table, cost.summary())
-    for name in (*cost.OPERATORS, "nms"):
+    for name in (*cost.OPERATORS, *cost.OF_BOXES):
         _renew(KERNELS / f"{name}.md", table, cost.table(name))
 
 

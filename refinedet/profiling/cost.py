@@ -226,10 +226,7 @@ def nms(boxes: int) -> Cost:
 
     Raises ValueError for a number that was not counted: what is kept decides, and it does not grow with the boxes.
     """
-    counted = read_counts()["operators"]["nms"]
-    entry = counted.get(f"{boxes:,} boxes of 20 classes")
-    if entry is None:
-        raise ValueError(f"boxes is {boxes}, but counted are: {', '.join(counted)}")
+    entry = _of_boxes("nms", boxes)
     bands = [min(4096, boxes - first) for first in range(0, boxes, 4096)]
     pairs = sum(band * (band + 64) / 2 for band in bands)
     return Cost(
@@ -240,12 +237,37 @@ def nms(boxes: int) -> Cost:
     )
 
 
+def soft_nms(boxes: int) -> Cost:
+    """Of one image, 20 classes around 40 objects, without the sorts before and after it, which are torch's.
+
+    Raises ValueError for a number that was not counted.
+    """
+    return Cost(
+        minimum=boxes * (16 + 4 + 8 + 4),
+        operations=PAIR * boxes * boxes / 40,  # nearly all boxes are picked, and meet half of their class
+        kernels=_kernels(_of_boxes("soft_nms", boxes)),
+    )
+
+
+def _of_boxes(operator: str, boxes: int) -> dict[str, Any]:
+    """What was counted of so many boxes of 20 classes."""
+    counted: dict[str, dict[str, Any]] = read_counts()["operators"][operator]
+    entry = counted.get(f"{boxes:,} boxes of 20 classes")
+    if entry is None:
+        raise ValueError(f"boxes is {boxes}, but counted are: {', '.join(counted)}")
+    return entry
+
+
 OPERATORS: dict[str, Callable[[Network, int], Cost]] = {
     "detect": detect,
     "refine": refine,
     "match": match,
     "mine": mine,
 }
+
+# Those that have no size of a network, but a number of boxes.
+OF_BOXES: dict[str, Callable[[int], Cost]] = {"nms": nms, "soft_nms": soft_nms}
+BOXES = (1000, 6375, 20000)  # that are counted
 
 
 def _memory(moved: float, device: Device) -> float:
@@ -262,8 +284,8 @@ _RULE = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 
 def table(name: str) -> str:
     """The costs of an operator, for docs/kernels/<op>.md."""
-    if name == "nms":
-        cases = [(f"{boxes:,} boxes", 1, nms(boxes)) for boxes in (1000, 6375, 20000)]
+    if name in OF_BOXES:
+        cases = [(f"{boxes:,} boxes", 1, OF_BOXES[name](boxes)) for boxes in BOXES]
     else:
         cases = [(net.name, batch, OPERATORS[name](net, batch)) for net in NETWORKS for batch in (1, 32)]
     if name == "detect":
@@ -276,7 +298,8 @@ def summary() -> str:
     """VOC 320 of every operator, for docs/kernels/cost.md."""
     net = NETWORKS[0]
     calls = [(name, batch, OPERATORS[name](net, batch)) for name in OPERATORS for batch in (1, 32)]
-    return _table([_row(*call) for call in [*calls, ("nms, 1,000 boxes", 1, nms(1000))]])
+    calls += [(f"{name}, {BOXES[0]:,} boxes", 1, of_boxes(BOXES[0])) for name, of_boxes in OF_BOXES.items()]
+    return _table([_row(*call) for call in calls])
 
 
 def _table(rows: list[str]) -> str:

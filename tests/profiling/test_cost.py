@@ -9,6 +9,7 @@ import test_match
 import test_mine
 import test_nms
 import test_refine
+import test_soft_nms
 from problems import crowd
 from simulated.harness import Harness, Result
 from support.detect_cases import load_golden
@@ -104,15 +105,22 @@ def test_launches_of_nms(boxes: int) -> None:
         assert harness.launches == cost.nms(boxes).launches
 
 
+def test_launches_of_soft_nms() -> None:
+    with CountingHarness("soft_nms") as harness:
+        test_soft_nms.check_case(harness, *test_soft_nms.random_case(0, 1, 1000, 20))
+        assert harness.launches == cost.soft_nms(1000).launches
+
+
 def test_kernels_are_those_of_the_budget() -> None:
     budget = json.loads((KERNELS / "resources.json").read_text())["kernels"]
-    calls = [*(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS), cost.nms(6375)]
+    calls = [*(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS)]
+    calls += [of_boxes(6375) for of_boxes in cost.OF_BOXES.values()]
     modelled = {kernel.name for call in calls for kernel in call.kernels} - {"memset"}
     names = {name.partition("<")[0] for name in budget}
     assert modelled == names - {"rank_losses_kernel"}  # the cheap one of the two that rank
 
 
-@pytest.mark.parametrize("name", [*cost.OPERATORS, "nms"])
+@pytest.mark.parametrize("name", [*cost.OPERATORS, *cost.OF_BOXES])
 def test_documents(name: str) -> None:
     assert cost.table(name) in (KERNELS / f"{name}.md").read_text()
     assert (KERNELS / "cost.md").read_text().endswith(cost.summary())
@@ -133,8 +141,9 @@ def test_images_of_a_batch_are_alike() -> None:
 def test_what_was_not_counted_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^net is 'small', float16, but of mine are counted: VOC 320, batch 1, "):
         cost.mine(cost.Network("small", 100, 3, 1, 1), 1, element=2)
-    with pytest.raises(ValueError, match=r"^boxes is 5000, but counted are: 1,000 boxes of 20 classes, "):
-        cost.nms(5000)
+    for of_boxes in cost.OF_BOXES.values():
+        with pytest.raises(ValueError, match=r"^boxes is 5000, but counted are: 1,000 boxes of 20 classes, "):
+            of_boxes(5000)
 
 
 def test_boxes_that_nms_keeps() -> None:

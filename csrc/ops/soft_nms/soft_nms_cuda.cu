@@ -84,9 +84,9 @@ struct Share {
   int num_far = 0;
   Best best;  // of all
 
+  // Of the class that begins at a place of the order.
   template <class T>
-  __device__ Share(const Rows<T>& rows, const SoftNmsOptions& options, int64_t begin, const Store& workspace)
-      : far{workspace.corners + 4 * (begin + threadIdx.x), workspace.rows + begin + threadIdx.x} {
+  __device__ void take(const Rows<T>& rows, const SoftNmsOptions& options, int64_t begin) {
     const int64_t label = rows.label(begin);
     int64_t place = begin + threadIdx.x;
     const auto next = [&] {
@@ -112,7 +112,9 @@ struct Share {
       const float inter = intersection(picked.box, candidate->box, pixel);
       const float iou = any_iou(inter, picked_area, area(candidate->box, pixel));
       const bool is_picked = static_cast<uint32_t>(candidate->row) == key_index(picked.key);
-      if (!is_picked) candidate->score *= soft_nms_weight(iou, options);
+      if (!is_picked)
+        candidate->score *=
+            options.gaussian ? gaussian_weight(iou, options.sigma) : linear_weight(iou, options.iou_threshold);
       if (!is_picked && (iou == 0.0f || candidate->score >= options.score_threshold)) return best.meet(*candidate);
       decayed[candidate->row] = is_picked ? candidate->score : dropped_score();
       candidate->row = -1;
@@ -146,7 +148,8 @@ __device__ inline Best best_of_block(const Best& own, Best* of_warps) {
   return of_warps[winner];
 }
 
-// One block: the classes of an image that begin at 32 places of the order, one after the other; mostly there is one at most.
+// One block: the classes of an image that begin at 32 places of the order, one after the other; mostly there is one at
+// most.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     decay_classes_kernel(Rows<T> rows, SoftNmsOptions options, Store workspace) {
@@ -162,7 +165,9 @@ __global__ void __launch_bounds__(kThreads)
   int turn = 0;
   unsigned begins = __ballot_sync(kFullWarp, rows.starts_class(first + lane_index()));
   for (; begins != 0; begins &= begins - 1) {
-    Share share(rows, options, first + __ffs(static_cast<int>(begins)) - 1, workspace);
+    const int64_t begin = first + __ffs(static_cast<int>(begins)) - 1, own = begin + threadIdx.x;
+    Share share{.near = {}, .far = {workspace.corners + 4 * own, workspace.rows + own}};
+    share.take(rows, options, begin);
     for (;;) {
       const Best picked = best_of_block(share.best, of_warps + turn);
       turn = kWarps - turn;
@@ -196,9 +201,9 @@ int64_t lay_out(const SoftNmsInputs& in, char* memory, Store* work) {
 }  // namespace
 
 std::string soft_nms_limits(const SoftNmsInputs& in, const SoftNmsOptions&) {
-  return exceeded({{"the batch size", in.batch, kMaxBatch},
-                   {"the number of boxes", in.num_boxes, SoftNmsLimits::kMaxBoxesCuda}},
-                  "CUDA");
+  return exceeded(
+      {{"the batch size", in.batch, kMaxBatch}, {"the number of boxes", in.num_boxes, SoftNmsLimits::kMaxBoxesCuda}},
+      "CUDA");
 }
 
 int64_t soft_nms_workspace_bytes(const SoftNmsInputs& in, const SoftNmsOptions&) {
@@ -214,8 +219,7 @@ void soft_nms(const SoftNmsInputs& in, const SoftNmsOptions& options, const Soft
   const dim3 grid(static_cast<unsigned>((in.num_boxes + kWarpSize - 1) / kWarpSize), static_cast<unsigned>(in.batch));
   dispatch(in.type, [&](auto element) {
     using T = decltype(element);
-    const Rows<T> rows{static_cast<const T*>(in.boxes), in.scores, in.labels, in.order, in.num_boxes,
-                       out.decayed};
+    const Rows<T> rows{static_cast<const T*>(in.boxes), in.scores, in.labels, in.order, in.num_boxes, out.decayed};
     launch("decay_classes_kernel", decay_classes_kernel<T>, grid, dim3(kThreads), 0, stream, rows, options, work);
   });
 }
