@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import arguments_of, crowd
+from problems import arguments_of, crowd, merging
 from support.gpu import to
 
 from gpu_report import machine
@@ -26,7 +26,7 @@ from refinedet import ops
 from refinedet.profiling import cost, resources
 
 NET = cost.NETWORKS[0]
-BOXES = {1: 1000, 32: 6375}  # of nms, which has no batch
+BOXES = {1: 1000, 32: 6375}  # of nms and vote, which have no size of a network
 COUNTS = machine.ROOT / "docs" / "kernels" / "counts.json"
 DENIED = "ERR_NVGPUCTRPERM"
 
@@ -87,6 +87,7 @@ def calls(batch: int) -> dict[str, tuple[str, cost.Cost, Callable[..., Any], tup
         found[name] = (case.label, case.cost, getattr(ops, name), arguments_of(name, NET, batch))
     boxes = BOXES[batch]
     found["nms"] = (f"nms, {boxes} boxes", cost.nms(boxes), ops.batched_nms, (*crowd(boxes), 0.45))
+    found["vote"] = (f"vote, {boxes} boxes", cost.vote(boxes), ops.vote, merging(boxes))
     return found
 
 
@@ -166,9 +167,9 @@ def tell(job: Job, operator: str, batch: int, launches: list[Launch], device: co
 def count(operator: str, batch: int) -> list[Launch]:
     """What was counted of a call when its PTX ran on the CPU. Where fewer images were counted, as many times that."""
     entry = json.loads(COUNTS.read_text())["operators"][operator][
-        f"{BOXES[batch]:,} boxes of 20 classes" if operator == "nms" else f"{NET.name}, batch {batch}"
+        f"{BOXES[batch]:,} boxes of 20 classes" if operator in cost.OF_BOXES else f"{NET.name}, batch {batch}"
     ]
-    scale = 1 if operator == "nms" else batch / entry["images"]
+    scale = 1 if operator in cost.OF_BOXES else batch / entry["images"]
     names = {name: counter.counted for name, counter in COUNTERS.items() if counter.counted}
     return [
         Launch(launch["kernel"].partition("<")[0], {name: scale * launch[key] for name, key in names.items()})

@@ -5,7 +5,7 @@ see `gpu_report.worker.measure_call`. The model predicts "graph, cold".
 """
 
 import torch
-from problems import arguments_of, crowd
+from problems import arguments_of, crowd, merging
 from support.gpu import to
 
 from gpu_report.cases import BANDWIDTH, COLD, MEMORY, Case, every_case, measure_bandwidth, model_device
@@ -15,7 +15,7 @@ from refinedet import ops
 from refinedet.profiling import cost
 
 PEER_ROUNDS = 20  # some take milliseconds
-BOXES = (1000, 6375, 20000)  # of nms
+BOXES = cost.BOXES  # of operators without a size of a network
 
 
 def run(job: Job) -> None:
@@ -30,6 +30,7 @@ def run(job: Job) -> None:
             measure(job, case, bandwidth, device)
         for count in boxes:
             measure_nms(job, count)
+            measure_vote(job, count)
         for peer in list_peers(job, boxes):
             measure_peer(job, peer)
 
@@ -50,6 +51,12 @@ def measure_nms(job: Job, count: int) -> None:
     arguments = (*to(job.device, crowd(count)), 0.45)
     times = measure_call(job, lambda: ops.batched_nms(*arguments), capturable=False)
     job.figures(f"nms, {count} boxes", "us", times)
+
+
+def measure_vote(job: Job, count: int) -> None:
+    """With the two sorts before it and the one after."""
+    arguments = to(job.device, merging(count))
+    job.figures(f"vote, {count} boxes", "us", measure_call(job, lambda: ops.vote(*arguments)))
 
 
 def measure_peer(job: Job, peer: Peer) -> None:
