@@ -80,7 +80,6 @@ def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator), labels
 
 
-def merging(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments of vote: the crowd as one image, its labels above 0."""
-    boxes, scores, labels = crowd(count)
-    return boxes[None], scores[None], labels[None] + 1
+def image_of(boxes: Tensor, scores: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments of soft_nms and vote from those of nms: one image. Without labels one class."""
+    return boxes[None], scores[None], (torch.zeros_like(scores).long() if labels is None else labels)[None] + 1

@@ -14,7 +14,7 @@ import peers
 import pytest
 import torch
 from gpu_times import busy, microseconds, nothing
-from problems import arguments_of, crowd, golden_outputs
+from problems import arguments_of, crowd, golden_outputs, image_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from support.gpu import DEVICE, assert_same, captured, to
 from torchvision.ops import batched_nms
@@ -73,6 +73,19 @@ def test_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixt
         with capsys.disabled():
             print(f"\nnms, {count} boxes: ours {ours:.1f} us, torchvision {theirs:.1f} us")
     benchmark(lambda: ops.batched_nms(boxes, scores, labels, 0.45))
+
+
+@pytest.mark.parametrize("count", cost.BOXES)
+def test_soft_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """A call, with the sorts before and after the kernel; nobody else has it on a GPU."""
+    arguments = image_of(*crowd(count))
+    moved = to(DEVICE, arguments)
+    assert_same(ops.soft_nms(*moved), ops.soft_nms(*arguments))
+    if benchmark.enabled:
+        time = microseconds(lambda: ops.soft_nms(*moved), nothing)
+        with capsys.disabled():
+            print(f"\nsoft_nms, {count} boxes: {time:.1f} us")
+    benchmark(lambda: (ops.soft_nms(*moved), torch.cuda.synchronize()))
 
 
 def test_detect_beside_pytorch(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:

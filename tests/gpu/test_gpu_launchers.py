@@ -143,6 +143,28 @@ def test_launch_nms(launchers: Any, type_name: str) -> None:
 
 
 @EVERY_TYPE
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_launch_soft_nms(launchers: Any, method: str, type_name: str) -> None:
+    boxes, scores, labels = to(DEVICE, merging())
+    boxes = boxes.to(TYPES[type_name])
+    order, decayed = labels.sort(stable=True).indices, torch.empty_like(scores)
+    sizes = {"batch": len(boxes), "num_boxes": boxes.shape[1]}
+    room = workspace(launchers.soft_nms_workspace_bytes(**sizes))
+    launchers.soft_nms(
+        type=type_name,
+        **sizes,
+        gaussian=method == "gaussian",
+        iou_threshold=0.3,
+        sigma=0.5,
+        score_threshold=0.001,
+        official=False,
+        **addresses(boxes=boxes, scores=scores, labels=labels, order=order, decayed=decayed, workspace=room),
+        stream=stream(),
+    )
+    assert_same(ranked(boxes, decayed, labels), ops.soft_nms(boxes, scores, labels, method=method))
+
+
+@EVERY_TYPE
 @pytest.mark.parametrize("soft", [False, True])
 def test_launch_vote(launchers: Any, soft: bool, type_name: str) -> None:
     boxes, scores, labels = to(DEVICE, merging())

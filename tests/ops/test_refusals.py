@@ -38,6 +38,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "refine": {"anchors": floats(6, 4), "offsets": floats(2, 6, 4)},
     "nms": {"boxes": floats(3, 4), "scores": floats(3), "iou_threshold": 0.5},
     "batched_nms": {"boxes": floats(3, 4), "scores": floats(3), "labels": ones(3), "iou_threshold": 0.5},
+    "soft_nms": {"boxes": floats(2, 3, 4), "scores": floats(2, 3), "labels": ones(2, 3)},
     "vote": {"boxes": floats(2, 3, 4), "scores": floats(2, 3), "labels": ones(2, 3)},
     "mine": {"losses": floats(2, 6, 5), "labels": ones(2, 6), "ious": floats(2, 6), "objectness": floats(2, 6)},
     "match": {
@@ -133,6 +134,24 @@ NMS = [
         *types(op, "boxes", "scores"),
     )
 ] + [shape("batched_nms", "labels", (2,), "[3]"), *types("batched_nms", "labels")]
+SOFT_NMS = [
+    shape("soft_nms", "boxes", (3, 4), "[*, *, 4]"),
+    shape("soft_nms", "boxes", (2, 3, 5), "[*, *, 4]"),
+    shape("soft_nms", "scores", (2, 2), "[2, 3]"),
+    shape("soft_nms", "scores", (2, 3, 1), "[2, 3]"),
+    shape("soft_nms", "labels", (3,), "[2, 3]"),
+    *numbers("soft_nms", 0, "iou_threshold"),
+    *numbers("soft_nms", None, "score_threshold"),
+    *(
+        Bad("soft_nms", f"sigma must be a number above 0, got {value:g}", {"sigma": value})
+        for value in (0.0, -0.5, math.nan, -math.inf, 1e-50)
+    ),
+    *(
+        Bad("soft_nms", f"method is {method!r}; choose linear or gaussian", {"method": method})
+        for method in ("soft", "Linear", "", 2, None)
+    ),
+    *types("soft_nms", "boxes", "scores", "labels"),
+]
 VOTE = [
     shape("vote", "boxes", (3, 4), "[*, *, 4]"),
     shape("vote", "boxes", (2, 3, 5), "[*, *, 4]"),
@@ -211,6 +230,8 @@ NONE = [
         ("refine", "offsets"),
         ("nms", "boxes"),
         ("nms", "scores"),
+        ("soft_nms", "boxes"),
+        ("soft_nms", "labels"),
         ("vote", "boxes"),
         ("vote", "labels"),
         ("mine", "labels"),
@@ -218,7 +239,7 @@ NONE = [
         ("detect", "anchors"),
     ]
 ]
-BAD = [*NONE, *REFINE, *NMS, *VOTE, *MINE, *MATCH, *DETECT]
+BAD = [*NONE, *REFINE, *NMS, *SOFT_NMS, *VOTE, *MINE, *MATCH, *DETECT]
 
 
 def each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
@@ -277,6 +298,7 @@ FIRST = {
     "refine": "offsets",
     "nms": "boxes",
     "batched_nms": "boxes",
+    "soft_nms": "boxes",
     "vote": "boxes",
     "mine": "losses",
     "match": "anchors",
@@ -342,7 +364,8 @@ TOO_LARGE: list[tuple[str, str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
         {},
     ),
     *(
-        ("vote", message, {"boxes": (*size, 4), "scores": size, "labels": size}, {})
+        (op, message, {"boxes": (*size, 4), "scores": size, "labels": size}, {})
+        for op in ("soft_nms", "vote")
         for message, size in [
             ("the batch size is 65536, on CUDA at most 65535", (65536, 1)),
             ("the number of boxes is 2147483648, on CUDA at most 2147483647", (1, 2**31)),
@@ -448,6 +471,7 @@ def test_an_export_that_could_not_run_is_refused(bad: Bad) -> None:
 FREE: dict[str, dict[str, str]] = {
     "refine": {"anchors": "n-", "offsets": "bn-"},
     "batched_nms": {"boxes": "n-", "scores": "n", "labels": "n"},
+    "soft_nms": {"boxes": "bn-", "scores": "bn", "labels": "bn"},
     "vote": {"boxes": "bn-", "scores": "bn", "labels": "bn"},
     "mine": {"losses": "bnc", "labels": "bn", "ious": "bn", "objectness": "bn"},
     "match": {"anchors": "n-", "gt_boxes": "m-", "gt_labels": "m", "gt_offsets": "+"},

@@ -436,8 +436,8 @@ def check(harness: Harness) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("boxes", [1, 31, 32, 33, 64, 65, THREADS - 1, THREADS, THREADS + 1, NEAR - 1, NEAR, NEAR + 1])
 def test_number_of_boxes(fast_harness: Harness, boxes: int, seed: int) -> None:
-    detected = check_case(fast_harness, *random_case(seed, 1, boxes, 1), seed=seed, score_threshold=0.4)
-    assert detected.counts[0] >= 1
+    detected = check_case(fast_harness, *random_case(seed, 1, boxes, 1), seed=seed, score_threshold=0.3)
+    assert detected.counts[0] >= boxes // 8
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])

@@ -18,6 +18,7 @@ ARGUMENTS = {
     "mine": (SCORES, LABELS, SCORES, SCORES),
     "nms": (BOXES[0], SCORES[0]),
     "batched_nms": (BOXES[0], SCORES[0], LABELS[0]),
+    "soft_nms": (BOXES, SCORES, LABELS),
     "vote": (BOXES, SCORES, LABELS),
 }
 NEEDED = {"nms": {"iou_threshold": 0.5}, "batched_nms": {"iou_threshold": 0.5}}
@@ -29,12 +30,14 @@ AT_LEAST_0 = [
     ("mine", "negative_ratio"),
     ("nms", "iou_threshold"),
     ("batched_nms", "iou_threshold"),
+    ("soft_nms", "iou_threshold"),
     ("vote", "iou_threshold"),
 ]
 ANY_NUMBER = [
     ("detect", "objectness_threshold"),
     ("detect", "score_threshold"),
     ("mine", "objectness_threshold"),
+    ("soft_nms", "score_threshold"),
     ("vote", "score_threshold"),
 ]
 EVERY = pytest.mark.parametrize("place", [ops, ops.reference], ids=["operator", "twin"])
@@ -73,6 +76,15 @@ def test_thresholds_of_scores_are_any_number(place: Any, name: str, option: str,
 @pytest.mark.parametrize("value", [0.0, 1.5, math.inf])
 def test_thresholds_of_ious_are_not_negative(place: Any, name: str, option: str, value: float) -> None:
     run(place, name, **{option: value})
+
+
+@EVERY
+@pytest.mark.parametrize("value", [0.0, -0.5, -math.inf, math.nan, 1e-50])
+def test_sigma_is_positive(place: Any, value: float) -> None:
+    """In float32, for it divides."""
+    with pytest.raises(InputError, match=rf"^refinedet\.soft_nms: sigma must be a number above 0, got {value:g}$"):
+        run(place, "soft_nms", method="gaussian", sigma=value)
+    run(place, "soft_nms", method="gaussian", sigma=math.inf)
 
 
 @EVERY

@@ -9,10 +9,10 @@ import test_match
 import test_mine
 import test_nms
 import test_refine
+import test_soft_nms
 import test_vote
-from problems import crowd
+from problems import crowd, image_of
 from simulated.harness import Harness, Result
-from support.counted_cases import vote as vote_case
 from support.detect_cases import load_golden
 from support.paths import ROOT
 
@@ -106,19 +106,23 @@ def test_launches_of_nms(boxes: int) -> None:
         assert harness.launches == cost.nms(boxes).launches
 
 
+def test_launches_of_soft_nms() -> None:
+    with CountingHarness("soft_nms") as harness:
+        test_soft_nms.check_case(harness, *test_soft_nms.random_case(0, 1, 1000, 20))
+        assert harness.launches == cost.soft_nms(1000).launches
+
+
 @pytest.mark.parametrize("boxes", [1000, 6375])
 def test_launches_of_vote(boxes: int) -> None:
     with CountingHarness("vote") as harness:
-        test_vote.check_case(harness, *vote_case(crowd(boxes)))
+        test_vote.check_case(harness, *image_of(*crowd(boxes)))
         assert harness.launches == cost.vote(boxes).launches
 
 
 def test_kernels_are_those_of_the_budget() -> None:
     budget = json.loads((KERNELS / "resources.json").read_text())["kernels"]
-    calls = [
-        *(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS),
-        *(cost.OF_BOXES[name](6375) for name in cost.OF_BOXES),
-    ]
+    calls = [*(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS)]
+    calls += [of_boxes(6375) for of_boxes in cost.OF_BOXES.values()]
     modelled = {kernel.name for call in calls for kernel in call.kernels} - {"memset"}
     names = {name.partition("<")[0] for name in budget}
     assert modelled == names - {"rank_losses_kernel"}  # the cheap one of the two that rank
@@ -145,14 +149,14 @@ def test_images_of_a_batch_are_alike() -> None:
 def test_what_was_not_counted_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^net is 'small', float16, but of mine are counted: VOC 320, batch 1, "):
         cost.mine(cost.Network("small", 100, 3, 1, 1), 1, element=2)
-    for name in cost.OF_BOXES:
+    for of_boxes in cost.OF_BOXES.values():
         with pytest.raises(ValueError, match=r"^boxes is 5000, but counted are: 1,000 boxes of 20 classes, "):
-            cost.OF_BOXES[name](5000)
+            of_boxes(5000)
 
 
 def test_tops_of_vote() -> None:
     counted = cost.read_counts()["operators"]["vote"]["1,000 boxes of 20 classes"]
-    assert ops.vote(*vote_case(crowd(1000))).counts.tolist() == [counted["kept"]]
+    assert ops.vote(*image_of(*crowd(1000))).counts.tolist() == [counted["kept"]]
 
 
 def test_boxes_that_nms_keeps() -> None:

@@ -25,6 +25,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "mine": ops.mine,
     "nms": partial(ops.batched_nms, iou_threshold=0.5),
     "refine": ops.refine,
+    "soft_nms": partial(ops.soft_nms, score_threshold=0.1),
     "vote": partial(ops.vote, soft=True),
 }
 
@@ -41,7 +42,7 @@ def inputs(name: str, seed: int = 0, images: int = 2, count: int = 1000) -> tupl
         return suppression(seed, count)
     if name == "refine":
         return anchors(seed, count), heads(seed, images, count)[0]
-    if name == "vote":
+    if name in ("soft_nms", "vote"):
         return merging(seed, images, count)
     raise KeyError(name)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import arguments_of, crowd, merging
+from problems import arguments_of, crowd, image_of
 from support.gpu import to
 
 from gpu_report import machine
@@ -26,7 +26,7 @@ from refinedet import ops
 from refinedet.profiling import cost, resources
 
 NET = cost.NETWORKS[0]
-BOXES = {1: 1000, 32: 6375}  # of nms and vote, which have no size of a network
+BOXES = {1: 1000, 32: 6375}  # of the operators that have no batch of a network
 COUNTS = machine.ROOT / "docs" / "kernels" / "counts.json"
 DENIED = "ERR_NVGPUCTRPERM"
 
@@ -87,7 +87,9 @@ def calls(batch: int) -> dict[str, tuple[str, cost.Cost, Callable[..., Any], tup
         found[name] = (case.label, case.cost, getattr(ops, name), arguments_of(name, NET, batch))
     boxes = BOXES[batch]
     found["nms"] = (f"nms, {boxes} boxes", cost.nms(boxes), ops.batched_nms, (*crowd(boxes), 0.45))
-    found["vote"] = (f"vote, {boxes} boxes", cost.vote(boxes), ops.vote, merging(boxes))
+    image = image_of(*crowd(boxes))
+    found["soft_nms"] = (f"soft_nms, {boxes} boxes", cost.soft_nms(boxes), ops.soft_nms, image)
+    found["vote"] = (f"vote, {boxes} boxes", cost.vote(boxes), ops.vote, image)
     return found
 
 

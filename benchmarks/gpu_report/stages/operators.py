@@ -5,7 +5,7 @@ see `gpu_report.worker.measure_call`. The model predicts "graph, cold".
 """
 
 import torch
-from problems import arguments_of, crowd, merging
+from problems import arguments_of, crowd, image_of
 from support.gpu import to
 
 from gpu_report.cases import BANDWIDTH, COLD, MEMORY, Case, every_case, measure_bandwidth, model_device
@@ -15,7 +15,6 @@ from refinedet import ops
 from refinedet.profiling import cost
 
 PEER_ROUNDS = 20  # some take milliseconds
-BOXES = cost.BOXES  # of operators without a size of a network
 
 
 def run(job: Job) -> None:
@@ -24,12 +23,13 @@ def run(job: Job) -> None:
     device = model_device(job, bandwidth)
     job.note(f"predictions are for {device}")
     cases = list(every_case())
-    boxes = BOXES[:1] if job.dry_run else BOXES
+    boxes = cost.BOXES[:1] if job.dry_run else cost.BOXES
     with torch.inference_mode():
         for case in cases[: len(cost.OPERATORS)] if job.dry_run else cases:
             measure(job, case, bandwidth, device)
         for count in boxes:
             measure_nms(job, count)
+            measure_soft_nms(job, count)
             measure_vote(job, count)
         for peer in list_peers(job, boxes):
             measure_peer(job, peer)
@@ -53,9 +53,15 @@ def measure_nms(job: Job, count: int) -> None:
     job.figures(f"nms, {count} boxes", "us", times)
 
 
+def measure_soft_nms(job: Job, count: int) -> None:
+    """With the sorts before and after it."""
+    arguments = to(job.device, image_of(*crowd(count)))
+    job.figures(f"soft_nms, {count} boxes", "us", measure_call(job, lambda: ops.soft_nms(*arguments)))
+
+
 def measure_vote(job: Job, count: int) -> None:
     """With the two sorts before it and the one after."""
-    arguments = to(job.device, merging(count))
+    arguments = to(job.device, image_of(*crowd(count)))
     job.figures(f"vote, {count} boxes", "us", measure_call(job, lambda: ops.vote(*arguments)))
 
 

@@ -84,9 +84,9 @@ struct Share {
   int num_far = 0;
   Best best;  // of all
 
+  // Of the class that begins at a place of the order.
   template <class T>
-  __device__ Share(const Rows<T>& rows, const SoftNmsOptions& options, int64_t begin, const Store& workspace)
-      : far{workspace.corners + 4 * (begin + threadIdx.x), workspace.rows + begin + threadIdx.x} {
+  __device__ void take(const Rows<T>& rows, const SoftNmsOptions& options, int64_t begin) {
     const int64_t label = rows.label(begin);
     int64_t place = begin + threadIdx.x;
     const auto next = [&] {
@@ -165,7 +165,9 @@ __global__ void __launch_bounds__(kThreads)
   int turn = 0;
   unsigned begins = __ballot_sync(kFullWarp, rows.starts_class(first + lane_index()));
   for (; begins != 0; begins &= begins - 1) {
-    Share share(rows, options, first + __ffs(static_cast<int>(begins)) - 1, workspace);
+    const int64_t begin = first + __ffs(static_cast<int>(begins)) - 1, own = begin + threadIdx.x;
+    Share share{.near = {}, .far = {workspace.corners + 4 * own, workspace.rows + own}};
+    share.take(rows, options, begin);
     for (;;) {
       const Best picked = best_of_block(share.best, of_warps + turn);
       turn = kWarps - turn;
