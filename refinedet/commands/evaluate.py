@@ -14,6 +14,7 @@ from refinedet.commands.options import (
     add_device,
     add_json,
     add_protocol,
+    chosen_protocol,
     deliver,
     noter,
     speaker,
@@ -52,6 +53,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and show the table."""
+    protocol = chosen_protocol(arguments)
     from refinedet.evaluation.evaluate import evaluate_checkpoint
     from refinedet.ops.devices import choose_device
 
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         allow_outside=arguments.allow_outside,
         device=choose_device(arguments.device),
-        protocol=arguments.protocol,
+        protocol=protocol,
         metric=arguments.metric,
         batch_size=arguments.batch_size,
     )
