@@ -92,15 +92,11 @@ REFINEDET_HD float objectness(float background, float object) {
   return 1.0f / (1.0f + portable_exp(background - object));
 }
 
-// Compare as the scores do, and are not 0. The score must not be NaN.
-REFINEDET_HD uint32_t ascending_bits(float score) {
-  const uint32_t bits = float_bits(score + 0.0f);  // -0 becomes +0, its equal
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 // Sorting these keys ascending gives score descending, then index ascending. The score must not be NaN.
 REFINEDET_HD uint64_t descending_key(float score, uint32_t index) {
-  return static_cast<uint64_t>(~ascending_bits(score)) << 32 | index;
+  const uint32_t bits = float_bits(score + 0.0f);  // -0 becomes +0, its equal
+  const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(~ascending) << 32 | index;
 }
 
 REFINEDET_HD float key_score(uint64_t key) {

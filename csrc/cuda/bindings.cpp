@@ -11,6 +11,8 @@
 #include "ops/mine/mine_cuda.h"
 #include "ops/nms/nms_cuda.h"
 #include "ops/refine/refine_cuda.h"
+#include "ops/soft_nms/soft_nms_cuda.h"
+#include "ops/vote/vote_cuda.h"
 
 namespace py = pybind11;
 
@@ -203,6 +205,8 @@ void bind(py::module_& module) {
   bind_operator(launchers, "mine", mine_limits, mine_workspace_bytes, mine);
   bind_operator(launchers, "nms", nms_limits, nms_workspace_bytes, nms);
   bind_operator(launchers, "refine", refine_limits, refine_workspace_bytes, refine);
+  bind_operator(launchers, "soft_nms", soft_nms_limits, soft_nms_workspace_bytes, soft_nms);
+  bind_operator(launchers, "vote", vote_limits, vote_workspace_bytes, vote);
 }
 
 }  // namespace refinedet::cuda

@@ -23,8 +23,8 @@ def vote(
     """Merge boxes of a class that overlap the best of them into their mean (spec section 10.4).
 
     In each class of each image the box of the highest score, equal scores by row ascending, is a top. It and all boxes
-    whose IoU with it is at least ``iou_threshold`` become one: with its score and the mean of their corners, weighted by
-    score. Then the best of the others is a top, until none is left.
+    whose IoU with it is at least ``iou_threshold`` become one, with its score and the mean of their corners, weighted
+    by score. Then the best of the others is a top, until none is left.
 
     Args:
         boxes: [B,N,4] corners x1, y1, x2, y2, any unit.
@@ -40,16 +40,16 @@ def vote(
     Returns:
         The tops, and with ``soft`` what joined them: K = N, ``indices`` are the input's rows; a mean has its top's.
 
-    A row with a NaN score or a coordinate that is not finite is dropped. A box without area overlaps nothing. A top that
-    nothing joins keeps its box, and so does one whose mean is not finite: no score of its boxes is above 0, one is
-    infinite, or numbers overflow. Inputs of float16, bfloat16 and float64 are converted to float32.
+    A row with a NaN score or a coordinate that is not finite is dropped. A box without area overlaps nothing. A top
+    that nothing joins keeps its box, and so does one whose mean is not finite: no score of its boxes is above 0, one
+    is infinite, or numbers overflow. Inputs of float16, bfloat16 and float64 are converted to float32.
 
     Raises:
         InputError: shapes that do not fit, integer boxes or scores, labels that are not int64, a negative or NaN
             ``iou_threshold``, or a ``score_threshold`` that is NaN.
     """
-    voted = call("vote", boxes, scores, labels, iou_threshold, soft, score_threshold, official)
-    return ranked(*voted, labels)
+    voted_boxes, voted_scores = call("vote", boxes, scores, labels, iou_threshold, soft, score_threshold, official)
+    return ranked(voted_boxes, voted_scores, labels)
 
 
 @extension.register_fake("vote")

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from support.gpu import DEVICE, assert_same, to
-from support.gpu_cases import anchors, heads, mining, suppression, truth
+from support.gpu_cases import anchors, heads, merging, mining, suppression, truth
 from torch import Tensor
 
 from refinedet import ops
+from refinedet.ops.ranked import ranked
 
 pytestmark = [pytest.mark.gpu, pytest.mark.small]
 
@@ -139,6 +140,30 @@ def test_launch_nms(launchers: Any, type_name: str) -> None:
         stream=stream(),
     )
     assert_same(kept[: count.item()], ops.batched_nms(boxes, scores, labels, 0.5))
+
+
+@EVERY_TYPE
+@pytest.mark.parametrize("soft", [False, True])
+def test_launch_vote(launchers: Any, soft: bool, type_name: str) -> None:
+    boxes, scores, labels = to(DEVICE, merging())
+    boxes = boxes.to(TYPES[type_name])
+    by_score = scores.sort(descending=True, stable=True).indices
+    by_label = labels.gather(1, by_score).sort(stable=True).indices
+    found_boxes, found_scores = torch.empty(*scores.shape, 4, device=DEVICE), torch.empty_like(scores)
+    sizes = {"batch": len(boxes), "num_boxes": boxes.shape[1]}
+    room = workspace(launchers.vote_workspace_bytes(**sizes))
+    launchers.vote(
+        type=type_name,
+        **sizes,
+        iou_threshold=0.45,
+        soft=soft,
+        score_threshold=0.05,
+        official=False,
+        **addresses(boxes=boxes, scores=scores, labels=labels, by_score=by_score, by_label=by_label, workspace=room),
+        **addresses(found_boxes=found_boxes, found_scores=found_scores),
+        stream=stream(),
+    )
+    assert_same(ranked(found_boxes, found_scores, labels), ops.vote(boxes, scores, labels, soft=soft))
 
 
 def test_an_error_is_reported_once(launchers: Any) -> None:

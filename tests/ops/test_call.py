@@ -19,6 +19,7 @@ LABELS, OFFSETS = torch.ones(3, dtype=torch.int64), torch.tensor([0, 3])
         (ops.nms, (BOXES.numpy(), SCORES, 0.5), "nms: boxes is of type ndarray; give Tensor"),
         (ops.nms, (BOXES, SCORES, "0.5"), "nms: iou_threshold is of type str; give float"),
         (ops.batched_nms, (BOXES, SCORES, [1, 1, 1], 0.5), r"nms: labels is of type list; give .*Tensor"),
+        (ops.vote, (BOXES[None], SCORES[None], [[1, 1, 1]]), "vote: labels is of type list"),
         (ops.refine, (BOXES, BOXES[None].numpy()), "refine: offsets is of type ndarray"),
         (ops.match, (BOXES, BOXES, LABELS, np.array([0, 3])), "match: gt_offsets is of type ndarray"),
         (ops.mine, (SCORES[None], LABELS[None], SCORES[None].numpy(), None), "mine: ious is of type ndarray"),
@@ -136,6 +137,7 @@ def test_no_operator_is_differentiable():
         *ops.match(boxes[0], boxes[0], LABELS, OFFSETS),
         ops.mine(scores, LABELS[None], scores, None),
         ops.nms(boxes[0], scores[0], 0.5),
+        *ops.vote(boxes, scores, LABELS[None]),
         *ops.detect(boxes, boxes[..., :2], boxes, boxes, boxes[0]),
     ]
     assert not any(tensor.requires_grad for tensor in found)

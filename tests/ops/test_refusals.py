@@ -38,6 +38,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "refine": {"anchors": floats(6, 4), "offsets": floats(2, 6, 4)},
     "nms": {"boxes": floats(3, 4), "scores": floats(3), "iou_threshold": 0.5},
     "batched_nms": {"boxes": floats(3, 4), "scores": floats(3), "labels": ones(3), "iou_threshold": 0.5},
+    "vote": {"boxes": floats(2, 3, 4), "scores": floats(2, 3), "labels": ones(2, 3)},
     "mine": {"losses": floats(2, 6, 5), "labels": ones(2, 6), "ious": floats(2, 6), "objectness": floats(2, 6)},
     "match": {
         "anchors": floats(5, 4),
@@ -132,6 +133,16 @@ NMS = [
         *types(op, "boxes", "scores"),
     )
 ] + [shape("batched_nms", "labels", (2,), "[3]"), *types("batched_nms", "labels")]
+VOTE = [
+    shape("vote", "boxes", (3, 4), "[*, *, 4]"),
+    shape("vote", "boxes", (2, 3, 5), "[*, *, 4]"),
+    shape("vote", "scores", (2, 2), "[2, 3]"),
+    shape("vote", "scores", (2, 3, 1), "[2, 3]"),
+    shape("vote", "labels", (3,), "[2, 3]"),
+    *numbers("vote", 0, "iou_threshold"),
+    *numbers("vote", None, "score_threshold"),
+    *types("vote", "boxes", "scores", "labels"),
+]
 MINE = [
     shape("mine", "labels", (6,), "[*, *]"),
     shape("mine", "losses", (2, 5), "[2, 6]"),
@@ -200,12 +211,14 @@ NONE = [
         ("refine", "offsets"),
         ("nms", "boxes"),
         ("nms", "scores"),
+        ("vote", "boxes"),
+        ("vote", "labels"),
         ("mine", "labels"),
         ("match", "gt_offsets"),
         ("detect", "anchors"),
     ]
 ]
-BAD = [*NONE, *REFINE, *NMS, *MINE, *MATCH, *DETECT]
+BAD = [*NONE, *REFINE, *NMS, *VOTE, *MINE, *MATCH, *DETECT]
 
 
 def each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
@@ -260,7 +273,14 @@ def test_good_input_is_taken_everywhere(place: str, op: str) -> None:
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
 
-FIRST = {"refine": "offsets", "nms": "boxes", "batched_nms": "boxes", "mine": "losses", "match": "anchors"}
+FIRST = {
+    "refine": "offsets",
+    "nms": "boxes",
+    "batched_nms": "boxes",
+    "vote": "boxes",
+    "mine": "losses",
+    "match": "anchors",
+}
 TENSORS = [(op, name) for op, given in GOOD.items() for name, value in given.items() if isinstance(value, Tensor)]
 NAMES = {"cpu": "the CPU", "meta": "the meta device", "cuda": "GPU 0"}
 
@@ -320,6 +340,13 @@ TOO_LARGE: list[tuple[str, str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
         "the number of boxes is 2147483648, on CUDA at most 2147483647",
         {"boxes": (2**31, 4), "scores": (2**31,)},
         {},
+    ),
+    *(
+        ("vote", message, {"boxes": (*size, 4), "scores": size, "labels": size}, {})
+        for message, size in [
+            ("the batch size is 65536, on CUDA at most 65535", (65536, 1)),
+            ("the number of boxes is 2147483648, on CUDA at most 2147483647", (1, 2**31)),
+        ]
     ),
     *(
         ("mine", message, {"losses": losses, **dict.fromkeys(("labels", "ious", "objectness"), losses[:2])}, {})
@@ -421,6 +448,7 @@ def test_an_export_that_could_not_run_is_refused(bad: Bad) -> None:
 FREE: dict[str, dict[str, str]] = {
     "refine": {"anchors": "n-", "offsets": "bn-"},
     "batched_nms": {"boxes": "n-", "scores": "n", "labels": "n"},
+    "vote": {"boxes": "bn-", "scores": "bn", "labels": "bn"},
     "mine": {"losses": "bnc", "labels": "bn", "ious": "bn", "objectness": "bn"},
     "match": {"anchors": "n-", "gt_boxes": "m-", "gt_labels": "m", "gt_offsets": "+"},
     "detect": {"arm_loc": "bn-", "arm_conf": "bn-", "odm_loc": "bn-", "odm_conf": "bnc", "anchors": "n-"},

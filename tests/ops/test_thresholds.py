@@ -18,6 +18,7 @@ ARGUMENTS = {
     "mine": (SCORES, LABELS, SCORES, SCORES),
     "nms": (BOXES[0], SCORES[0]),
     "batched_nms": (BOXES[0], SCORES[0], LABELS[0]),
+    "vote": (BOXES, SCORES, LABELS),
 }
 NEEDED = {"nms": {"iou_threshold": 0.5}, "batched_nms": {"iou_threshold": 0.5}}
 
@@ -28,8 +29,14 @@ AT_LEAST_0 = [
     ("mine", "negative_ratio"),
     ("nms", "iou_threshold"),
     ("batched_nms", "iou_threshold"),
+    ("vote", "iou_threshold"),
 ]
-ANY_NUMBER = [("detect", "objectness_threshold"), ("detect", "score_threshold"), ("mine", "objectness_threshold")]
+ANY_NUMBER = [
+    ("detect", "objectness_threshold"),
+    ("detect", "score_threshold"),
+    ("mine", "objectness_threshold"),
+    ("vote", "score_threshold"),
+]
 EVERY = pytest.mark.parametrize("place", [ops, ops.reference], ids=["operator", "twin"])
 
 

@@ -73,6 +73,12 @@ def nms(boxes: tuple[Tensor, ...], dtype: torch.dtype = SINGLE) -> tuple[Tensor 
     return corners.to(dtype), scores, labels[0] if labels else None, 0.45
 
 
+def vote(boxes: tuple[Tensor, ...], dtype: torch.dtype = SINGLE) -> tuple[Tensor, ...]:
+    """One image; without labels one class."""
+    corners, scores, *labels = (tensor[None] for tensor in boxes)
+    return corners.to(dtype), scores, labels[0] + 1 if labels else torch.ones(scores.shape, dtype=torch.int64)
+
+
 def of_network(
     operator: Callable[..., tuple[Tensor, ...]],
     net: cost.Network,
@@ -125,6 +131,14 @@ def _cases() -> Iterator[Case]:
             "nms", f"1,000 random boxes, {NAMES[dtype][:-2]}", partial(nms, random_boxes(1000), dtype), quick=True
         )
     yield Case("nms", "4,160 random boxes", partial(nms, random_boxes(4160)), quick=True)  # the least with a rest
+    for count in (1000, 6375, 20000):
+        quick = count == 1000
+        yield Case("vote", f"{count:,} boxes of 20 classes", partial(vote, crowd(count)), quick=quick, by_line=quick)
+    yield Case("vote", "2,000 random boxes", partial(vote, random_boxes(2000)))
+    for dtype in (HALF, BFLOAT):
+        yield Case(
+            "vote", f"1,000 boxes of 20 classes, {NAMES[dtype][:-2]}", partial(vote, crowd(1000), dtype), quick=True
+        )
 
 
 CASES = tuple(_cases())

@@ -25,11 +25,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "mine": ops.mine,
     "nms": partial(ops.batched_nms, iou_threshold=0.5),
     "refine": ops.refine,
+    "vote": partial(ops.vote, soft=True),
 }
 
 
 def inputs(name: str, seed: int = 0, images: int = 2, count: int = 1000) -> tuple[Tensor, ...]:
-    """Arguments of an operator for so many images of ``count`` anchors; for nms ``count`` boxes."""
+    """Arguments of an operator for so many images of ``count`` anchors or boxes; for nms ``count`` boxes."""
     if name.startswith("detect"):
         return *heads(seed, images, count), anchors(seed, count)
     if name == "match":
@@ -40,6 +41,8 @@ def inputs(name: str, seed: int = 0, images: int = 2, count: int = 1000) -> tupl
         return suppression(seed, count)
     if name == "refine":
         return anchors(seed, count), heads(seed, images, count)[0]
+    if name == "vote":
+        return merging(seed, images, count)
     raise KeyError(name)
 
 
@@ -79,3 +82,10 @@ def suppression(seed: int = 0, count: int = 1000) -> tuple[Tensor, Tensor, Tenso
     """Boxes, scores, labels."""
     boxes, labels, _ = truth(seed, 1, count)
     return boxes, torch.rand(count, generator=torch.Generator().manual_seed(seed)), labels
+
+
+def merging(seed: int = 0, images: int = 2, count: int = 1000) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores, labels of images; one in ten is padding."""
+    boxes, scores, labels = suppression(seed, images * count)
+    labels = labels * (torch.arange(len(labels)) % 10 > 0)
+    return boxes.reshape(images, count, 4), scores.reshape(images, count), labels.reshape(images, count)

@@ -14,10 +14,10 @@
 // official = false: boxes whose score is below score_threshold are dropped before the first pick, too.
 // official = true: they stay until a picked one meets them, as in the released code; sides are x2 - x1 + 1.
 //
-// Padding, a NaN score and a box with a coordinate that is not finite are dropped before the first pick. An inverted box
-// or one without area has area 0: it overlaps nothing; nor do boxes whose areas overflow. iou_threshold is not negative and not NaN,
-// sigma is above 0, score_threshold is not NaN; N < 2^32. B = 0 and N = 0 give an empty result. float16, bfloat16 and float64
-// inputs are converted to float32; all arithmetic is float32 as in box_math.h.
+// Padding, a NaN score and a box with a coordinate that is not finite are dropped before the first pick. An inverted
+// box or one without area has area 0: it overlaps nothing; nor do boxes whose areas overflow. iou_threshold is not
+// negative and not NaN, sigma is above 0, score_threshold is not NaN; N < 2^32. B = 0 and N = 0 give an empty result.
+// float16, bfloat16 and float64 inputs are converted to float32; all arithmetic is float32 as in box_math.h.
 #pragma once
 
 #include "box_math.h"
@@ -73,17 +73,19 @@ struct SoftNmsOutputs {
 // Largest sizes that the kernels take.
 struct SoftNmsLimits {
   static constexpr int64_t kMaxBoxes = 0xffffffff;      // CPU: those that are left are counted in 32 bits
-  static constexpr int64_t kMaxBoxesCuda = 0x7fffffff;  // tiles are counted by blocks of a grid
+  static constexpr int64_t kMaxBoxesCuda = 0x7fffffff;  // a row is an int
 };
+
+// The score of a row that is dropped: a NaN.
+REFINEDET_HD float dropped_score() { return bits_float(0x7fc00000u); }
 
 // Length that is added to the sides of boxes.
 REFINEDET_HD float pixel_of(const SoftNmsOptions& options) { return options.official ? 1.0f : 0.0f; }
 
-// What a score is multiplied by at this IoU with the box that is picked.
-REFINEDET_HD float soft_nms_weight(float iou, const SoftNmsOptions& options) {
-  if (options.gaussian) return portable_exp(-(iou * iou) / options.sigma);
-  return iou > options.iou_threshold ? 1.0f - iou : 1.0f;
-}
+// What a score is multiplied by, by the IoU with the box that is picked.
+REFINEDET_HD float linear_weight(float iou, float threshold) { return 1.0f - (iou > threshold ? iou : 0.0f); }
+
+REFINEDET_HD float gaussian_weight(float iou, float sigma) { return portable_exp(-(iou * iou) / sigma); }
 
 #if !defined(__CUDACC_RTC__)
 namespace cpu {

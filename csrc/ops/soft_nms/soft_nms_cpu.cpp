@@ -1,7 +1,7 @@
 #include "ops/soft_nms/soft_nms.h"
 
 #include <algorithm>
-#include <limits>
+#include <unordered_map>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -9,148 +9,185 @@
 namespace refinedet::cpu {
 namespace {
 
-constexpr float kDropped = std::numeric_limits<float>::quiet_NaN();
+constexpr int kLanes = 16;  // boxes that go through a vector function together
 
-struct Candidate {
-  int64_t label, row;  // of all images' rows
-};
+using Rows = std::vector<int64_t>;  // ascending; they count through all images
 
-// Candidates [begin, end) of one class of one image, rows ascending.
-struct Group {
-  const Candidate *begin, *end;
-};
-
-Corners load(const float* boxes, int64_t row) {
-  return {boxes[4 * row], boxes[4 * row + 1], boxes[4 * row + 2], boxes[4 * row + 3]};
+Corners load(const SoftNmsInputs& in, int64_t row) {
+  const float* const box = static_cast<const float*>(in.boxes) + 4 * row;
+  return {box[0], box[1], box[2], box[3]};
 }
 
 bool usable(const SoftNmsInputs& in, const SoftNmsOptions& options, int64_t row) {
-  const float score = in.scores[row], floor = options.score_threshold;
-  const bool counts = options.official ? score == score : score >= floor;
-  return in.labels[row] > 0 && counts && finite(load(static_cast<const float*>(in.boxes), row));
+  const float score = in.scores[row];
+  const bool counts = options.official ? score == score : score >= options.score_threshold;
+  return in.labels[row] > 0 && counts && finite(load(in, row));
 }
 
-// Those of an image, class by class.
-std::vector<Candidate> candidates_of(const SoftNmsInputs& in, const SoftNmsOptions& options, int64_t image) {
-  std::vector<Candidate> candidates;
-  candidates.reserve(in.num_boxes);
+// The rows of each class of an image.
+std::vector<Rows> classes_of(const SoftNmsInputs& in, const SoftNmsOptions& options, int64_t image) {
+  std::vector<Rows> classes;
+  std::unordered_map<int64_t, size_t> numbers;  // of the labels
   for (int64_t row = image * in.num_boxes; row < (image + 1) * in.num_boxes; ++row) {
-    if (usable(in, options, row)) candidates.push_back({in.labels[row], row});
+    if (!usable(in, options, row)) continue;
+    const auto [label, is_new] = numbers.try_emplace(in.labels[row], classes.size());
+    if (is_new) classes.emplace_back();
+    classes[label->second].push_back(row);
   }
-  std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-    return a.label != b.label ? a.label < b.label : a.row < b.row;
-  });
-  return candidates;
+  return classes;
 }
 
-void append_groups(const std::vector<Candidate>& candidates, std::vector<Group>* groups) {
-  const Candidate* const end = candidates.data() + candidates.size();
-  for (const Candidate* begin = candidates.data(); begin != end;) {
-    const Candidate* const last =
-        std::find_if(begin, end, [&](const Candidate& other) { return other.label != begin->label; });
-    groups->push_back({begin, last});
-    begin = last;
-  }
-}
+// Boxes of a class. A NaN score: the box was picked or dropped, or there never was one.
+struct Block {
+  float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes], score[kLanes];
+};
 
-// Boxes of a class in columns, for one vector step meets many of them. A rank orders as the scores do; one of 0: the box
-// is picked or dropped.
-struct Columns {
-  float *x1, *y1, *x2, *y2, *areas, *scores;
-  uint32_t* ranks;
+// What blocks hold, by lane.
+struct Lanes {
+  float highest[kLanes];  // score; NaN: there is no box
+  int32_t first[kLanes];  // block that has it
+  int32_t boxes[kLanes];
 };
 
 struct Left {
-  uint32_t highest, count;  // rank, of how many boxes that are left
+  int64_t best, boxes;  // place of the highest score, the first of several; number of boxes
 };
 
-// All boxes meet the one that is picked.
-REFINEDET_VECTOR_CLONES
-Left decay_scores(const Columns& columns, int64_t count, Corners picked, const SoftNmsOptions& given) {
-  const SoftNmsOptions options = given;
-  const float pixel = pixel_of(options), picked_area = area(picked, pixel);
-  const float *__restrict const x1 = columns.x1, *__restrict const y1 = columns.y1;
-  const float *__restrict const x2 = columns.x2, *__restrict const y2 = columns.y2;
-  const float* __restrict const areas = columns.areas;
-  float* __restrict const scores = columns.scores;
-  uint32_t* __restrict const ranks = columns.ranks;
+Left reduce(const Lanes& lanes) {
   Left left{0, 0};
-  for (int64_t i = 0; i < count; ++i) {
-    const float inter = intersection(picked, {x1[i], y1[i], x2[i], y2[i]}, pixel);
-    const float iou = any_iou(inter, picked_area, areas[i]);
-    const float score = scores[i] * soft_nms_weight(iou, options);
-    const bool stays = (iou == 0.0f) | (score >= options.score_threshold);
-    const uint32_t rank = stays && ranks[i] != 0 ? ascending_bits(score) : 0;
-    scores[i] = score;
-    ranks[i] = rank;
-    left.highest = rank > left.highest ? rank : left.highest;
-    left.count += rank != 0;
+  float highest = dropped_score();
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (lanes.boxes[lane] == 0) continue;
+    const int64_t place = int64_t{lanes.first[lane]} * kLanes + lane;
+    const bool first = left.boxes == 0 || lanes.highest[lane] > highest;
+    if (first || (lanes.highest[lane] == highest && place < left.best)) {
+      highest = lanes.highest[lane];
+      left.best = place;
+    }
+    left.boxes += lanes.boxes[lane];
   }
   return left;
 }
 
-// The boxes of a class that are not picked yet, rows ascending.
+// All boxes meet the one that is picked. Three loops, for GCC vectorises each, and none that does all.
+template <class Weight>
+inline __attribute__((always_inline)) Left decay_blocks(Block* blocks, int32_t count, Corners picked, float pixel,
+                                                        float floor, const Weight& weight) {
+  const float picked_area = area(picked, pixel);
+  Lanes lanes;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    lanes.highest[lane] = dropped_score();
+    lanes.first[lane] = lanes.boxes[lane] = 0;
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    Block& block = blocks[i];
+    float iou[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Corners box{block.x1[lane], block.y1[lane], block.x2[lane], block.y2[lane]};
+      iou[lane] = any_iou(intersection(picked, box, pixel), picked_area, block.area[lane]);
+    }
+#pragma GCC unroll 1  // or it is unrolled before it could be vectorised: 4 times slower
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float decayed = block.score[lane] * weight(iou[lane]);
+      const bool stays = (iou[lane] == 0.0f) | (decayed >= floor);
+      block.score[lane] = stays ? decayed : dropped_score();
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float score = block.score[lane];
+      const bool better = (score > lanes.highest[lane]) | (lanes.highest[lane] != lanes.highest[lane]);
+      lanes.highest[lane] = better ? score : lanes.highest[lane];
+      lanes.first[lane] = better ? i : lanes.first[lane];
+      lanes.boxes[lane] += score == score ? 1 : 0;
+    }
+  }
+  return reduce(lanes);
+}
+
+REFINEDET_VECTOR_CLONES
+Left decay_linearly(Block* blocks, int32_t count, Corners picked, const SoftNmsOptions& options) {
+  const float threshold = options.iou_threshold;
+  return decay_blocks(blocks, count, picked, pixel_of(options), options.score_threshold,
+                      [=](float iou) { return linear_weight(iou, threshold); });
+}
+
+REFINEDET_VECTOR_CLONES
+Left decay_by_gaussian(Block* blocks, int32_t count, Corners picked, const SoftNmsOptions& options) {
+  const float sigma = options.sigma;
+  return decay_blocks(blocks, count, picked, pixel_of(options), options.score_threshold,
+                      [=](float iou) { return gaussian_weight(iou, sigma); });
+}
+
+constexpr Corners kNowhere{0.0f, 0.0f, -2.0f, -2.0f};  // meets no box, even with a pixel more
+
+// The boxes of a class that are not picked yet, by row.
 class Remaining {
  public:
-  Remaining(const Group& group, const SoftNmsInputs& in, const SoftNmsOptions& options)
-      : options_(options), size_(group.end - group.begin), rows_(size_), floats_(6 * size_), ranks_(size_) {
-    float* const first = floats_.data();
-    columns_ = {first,
-                first + size_,
-                first + 2 * size_,
-                first + 3 * size_,
-                first + 4 * size_,
-                first + 5 * size_,
-                ranks_.data()};
-    for (int64_t i = 0; i < size_; ++i) {
-      const int64_t row = group.begin[i].row;
-      const Corners box = load(static_cast<const float*>(in.boxes), row);
-      put(i, row, box, in.scores[row], ascending_bits(in.scores[row]));
+  Remaining(const Rows& rows, const SoftNmsInputs& in, const SoftNmsOptions& options) : options_(options), rows_(rows) {
+    blocks_.resize((rows_.size() + kLanes - 1) / kLanes);
+    int64_t place = 0;
+    for (const int64_t row : rows_) {
+      const Corners box = load(in, row);
+      put(place++, box, area(box, pixel_of(options)), in.scores[row]);
     }
-    left_ = {*std::max_element(ranks_.begin(), ranks_.end()), static_cast<uint32_t>(size_)};
+    fill_up();
   }
 
-  // Picks until nothing is left, and writes the scores of the picked rows.
+  // Picks until nothing is left, and writes the scores of what is picked.
   void pick_all(float* decayed) {
-    while (left_.count > 0) {
-      const int64_t i = std::find(ranks_.begin(), ranks_.begin() + size_, left_.highest) - ranks_.begin();
-      decayed[rows_[i]] = columns_.scores[i];
-      ranks_[i] = 0;
-      left_ = decay_scores(columns_, size_, box(i), options_);
-      if (left_.count < size_ - size_ / 4) compact();
+    Left left = meet(kNowhere);
+    while (left.boxes > 0) {
+      Block& block = blocks_[left.best / kLanes];
+      const int64_t lane = left.best % kLanes;
+      decayed[rows_[left.best]] = block.score[lane];
+      block.score[lane] = dropped_score();
+      left = meet({block.x1[lane], block.y1[lane], block.x2[lane], block.y2[lane]});
+      if (2 * left.boxes < static_cast<int64_t>(rows_.size())) compact(&left);
     }
   }
 
  private:
-  Corners box(int64_t i) const { return {columns_.x1[i], columns_.y1[i], columns_.x2[i], columns_.y2[i]}; }
+  Left meet(Corners picked) {
+    const auto decay = options_.gaussian ? decay_by_gaussian : decay_linearly;
+    return decay(blocks_.data(), static_cast<int32_t>(blocks_.size()), picked, options_);
+  }
 
-  void put(int64_t i, int64_t row, Corners box, float score, uint32_t rank) {
-    rows_[i] = row;
-    columns_.x1[i] = box.x1;
-    columns_.y1[i] = box.y1;
-    columns_.x2[i] = box.x2;
-    columns_.y2[i] = box.y2;
-    columns_.areas[i] = area(box, pixel_of(options_));
-    columns_.scores[i] = score;
-    ranks_[i] = rank;
+  void put(int64_t place, Corners box, float area, float score) {
+    Block& block = blocks_[place / kLanes];
+    const int64_t lane = place % kLanes;
+    block.x1[lane] = box.x1;
+    block.y1[lane] = box.y1;
+    block.x2[lane] = box.x2;
+    block.y2[lane] = box.y2;
+    block.area[lane] = area;
+    block.score[lane] = score;
   }
 
   // Moves those that are left together.
-  void compact() {
+  void compact(Left* left) {
     int64_t kept = 0;
-    for (int64_t i = 0; i < size_; ++i) {
-      if (ranks_[i] != 0) put(kept++, rows_[i], box(i), columns_.scores[i], ranks_[i]);
+    for (int64_t i = 0; i < static_cast<int64_t>(rows_.size()); ++i) {
+      const Block& block = blocks_[i / kLanes];
+      const int64_t lane = i % kLanes;
+      if (block.score[lane] != block.score[lane]) continue;
+      if (i == left->best) left->best = kept;
+      rows_[kept] = rows_[i];
+      put(kept++, {block.x1[lane], block.y1[lane], block.x2[lane], block.y2[lane]}, block.area[lane],
+          block.score[lane]);
     }
-    size_ = kept;
+    rows_.resize(kept);
+    blocks_.resize((kept + kLanes - 1) / kLanes);
+    fill_up();
+  }
+
+  // The rest of the last block.
+  void fill_up() {
+    const auto end = static_cast<int64_t>(blocks_.size()) * kLanes;
+    for (auto i = static_cast<int64_t>(rows_.size()); i < end; ++i) put(i, kNowhere, 0.0f, dropped_score());
   }
 
   const SoftNmsOptions& options_;
-  int64_t size_;
-  std::vector<int64_t> rows_;
-  std::vector<float> floats_;
-  std::vector<uint32_t> ranks_;
-  Columns columns_{};
-  Left left_{};
+  Rows rows_;
+  std::vector<Block> blocks_;
 };
 
 }  // namespace
@@ -160,15 +197,17 @@ std::string soft_nms_limits(const SoftNmsInputs& in, const SoftNmsOptions&) {
 }
 
 void soft_nms(const SoftNmsInputs& in, const SoftNmsOptions& options, const SoftNmsOutputs& out) {
-  std::fill_n(out.decayed, in.batch * in.num_boxes, kDropped);
-  std::vector<std::vector<Candidate>> candidates(in.batch);
+  std::fill_n(out.decayed, in.batch * in.num_boxes, dropped_score());
+  std::vector<std::vector<Rows>> classes(in.batch);
   parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) candidates[image] = candidates_of(in, options, image);
+    for (int64_t image = begin; image < end; ++image) classes[image] = classes_of(in, options, image);
   });
-  std::vector<Group> groups;
-  for (const std::vector<Candidate>& of_image : candidates) append_groups(of_image, &groups);
-  parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) Remaining(groups[i], in, options).pick_all(out.decayed);
+  std::vector<const Rows*> all;
+  for (const std::vector<Rows>& of_image : classes) {
+    for (const Rows& rows : of_image) all.push_back(&rows);
+  }
+  parallel_for(0, static_cast<int64_t>(all.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) Remaining(*all[i], in, options).pick_all(out.decayed);
   });
 }
 

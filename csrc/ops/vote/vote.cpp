@@ -9,6 +9,7 @@
 #include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
+#include "cuda/order.h"
 #include "ops/vote/vote_cuda.h"
 #endif
 
@@ -29,6 +30,16 @@ VoteInputs check_shapes(const Tensor& boxes, const Tensor& scores, const Tensor&
   return inputs;
 }
 
+#ifdef REFINEDET_WITH_CUDA
+// The values at these positions within the last dimension.
+Tensor gathered(const Tensor& values, const Tensor& positions) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(values), from(int64_t{-1}), from(positions), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::gather", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+#endif
+
 std::tuple<Tensor, Tensor> vote(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double iou_threshold,
                                 bool soft, double score_threshold, bool official) {
   check_same_device(kOp, {{"boxes", &boxes}, {"scores", &scores}, {"labels", &labels}});
@@ -46,9 +57,22 @@ std::tuple<Tensor, Tensor> vote(const Tensor& boxes, const Tensor& scores, const
   inputs.scores = dense_scores.const_data_ptr<float>();
   inputs.labels = dense_labels.const_data_ptr<int64_t>();
   const Tensor found_boxes =
-      torch::stable::new_empty(dense_scores, {inputs.batch, inputs.num_boxes, 4}, ScalarType::Float);
-  const Tensor found_scores = torch::stable::new_empty(dense_scores, {inputs.batch, inputs.num_boxes});
-  kKernels.run(boxes, inputs, options, {found_boxes.mutable_data_ptr<float>(), found_scores.mutable_data_ptr<float>()});
+      torch::stable::new_empty(dense_boxes, {inputs.batch, inputs.num_boxes, 4}, ScalarType::Float);
+  const Tensor found_scores =
+      torch::stable::new_empty(dense_boxes, {inputs.batch, inputs.num_boxes}, ScalarType::Float);
+  const VoteOutputs outputs{.found_boxes = found_boxes.mutable_data_ptr<float>(),
+                            .found_scores = found_scores.mutable_data_ptr<float>()};
+#ifdef REFINEDET_WITH_CUDA
+  if (on_gpu(boxes)) {
+    const Tensor by_score = cuda::stable_order(dense_scores, true);
+    const Tensor by_label = cuda::stable_order(gathered(dense_labels, by_score), false);
+    inputs.by_score = by_score.const_data_ptr<int64_t>();
+    inputs.by_label = by_label.const_data_ptr<int64_t>();
+    kKernels.run(boxes, inputs, options, outputs);
+    return {found_boxes, found_scores};
+  }
+#endif
+  kKernels.run(boxes, inputs, options, outputs);
   return {found_boxes, found_scores};
 }
 

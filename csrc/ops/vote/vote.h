@@ -96,7 +96,7 @@ REFINEDET_HD Ballot operator+(Ballot a, Ballot b) {
 // Of a cluster of several boxes.
 REFINEDET_HD Corners elected(Ballot sum, Corners top) {
   const Corners mean{sum.x1 / sum.weight, sum.y1 / sum.weight, sum.x2 / sum.weight, sum.y2 / sum.weight};
-  return finite(mean) ? mean : top;
+  return finite(mean) && finite(sum.weight) ? mean : top;
 }
 
 #if !defined(__CUDACC_RTC__)

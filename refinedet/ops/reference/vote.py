@@ -37,7 +37,7 @@ def vote(given: Any) -> Detected:
 
 
 def _mean(boxes: Tensor, scores: Tensor) -> Tensor:
-    """[4] mean of boxes, best first, weighted by score; the best one where that is not finite."""
+    """[4] mean of boxes, best first, weighted by score; the best one where it or the sum of scores is not finite."""
     if len(boxes) == 1:
         return boxes[0]
     weights = torch.where(scores > 0, scores, 0.0)
@@ -45,4 +45,4 @@ def _mean(boxes: Tensor, scores: Tensor) -> Tensor:
     for term in others:
         total = total + term
     mean = total[:4] / total[4]
-    return mean if mean.isfinite().all() else boxes[0]
+    return mean if mean.isfinite().all() and total[4].isfinite() else boxes[0]
