@@ -494,8 +494,17 @@ def check_case(
 
 def check(harness: Harness) -> None:
     """Quick cases in which every barrier and every bounds check matters."""
-    check_case(harness, *random_problem(np.random.default_rng(0), 2, 150, 2, trouble=0.02), soft=True, seed=1)
-    check_case(harness, *random_problem(np.random.default_rng(1), 1, 70, 40), official=True, seed=2)
+    check_case(harness, *random_problem(np.random.default_rng(0), 2, 100, 2, trouble=0.02), soft=True, seed=1)
+    boxes, scores, labels = random_problem(np.random.default_rng(3), 1, 96, 1)
+    labels[0] = (
+        torch.arange(96) >= 32
+    )  # the class ends with the image and a tile of the walk, but with no tile of the grid
+    check_case(harness, boxes, scores, labels)
+    if harness.variant == "plain":
+        check_case(harness, *random_problem(np.random.default_rng(1), 1, 70, 40), official=True, seed=2)
+        # Boxes that reach tops of several tiles; images that end with the class with which the next one begins.
+        boxes, scores, labels = random_problem(np.random.default_rng(2), 2, 200, 1)
+        check_case(harness, boxes, scores, torch.ones_like(labels), iou_threshold=0.1, seed=3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -9,8 +9,10 @@ import test_match
 import test_mine
 import test_nms
 import test_refine
+import test_vote
 from problems import crowd
 from simulated.harness import Harness, Result
+from support.counted_cases import vote as vote_case
 from support.detect_cases import load_golden
 from support.paths import ROOT
 
@@ -104,15 +106,25 @@ def test_launches_of_nms(boxes: int) -> None:
         assert harness.launches == cost.nms(boxes).launches
 
 
+@pytest.mark.parametrize("boxes", [1000, 6375])
+def test_launches_of_vote(boxes: int) -> None:
+    with CountingHarness("vote") as harness:
+        test_vote.check_case(harness, *vote_case(crowd(boxes)))
+        assert harness.launches == cost.vote(boxes).launches
+
+
 def test_kernels_are_those_of_the_budget() -> None:
     budget = json.loads((KERNELS / "resources.json").read_text())["kernels"]
-    calls = [*(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS), cost.nms(6375)]
+    calls = [
+        *(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS),
+        *(cost.OF_BOXES[name](6375) for name in cost.OF_BOXES),
+    ]
     modelled = {kernel.name for call in calls for kernel in call.kernels} - {"memset"}
     names = {name.partition("<")[0] for name in budget}
     assert modelled == names - {"rank_losses_kernel"}  # the cheap one of the two that rank
 
 
-@pytest.mark.parametrize("name", [*cost.OPERATORS, "nms"])
+@pytest.mark.parametrize("name", [*cost.OPERATORS, *cost.OF_BOXES])
 def test_documents(name: str) -> None:
     assert cost.table(name) in (KERNELS / f"{name}.md").read_text()
     assert (KERNELS / "cost.md").read_text().endswith(cost.summary())
@@ -133,8 +145,14 @@ def test_images_of_a_batch_are_alike() -> None:
 def test_what_was_not_counted_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^net is 'small', float16, but of mine are counted: VOC 320, batch 1, "):
         cost.mine(cost.Network("small", 100, 3, 1, 1), 1, element=2)
-    with pytest.raises(ValueError, match=r"^boxes is 5000, but counted are: 1,000 boxes of 20 classes, "):
-        cost.nms(5000)
+    for name in cost.OF_BOXES:
+        with pytest.raises(ValueError, match=r"^boxes is 5000, but counted are: 1,000 boxes of 20 classes, "):
+            cost.OF_BOXES[name](5000)
+
+
+def test_tops_of_vote() -> None:
+    counted = cost.read_counts()["operators"]["vote"]["1,000 boxes of 20 classes"]
+    assert ops.vote(*vote_case(crowd(1000))).counts.tolist() == [counted["kept"]]
 
 
 def test_boxes_that_nms_keeps() -> None:

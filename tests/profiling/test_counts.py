@@ -42,7 +42,7 @@ def test_every_kernel_is_counted_quickly(table: dict) -> None:
 
 
 @pytest.mark.ptx
-@pytest.mark.parametrize("operator", ["detect", "match", "mine", "nms", "refine"])
+@pytest.mark.parametrize("operator", ["detect", "match", "mine", "nms", "refine", "vote"])
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["quick", "every"])
 def test_counts_are_those_of_the_table(interpreter: None, operator: str, every: bool) -> None:
     found = count_kernels.compare(case for case in CASES if case.operator == operator and case.quick is not every)
