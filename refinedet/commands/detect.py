@@ -17,6 +17,7 @@ from refinedet.commands.options import (
     add_device,
     add_json,
     add_protocol,
+    chosen_protocol,
     deliver,
     noter,
     speaker,
@@ -81,13 +82,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Annotate the inputs, and tell what was found and what could not be read."""
+    protocol = chosen_protocol(arguments)
     import refinedet
     from refinedet.commands.annotate import Annotator
     from refinedet.commands.inputs import find_inputs, plan_outputs
     from refinedet.ops.devices import choose_device
-    from refinedet.protocols import get_protocol
 
-    protocol = None if arguments.protocol is None else get_protocol(arguments.protocol)
     _refuse_swapped(arguments.checkpoint, arguments.inputs)
     say, note = speaker(arguments), noter(arguments)
     images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)

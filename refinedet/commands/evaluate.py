@@ -14,6 +14,7 @@ from refinedet.commands.options import (
     add_device,
     add_json,
     add_protocol,
+    chosen_protocol,
     deliver,
     noter,
     speaker,
@@ -68,6 +69,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write what is to be written, and show the table."""
+    protocol = chosen_protocol(arguments)
     from refinedet.evaluation.evaluate import evaluate_checkpoint
     from refinedet.evaluation.submit import submit_checkpoint
     from refinedet.ops.devices import choose_device
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         "format": arguments.format,
         "allow_outside": arguments.allow_outside,
         "device": choose_device(arguments.device),
-        "protocol": arguments.protocol,
+        "protocol": protocol,
         "metric": arguments.metric,
         "batch_size": arguments.batch_size,
     }

@@ -14,7 +14,7 @@ from refinedet.choices import DEVICES, is_device
 from refinedet.errors import InputError, show
 from refinedet.files import write_text
 from refinedet.parsing import to_json
-from refinedet.protocols import PROTOCOLS
+from refinedet.protocols import PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -40,6 +40,11 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
         help=f"how images are tested: {', '.join(PROTOCOLS)}, or a file of one's own (default: once, at the "
         "checkpoint's size, with its thresholds)",
     )
+
+
+def chosen_protocol(arguments: argparse.Namespace) -> Protocol | None:
+    """What ``--protocol`` says; InputError for a mistake in it, before torch is loaded or anything is read."""
+    return None if arguments.protocol is None else get_protocol(arguments.protocol)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -89,6 +89,7 @@ def evaluate(
         iou_threshold=iou_threshold,
         dataset=_name(dataset),
         images=len(dataset),
+        protocol=None if testing is None else testing.name,
         rows=[class_row(*values) for values in zip(dataset.classes, curves, ap, strict=True)],
         coco=None if coco is None else {name: optional(value) for name, value in coco.metrics.items()},
         seconds=seconds,

@@ -47,6 +47,7 @@ class Evaluation:
     iou_threshold: float
     dataset: str
     images: int
+    protocol: str | None  # the name of the testing protocol; None: the thresholds of the model's preset, at its size
     rows: list[ClassRow]
     coco: dict[str, float | None] | None  # COCO's twelve numbers, None where nothing is to be found
     seconds: dict[str, float]  # per stage: load, forward, select, metric
@@ -73,7 +74,8 @@ class Evaluation:
             numbers = [f"{name} {_number(value)}" for name, value in self.coco.items()]
             lines += ["  ".join(numbers[:6]), "  ".join(numbers[6:])]
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in self.seconds.items())
-        lines.append(f"{self.images} images, {sum(self.seconds.values()):.2f} s: {stages}")
+        tested = "" if self.protocol is None else f", protocol {printable(self.protocol)}"
+        lines.append(f"{self.images} images{tested}, {sum(self.seconds.values()):.2f} s: {stages}")
         return "\n".join(lines)
 
     def coco_results(self) -> Iterator[dict[str, Any]]:

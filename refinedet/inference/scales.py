@@ -85,7 +85,7 @@ def merge(
 
     ``score_threshold``, where given, stands for the protocol's floor of soft-NMS, and is passed by all that is left.
     """
-    columns = zip(*(map(torch.cat, zip(*image, strict=True)) for image in looks), strict=True)
+    columns = zip(*(map(_join, zip(*image, strict=True)) for image in looks), strict=True)
     rows = Rows(*(pad_sequence(list(column), batch_first=True) for column in columns))
     found = _merge(rows, protocol, score_threshold)
     ends = found.boxes.new_tensor(sizes)[:, None, [1, 0, 1, 0]] - 1
@@ -93,6 +93,10 @@ def merge(
     if score_threshold is None:
         return found
     return found._replace(counts=torch.minimum(found.counts, (found.scores > score_threshold).sum(dim=1)))
+
+
+def _join(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _merge(rows: Rows, protocol: Protocol, score_threshold: float | None) -> Detected:
