@@ -388,6 +388,10 @@ def change(port, **tensors):
         ({"tcb0.0.weight": torch.zeros(2, 2)}, r"of wrong shape: tcb0.0.weight \[2, 2\] instead of \[2, 2, 3, 3\]"),
         ({"odm_conf.0.weight": None}, "not a RefineDet of the luuuyi port: it lacks odm_conf.0.weight and has vgg.0"),
         ({"odm_conf.0.weight": torch.zeros(5, 2, 3, 3)}, "whose rows are no classes of 3 anchors"),
+        (
+            {"vgg.0.bias": torch.zeros(1).expand(1 << 40)},
+            r"vgg.0.bias repeats the values it holds \(\[1099511627776\]\)",
+        ),
         ({"vgg.0.bias": torch.tensor([float("nan"), 0])}, "vgg.0.bias holds values that are not finite"),
     ],
 )
@@ -436,8 +440,11 @@ def test_another_network_names_the_first_layers_that_do_not_fit(narrow, tmp_path
     with pytest.raises(CheckpointError) as caught:
         convert(source, tmp_path / "a.safetensors")
     message = str(caught.value)
-    assert "is a model of another network: it lacks conv5_3_norm, conv5_3_norm_mbox_loc, fc7_mbox_loc, " in message
-    assert "of RefineDet with vgg16, and it has conv7_1, conv7_2, conv8_1, conv8_2 and 2 more" in message
+    assert (
+        "is a model of another network: it lacks conv5_3_norm, conv5_3_norm_mbox_loc, conv5_3_norm_mbox_conf, fc7_mbox_loc"
+        in message
+    )
+    assert "and 3 more of RefineDet with vgg16, and it has conv7_1, conv7_2, conv8_1, conv8_2 and 2 more" in message
 
 
 @pytest.mark.parametrize(
