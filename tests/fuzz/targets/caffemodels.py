@@ -61,6 +61,8 @@ _NUMBERS = (
 _VALUES = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e-45, 3e38)
 _FIELDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 100, 143, 1000)
 
+_RAW = -1  # as wire type: bytes that stand for themselves
+
 Node = list[Any]  # number, wire type, payload: a whole number, bytes, or a list of nodes; the length to claim, or None
 
 
@@ -142,6 +144,9 @@ def _encode(nodes: Sequence[Node]) -> bytes:
     parts = []
     for field, wire, payload, claimed in nodes:
         content = _encode(payload) if isinstance(payload, list) else payload
+        if wire == _RAW:
+            parts.append(content)
+            continue
         parts.append(varint(field << 3 | wire))
         if isinstance(content, int):
             parts.append(varint(content))
@@ -228,8 +233,10 @@ def _flood(chance: random.Random, nodes: list[Node]) -> None:
     holder = _holder(chance, nodes)
     if chance.random() < 0.5:
         count = chance.choice((100, 10_000, 200_000))
-        small: Node = chance.choice(([5, FIXED32, b"\0" * 4, None], [1, VARINT, 1, None], [9, BYTES, b"", None]))
-        holder += [small] * count
+        small = chance.choice(
+            (varint(5 << 3 | FIXED32) + b"\0" * 4, number(1, 1), number(1, 0), varint(9 << 3 | BYTES) + b"\0")
+        )
+        holder.append([0, _RAW, small * count, None])
         return
     nested = b""
     field = chance.choice(_FIELDS)
