@@ -70,7 +70,8 @@ class CaffeBatchNorm2d(nn.BatchNorm2d):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Statistics of a file without ``factor`` count as those of a long training."""
-        state_dict.setdefault(f"{prefix}factor", torch.tensor(self.FULL_HISTORY))
+        if f"{prefix}running_mean" in state_dict:
+            state_dict.setdefault(f"{prefix}factor", torch.tensor(self.FULL_HISTORY))
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)  # the parent's would ask for that counter
 

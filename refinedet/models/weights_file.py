@@ -103,6 +103,10 @@ def _usable(value: Tensor, name: str, path: Path) -> Tensor:
         kind = f"{value.dtype}, {value.layout} on {value.device}"
         raise CheckpointError(f"{path}: {name} is {kind}; use weights in float32, float16, bfloat16 or float64")
     value = value.detach()
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # float() would make room for all
+        raise CheckpointError(
+            f"{path}: {name} repeats the values it holds ({list(value.shape)}); save a contiguous copy"
+        )
     if not value.is_floating_point():
         return value
     value = value.float()

@@ -22,7 +22,7 @@ from refinedet.weights.caffe_names import BlobName
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _WIRE_NAMES = {_VARINT: "a number", _FIXED64: "8 bytes", _BYTES: "a message", _FIXED32: "4 bytes"}
-_MOST_FIELDS = 200_000  # that are looked at; a snapshot of ResNet-101 has some 30,000
+_MOST_FIELDS = 100_000  # that are looked at; a snapshot of ResNet-101 has some 20,000
 _LONGEST_NAME = 1000  # bytes
 _MOST_AXES = 32  # as Caffe has it
 _MOST_SIDE = 1 << 20  # what is larger is no side of an image
@@ -199,18 +199,20 @@ class _Reader:
 
     def _run(self, begin: int, end: int, key: int, item: np.dtype) -> tuple[np.ndarray, int]:
         """The values of fields that follow each other from ``begin``, each behind the same ``key`` bytes."""
+        first, width = self._content[begin : begin + key], key + item.itemsize
+        if self._content[begin + width : min(begin + width + key, end)] != first:
+            return np.frombuffer(self._content, item, 1, begin + key), begin + width
         step = np.dtype([("key", f"V{key}"), ("value", item)])
-        first = self._content[begin : begin + key]
-        count, most, block = 1, (end - begin) // step.itemsize, 64
+        count, most, block = 1, (end - begin) // width, 64
         while count < most:  # in growing blocks, so that what is looked at is what is used
-            keys = np.frombuffer(self._content, step, min(block, most - count), begin + count * step.itemsize)["key"]
+            keys = np.frombuffer(self._content, step, min(block, most - count), begin + count * width)["key"]
             other = np.flatnonzero(keys != np.void(first))
             if len(other):
                 count += int(other[0])
                 break
             count += len(keys)
             block *= 2
-        return np.frombuffer(self._content, step, count, begin)["value"], begin + count * step.itemsize
+        return np.frombuffer(self._content, step, count, begin)["value"], begin + count * width
 
     def _read_shape(self, shape: _Field) -> list[int]:
         self._require(shape, _BYTES, "a shape")

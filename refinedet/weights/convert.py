@@ -22,12 +22,12 @@ from refinedet.models.config import MOST_TCB_CHANNELS, TCB_CHANNELS
 from refinedet.models.pretrained import NEW_PARTS
 from refinedet.models.weights_file import CAFFE_SUFFIX, read_state_dict
 from refinedet.preprocessing import Preprocessing
-from refinedet.presets import OFFICIAL, PRESETS, Preset
+from refinedet.presets import COCO, OFFICIAL, Preset
 from refinedet.progress import SHORT, show_progress
 from refinedet.weights.caffe_names import BlobName, caffe_names, from_caffe, layer_types, to_caffe
 from refinedet.weights.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
 from refinedet.weights.checkpoint import read_metadata, read_model, resolve, save_backbone, save_tensors
-from refinedet.weights.luuuyi import CLASSIFIER, INPUT, from_luuuyi, luuuyi_preset
+from refinedet.weights.luuuyi import CLASSIFIER, INPUT, LUUUYI, from_luuuyi
 from refinedet.weights.subsampling import class_rows, select_classes
 
 SUFFIX = ".safetensors"
@@ -91,9 +91,7 @@ def convert(
     """
     path, out = Path(path), Path(out)
     if out.suffix not in (SUFFIX, CAFFE_SUFFIX):
-        raise InputError(
-            f"{out} is to be written as {out.suffix or 'nothing'}; end its name in {SUFFIX} or {CAFFE_SUFFIX}"
-        )
+        raise InputError(f"{out} tells no format to write; end its name in {SUFFIX} or {CAFFE_SUFFIX}")
     with show_progress(f"converting {path.name}", "step", 3, delay=SHORT, leave=False) as progress:
         source = _read(path, size, classes)
         progress.update()
@@ -249,7 +247,7 @@ def _read_luuuyi(path: Path, size: tuple[int, int] | None, classes: Sequence[str
         "vgg16",
         found_size,
         _class_names(classes, count, path),
-        luuuyi_preset(count),
+        LUUUYI,
         INPUT,
         clip_anchors=True,
     )
@@ -287,7 +285,7 @@ def _check_count(names: Sequence[str], count: int, path: Path) -> None:
 
 
 def _preset_of(classes: Sequence[str]) -> Preset:
-    return PRESETS.get("coco", OFFICIAL) if tuple(classes) == COCO_CLASSES else OFFICIAL
+    return COCO if tuple(classes) == COCO_CLASSES else OFFICIAL
 
 
 def _find_size(

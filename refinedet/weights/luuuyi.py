@@ -14,13 +14,9 @@ from refinedet.presets import Preset
 
 CLASSIFIER = "odm_conf.0.weight"  # [3 * classes,256,3,3]
 INPUT = Preprocessing(order="rgb")
-TOP_K = 1000  # of a class; the port keeps all of them, for its limit for an image has no effect (spec section 12.2)
+# As the port measures itself: its limit of 500 detections for an image has no effect (spec section 12.2).
+LUUUYI = Preset(name="luuuyi", keep_top_k=None)
 _FC6, _FC7 = 31, 33  # positions in its ``vgg``
-
-
-def luuuyi_preset(num_classes: int) -> Preset:
-    """The thresholds with which the port measures itself."""
-    return Preset(name="luuuyi", top_k=TOP_K, keep_top_k=TOP_K * (num_classes - 1))
 
 
 def luuuyi_names(model: RefineDet) -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_help_and_version_are_quick_and_need_no_torch():
         assert float(done.stdout.splitlines()[-1]) < 0.5
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "detect", "doctor"])
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "detect", "convert", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
@@ -200,7 +200,7 @@ def test_quiet_leaves_results_and_errors(fixed, photos, tmp_path, capsys, monkey
 
 
 def test_every_verb_is_quiet(capsys):
-    for verb in ("prepare", "train", "evaluate", "detect", "doctor"):
+    for verb in ("prepare", "train", "evaluate", "detect", "convert", "doctor"):
         with pytest.raises(SystemExit):
             cli.main([verb, "--help"])
         assert "--quiet" in capsys.readouterr().out

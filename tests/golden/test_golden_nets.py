@@ -22,6 +22,9 @@ from refinedet.models import RefineDet, caffe_multipliers
 from refinedet.records import RawOutput, Targets
 from refinedet.training.sgd import CaffeSGD, parameter_groups
 from refinedet.weights.caffe_names import caffe_names, load_caffe_arrays
+from refinedet.weights.caffemodel import read_caffemodel
+from refinedet.weights.checkpoint import save_model
+from refinedet.weights.convert import convert
 
 NETS = GOLDEN / "net"
 FORWARD_TOLERANCE = 1e-4  # of the root mean square of the blob
@@ -123,9 +126,19 @@ class Forward:
 
 
 @pytest.fixture(scope="module")
-def forward(case: Case, model: RefineDet) -> Forward:
+def forward(case: Case, model: RefineDet, tmp_path_factory: pytest.TempPathFactory) -> Forward:
+    """The weights come by way of a file that `convert` wrote for Caffe."""
     golden = load_golden(case.deploy)
     loaded = load_weights(model, case.deploy)
+    folder = tmp_path_factory.mktemp(case.backbone)
+    save_model(model, folder / "model.safetensors")
+    convert(folder / "model.safetensors", folder / "model.caffemodel")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(torch.nan)
+    load_caffe_arrays(model, read_caffemodel(folder / "model.caffemodel").blobs)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.caffemodel").unlink()
     blobs: dict[str, Tensor] = {}
     handles = [module.register_forward_hook(_keep(blobs, layer)) for layer, module in _layers(model)]
     handles.append(model.backbone.register_forward_hook(_keep(blobs, *case.features)))
