@@ -11,8 +11,8 @@ from refinedet.errors import InputError, show
 
 STRIDES = (8, 16, 32, 64)  # pixels between the cells of each level
 SCALE = 4  # side of the square anchor, in strides
-RATIOS = (1.0, 2.0, 0.5)  # width / height, in channel order
-ANCHORS_PER_CELL = len(RATIOS)
+RATIO = 2.0  # width / height of the wide anchors; the tall ones have its inverse
+ANCHORS_PER_CELL = 3  # square, wide, tall, in channel order
 MOST_PIXELS = 4096 * 4096  # of an input: a million anchors
 
 
@@ -44,24 +44,25 @@ def parse_size(size: Iterable[int]) -> tuple[int, int]:
     return height, width
 
 
-def generate_anchors(size: tuple[int, int], *, clip: bool = False) -> Tensor:
+def generate_anchors(size: tuple[int, int], *, ratio: float = RATIO, clip: bool = False) -> Tensor:
     """Return the anchors of an input of ``size`` = (height, width) pixels, multiples of 64.
 
-    ``clip``: each of the four numbers to 0..1, as the luuuyi port does (spec section 12.1); the official ones are not.
+    ``ratio``: width / height of the wide anchors; 2 in the paper, more for data sets of thin objects. ``clip``: each of
+    the four numbers to 0..1, as the luuuyi port does (spec section 12.1); the official ones are not.
 
     Returns float32 [N,4]: cx, cy, w, h in units of the image's width and height; level by level from stride 8 to
-    64, rows top to bottom, cells left to right, ratios 1, 2, 1/2. N = 6375 at 320x320, 16320 at 512x512. They are on
-    the CPU, whatever torch's default device and dtype.
+    64, rows top to bottom, cells left to right, ratios 1, ``ratio``, 1 / ``ratio``. N = 6375 at 320x320, 16320 at
+    512x512. They are on the CPU, whatever torch's default device and dtype.
     """
     size = parse_size(size)
-    anchors = torch.cat([_level_anchors(size, stride) for stride in STRIDES])
+    anchors = torch.cat([_level_anchors(size, stride, ratio) for stride in STRIDES])
     return anchors.clamp_(0, 1) if clip else anchors
 
 
-def _level_anchors(size: tuple[int, int], stride: int) -> Tensor:
+def _level_anchors(size: tuple[int, int], stride: int, ratio: float) -> Tensor:
     height, width = size
     rows, columns = height // stride, width // stride
-    ratios = torch.tensor(RATIOS, dtype=torch.float64, device="cpu")
+    ratios = torch.tensor((1.0, ratio, 1 / ratio), dtype=torch.float64, device="cpu")
     center_y = (torch.arange(rows, dtype=torch.float64, device="cpu") + 0.5) * stride / height
     center_x = (torch.arange(columns, dtype=torch.float64, device="cpu") + 0.5) * stride / width
     anchor_w = SCALE * stride * ratios.sqrt() / width

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from refinedet.anchors import parse_size
+from refinedet.anchors import RATIO, parse_size
 from refinedet.choices import SIZE_STEP, TIMM
 from refinedet.errors import InputError
 from refinedet.models.backbones import make_backbone
@@ -30,6 +30,7 @@ def build(
     weights: str | Path | None = None,
     weights_input: str = "torchvision",
     tcb_channels: int = TCB_CHANNELS,
+    anchor_ratio: float = RATIO,
 ) -> RefineDet:
     """Build a network with fresh parameters (spec sections 2 to 5), in training mode.
 
@@ -38,7 +39,8 @@ def build(
     then ``num_classes`` may be left out. ``preset``: "official", "paper", "coco" or a Preset. ``weights``: ImageNet
     weights for the backbone (`refinedet.models.pretrained`); ``weights_input``: what they read, "torchvision" (RGB in
     0..1, standardised) or "caffe" (BGR in 0..255 minus the mean). ``tcb_channels``: width of the transfer connection
-    blocks, 256 in the paper. Raises InputError for a bad argument and CheckpointError for a bad weights file.
+    blocks, 256 in the paper. ``anchor_ratio``: width / height of the wide anchors, 2 in the paper. Raises InputError
+    for a bad argument and CheckpointError for a bad weights file.
     """
     # mypy does not know that int is Integral
     height_width = parse_size((size, size) if isinstance(size, (int, Integral)) else size)
@@ -46,7 +48,9 @@ def build(
     if isinstance(backbone, str):
         _try_backbone(backbone, height_width)
     features = make_backbone(backbone)
-    config = ModelConfig(backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels)
+    config = ModelConfig(
+        backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels, anchor_ratio
+    )
     model = RefineDet(config, features)
     if weights is not None:
         load_pretrained(features, weights, weights_input)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refinedet.anchors import parse_size
+from refinedet.anchors import RATIO, parse_size
 from refinedet.errors import CheckpointError, InputError, show
 from refinedet.parsing import parse_json
 from refinedet.preprocessing import Preprocessing
@@ -15,6 +15,7 @@ from refinedet.presets import OFFICIAL, Preset
 
 TCB_CHANNELS = 256  # spec section 4
 MOST_TCB_CHANNELS = 8192
+MOST_ANCHOR_RATIO = 16.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ModelConfig:
     preset: Preset = OFFICIAL
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     tcb_channels: int = TCB_CHANNELS
+    anchor_ratio: float = RATIO  # width / height of the wide anchors; the tall ones have its inverse
     clip_anchors: bool = False  # to the image, as the luuuyi port does (spec section 0, row 16)
 
     def __post_init__(self) -> None:
@@ -44,6 +46,11 @@ class ModelConfig:
             raise InputError(
                 f"tcb_channels is {show(self.tcb_channels)}; give a whole number from 1 to {MOST_TCB_CHANNELS} "
                 "(256 in the paper)"
+            )
+        ratio = self.anchor_ratio
+        if type(ratio) not in (int, float) or not 1 <= ratio <= MOST_ANCHOR_RATIO:
+            raise InputError(
+                f"anchor_ratio is {show(ratio)}; give a number from 1 to {MOST_ANCHOR_RATIO:g} (2 in the paper)"
             )
         if type(self.clip_anchors) is not bool:
             raise InputError(f"clip_anchors is {show(self.clip_anchors)}; give True or False")
@@ -69,6 +76,7 @@ class ModelConfig:
                 preset=Preset(**_tuples(values["preset"])),
                 preprocessing=Preprocessing(**_tuples(values["preprocessing"])),
                 tcb_channels=values["tcb_channels"],
+                anchor_ratio=values.get("anchor_ratio", RATIO),  # older files have none
                 clip_anchors=values.get("clip_anchors", False),  # older files have none
             )
         except InputError as error:

@@ -84,7 +84,7 @@ class RefineDet(nn.Module):
         """Anchors [N,4] of an input of ``size`` = (height, width), as ``anchors``; another size's are made anew."""
         if tuple(size) == self.config.size:
             return self.anchors
-        return generate_anchors(size, clip=self.config.clip_anchors).to(self.device)
+        return self._generate(size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RefineDet:
         """All of ``to``, ``half``, ``to_empty`` and their like come through here."""
@@ -94,7 +94,11 @@ class RefineDet(nn.Module):
 
     def _place_anchors(self, *_: object) -> None:
         with torch.inference_mode(False):  # they outlive the block and may serve training
-            self.anchors = generate_anchors(self.config.size, clip=self.config.clip_anchors).to(self.device)
+            self.anchors = self._generate(self.config.size)
+
+    def _generate(self, size: tuple[int, int]) -> Tensor:
+        config = self.config
+        return generate_anchors(size, ratio=config.anchor_ratio, clip=config.clip_anchors).to(self.device)
 
 
 def caffe_multipliers(model: nn.Module) -> dict[str, tuple[float, float]]:

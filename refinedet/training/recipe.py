@@ -39,6 +39,7 @@ class ModelRecipe:
     cascade: bool = True  # the ablations of the paper's Table 2
     tcb: bool = True
     tcb_channels: int = _setting(256, low=1, high=4096)
+    anchor_ratio: float = _setting(2.0, low=1.0, high=16.0)  # width / height of the wide anchors; more for thin objects
     weights: str | None = None
     # What a backbone file reads; not a checkpoint's.
     weights_input: str = _setting(WEIGHTS_INPUTS[0], choices=WEIGHTS_INPUTS)

@@ -135,6 +135,7 @@ class _Run:
             classes=dataset.classes,
             preset=recipe.model.full_preset,
             tcb_channels=recipe.model.tcb_channels,
+            anchor_ratio=recipe.model.anchor_ratio,
         )
         _check_statistics(self.model, recipe)
         self.loader = training_batches(recipe, dataset, self.model.config.preprocessing)
