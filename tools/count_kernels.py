@@ -67,10 +67,15 @@ def count(case: Case) -> dict[str, Any]:
     lines = {launch["kernel"]: _busiest(launch.pop("lines", [])) for launch in launches}
     return {
         "images": case.images,
-        **({"kept": len(outputs)} if case.operator == "nms" else {}),
+        **({"kept": kept(case.operator, outputs)} if case.operator in cost.OF_BOXES else {}),
         "launches": [launch | {"blocks": prod(launch["blocks"])} for launch in launches],
         **({"lines": lines} if case.by_line else {}),
     }
+
+
+def kept(operator: str, outputs: Any) -> int:
+    """Boxes that come out."""
+    return len(outputs) if operator == "nms" else int(outputs.counts.sum())
 
 
 def _busiest(lines: list[Counts]) -> list[Counts]:

@@ -492,10 +492,31 @@ def check_case(
     return found
 
 
+def small_boxes(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An image of one class whose boxes overlap few others."""
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(1, count, 2, generator=generator)
+    labels = torch.ones(1, count, dtype=torch.int64)
+    return torch.cat([low, low + 0.02], dim=2), torch.rand(1, count, generator=generator), labels
+
+
 def check(harness: Harness) -> None:
     """Quick cases in which every barrier and every bounds check matters."""
-    check_case(harness, *random_problem(np.random.default_rng(0), 2, 150, 2, trouble=0.02), soft=True, seed=1)
-    check_case(harness, *random_problem(np.random.default_rng(1), 1, 70, 40), official=True, seed=2)
+    check_case(harness, *random_problem(np.random.default_rng(0), 2, 100, 2, trouble=0.02), soft=True, seed=1)
+    boxes, scores, labels = random_problem(np.random.default_rng(3), 1, 96, 1)
+    labels[0] = (
+        torch.arange(96) >= 32
+    )  # the class ends with the image and a tile of the walk, but with no tile of the grid
+    check_case(harness, boxes, scores, labels)
+    boxes, scores, labels = random_problem(np.random.default_rng(4), 1, 150, 1)
+    labels[0] = 1 + (torch.arange(150) >= 70)  # the second block lists its tops where the first one's end
+    check_case(harness, boxes, scores, labels)
+    if harness.variant != "thread":
+        check_case(harness, *random_problem(np.random.default_rng(1), 1, 70, 40), official=True, seed=2)
+        # Boxes that reach tops of several tiles; images that end with the class with which the next one begins.
+        boxes, scores, labels = random_problem(np.random.default_rng(2), 2, 200, 1)
+        check_case(harness, boxes, scores, torch.ones_like(labels), iou_threshold=0.1, seed=3)
+        check_case(harness, *small_boxes(1000), iou_threshold=0.2, seed=4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -536,12 +557,8 @@ def test_a_class_may_begin_anywhere_in_a_tile(harness: Harness, count: int) -> N
 
 
 def test_many_tops(fast_harness: Harness) -> None:
-    """Boxes of one class that hardly overlap: every tile meets the tops of all before it."""
-    generator = torch.Generator().manual_seed(0)
-    low = torch.rand(1, 1500, 2, generator=generator)
-    boxes = torch.cat([low, low + 0.02], dim=2)
-    scores, labels = torch.rand(1, 1500, generator=generator), torch.ones(1, 1500).long()
-    found = check_case(fast_harness, boxes, scores, labels, iou_threshold=0.2)
+    """Every tile meets the tops of all before it."""
+    found = check_case(fast_harness, *small_boxes(1500), iou_threshold=0.2)
     assert 700 < found.counts[0] < 1400
 
 

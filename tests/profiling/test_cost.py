@@ -10,7 +10,8 @@ import test_mine
 import test_nms
 import test_refine
 import test_soft_nms
-from problems import crowd
+import test_vote
+from problems import crowd, image_of
 from simulated.harness import Harness, Result
 from support.detect_cases import load_golden
 from support.paths import ROOT
@@ -111,6 +112,13 @@ def test_launches_of_soft_nms() -> None:
         assert harness.launches == cost.soft_nms(1000).launches
 
 
+@pytest.mark.parametrize("boxes", [1000, 6375])
+def test_launches_of_vote(boxes: int) -> None:
+    with CountingHarness("vote") as harness:
+        test_vote.check_case(harness, *image_of(*crowd(boxes)))
+        assert harness.launches == cost.vote(boxes).launches
+
+
 def test_kernels_are_those_of_the_budget() -> None:
     budget = json.loads((KERNELS / "resources.json").read_text())["kernels"]
     calls = [*(cost.OPERATORS[name](cost.NETWORKS[0], 1) for name in cost.OPERATORS)]
@@ -144,6 +152,11 @@ def test_what_was_not_counted_is_refused() -> None:
     for of_boxes in cost.OF_BOXES.values():
         with pytest.raises(ValueError, match=r"^boxes is 5000, but counted are: 1,000 boxes of 20 classes, "):
             of_boxes(5000)
+
+
+def test_tops_of_vote() -> None:
+    counted = cost.read_counts()["operators"]["vote"]["1,000 boxes of 20 classes"]
+    assert ops.vote(*image_of(*crowd(1000))).counts.tolist() == [counted["kept"]]
 
 
 def test_boxes_that_nms_keeps() -> None:

@@ -89,6 +89,7 @@ def calls(batch: int) -> dict[str, tuple[str, cost.Cost, Callable[..., Any], tup
     found["nms"] = (f"nms, {boxes} boxes", cost.nms(boxes), ops.batched_nms, (*crowd(boxes), 0.45))
     image = image_of(*crowd(boxes))
     found["soft_nms"] = (f"soft_nms, {boxes} boxes", cost.soft_nms(boxes), ops.soft_nms, image)
+    found["vote"] = (f"vote, {boxes} boxes", cost.vote(boxes), ops.vote, image)
     return found
 
 

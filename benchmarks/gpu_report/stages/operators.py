@@ -30,6 +30,7 @@ def run(job: Job) -> None:
         for count in boxes:
             measure_nms(job, count)
             measure_soft_nms(job, count)
+            measure_vote(job, count)
         for peer in list_peers(job, boxes):
             measure_peer(job, peer)
 
@@ -56,6 +57,12 @@ def measure_soft_nms(job: Job, count: int) -> None:
     """With the sorts before and after it."""
     arguments = to(job.device, image_of(*crowd(count)))
     job.figures(f"soft_nms, {count} boxes", "us", measure_call(job, lambda: ops.soft_nms(*arguments)))
+
+
+def measure_vote(job: Job, count: int) -> None:
+    """With the two sorts before it and the one after."""
+    arguments = to(job.device, image_of(*crowd(count)))
+    job.figures(f"vote, {count} boxes", "us", measure_call(job, lambda: ops.vote(*arguments)))
 
 
 def measure_peer(job: Job, peer: Peer) -> None:

@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kWalkThreads = 512;  // of a block of find_tops_kernel, which has a class to itself
+constexpr int kWalkWarps = kWalkThreads / kWarpSize;
 constexpr int kNone = 0x7fffffff;  // no top
 
 // The score of a row that is dropped, and of one that nothing comes out of.
@@ -42,8 +44,12 @@ __device__ Box make_box(Corners corners, int64_t label, const VoteOptions& optio
   return {corners, area(corners, pixel_of(options)), label};
 }
 
+// any_iou(intersection(..), ..) of box_math.h, of boxes that are finite: then the hardware's minimum and maximum give
+// the same.
 __device__ float iou_of(const Box& a, const Box& b, const VoteOptions& options) {
-  return any_iou(intersection(a.corners, b.corners, pixel_of(options)), a.area, b.area);
+  const float width = fminf(a.corners.x2, b.corners.x2) - fmaxf(a.corners.x1, b.corners.x1) + pixel_of(options);
+  const float height = fminf(a.corners.y2, b.corners.y2) - fmaxf(a.corners.y1, b.corners.y1) + pixel_of(options);
+  return any_iou(fmaxf(width, 0.0f) * fmaxf(height, 0.0f), a.area, b.area);
 }
 
 __device__ bool joins(const Box& box, const Box& top, const VoteOptions& options) {
@@ -115,9 +121,37 @@ __device__ Box candidate(const Workspace& image, int64_t num_boxes, int64_t plac
 // A block's shared memory for a walk.
 struct Tile {
   Box boxes[kTile];
-  uint64_t rows[kTile];      // whom a box would join, and also who would join it, for both are the same
-  int found[kWarps][kTile];  // the first top before the tile, of those that a warp has looked at
+  uint64_t rows[kTile];          // whom a box would join, and also who would join it, for both are the same
+  int found[kWalkWarps][kTile];  // the first top before the tile, of those that a warp has looked at
+  Box tops[kWalkWarps][kWarpSize];
 };
+
+// Numbers of tops of a walk; kNone if there is none.
+struct Joined {
+  int low, high;
+};
+
+// The first tops that two boxes join, of those that this warp looks at: every sixteenth one, fetched 32 at once.
+__device__ Joined first_joined(const Workspace& image, const Walk& walk, int count, const Box& low, const Box& high,
+                               const VoteOptions& options, Box* tops) {
+  Joined joined{kNone, kNone};
+  for (int first = warp_index(); first < count; first += kWalkThreads) {
+    const int fetched = first + kWalkWarps * lane_index();
+    const int64_t from = walk.begin + fetched;
+    tops[lane_index()] =
+        fetched < count ? make_box(load_corners(image.found, from), image.found_in[from], options) : Box{};
+    __syncwarp();
+    int turns = (count - first + kWalkWarps - 1) / kWalkWarps;
+    if (turns > kWarpSize) turns = kWarpSize;
+    for (int turn = 0; turn < turns; ++turn) {
+      const Box top = tops[turn];
+      if (joined.low == kNone && joins(low, top, options)) joined.low = first + kWalkWarps * turn;
+      if (joined.high == kNone && joins(high, top, options)) joined.high = first + kWalkWarps * turn;
+    }
+    __syncwarp();
+  }
+  return joined;
+}
 
 // Writes which top the box at `first` + i has: itself, one of its tile, or the one before it of that number.
 __device__ void settle(const Workspace& image, const Walk& walk, int64_t first, int i, const Box& box, int number,
@@ -138,43 +172,39 @@ __device__ void settle(const Workspace& image, const Walk& walk, int64_t first, 
 }
 
 // One block: the classes that begin in a tile. It lists their tops where nobody else's can be.
-__global__ void __launch_bounds__(kThreads) find_tops_kernel(Workspace all, int64_t num_boxes, VoteOptions options) {
+__global__ void __launch_bounds__(kWalkThreads)
+    find_tops_kernel(Workspace all, int64_t num_boxes, VoteOptions options) {
   REFINEDET_SHARED(Tile, tile, 1);
   const int lane = lane_index(), warp = warp_index();
   const Workspace image = all.of_image(blockIdx.y, num_boxes);
   const Walk walk = classes_of_tile(image, num_boxes, int64_t{blockIdx.x} * kTile);
   if (walk.begin == -1) return;
   int count = 0;  // of tops
-  for (int64_t first = walk.begin; first < num_boxes && image.labels[first] <= walk.last_label; first += kTile) {
+  for (int64_t first = walk.begin; first < num_boxes; first += kTile) {
+    if (image.labels[first] > walk.last_label) break;  // only saves work: there is no candidate beyond
     const Box low = candidate(image, num_boxes, first + lane, walk.last_label, options);
     const Box high = candidate(image, num_boxes, first + lane + kWarpSize, walk.last_label, options);
     if (warp == 0) tile->boxes[lane] = low;
     if (warp == 1) tile->boxes[lane + kWarpSize] = high;
     __syncthreads();
-    int low_top = kNone, high_top = kNone;
-    for (int k = warp; k < count; k += kWarps) {
-      const int64_t from = walk.begin + k;
-      const Box top = make_box(load_corners(image.found, from), image.found_in[from], options);
-      if (low_top == kNone && joins(low, top, options)) low_top = k;
-      if (high_top == kNone && joins(high, top, options)) high_top = k;
-    }
-    tile->found[warp][lane] = low_top;
-    tile->found[warp][lane + kWarpSize] = high_top;
-    for (int i = warp; i < kTile; i += kWarps) {
+    Joined joined = first_joined(image, walk, count, low, high, options, tile->tops[warp]);
+    tile->found[warp][lane] = joined.low;
+    tile->found[warp][lane + kWarpSize] = joined.high;
+    for (int i = warp; i < kTile; i += kWalkWarps) {
       const Box row = tile->boxes[i];
       const uint64_t word = ballot_tile(joins(low, row, options), joins(high, row, options));
       if (lane == 0) tile->rows[i] = word;
     }
     __syncthreads();
-    for (int w = 0; w < kWarps; ++w) {
-      low_top = min(low_top, tile->found[w][lane]);
-      high_top = min(high_top, tile->found[w][lane + kWarpSize]);
+    for (int w = 0; w < kWalkWarps; ++w) {
+      joined.low = min(joined.low, tile->found[w][lane]);
+      joined.high = min(joined.high, tile->found[w][lane + kWarpSize]);
     }
-    const uint64_t open = ballot_tile(low.label != 0 && low_top == kNone, high.label != 0 && high_top == kNone);
+    const uint64_t open = ballot_tile(low.label != 0 && joined.low == kNone, high.label != 0 && joined.high == kNone);
     const uint64_t chosen = pick_greedily(tile->rows, open);
-    if (warp == 0) settle(image, walk, first, lane, low, low_top, count, chosen, tile->rows[lane]);
+    if (warp == 0) settle(image, walk, first, lane, low, joined.low, count, chosen, tile->rows[lane]);
     const int upper = lane + kWarpSize;
-    if (warp == 1) settle(image, walk, first, upper, high, high_top, count, chosen, tile->rows[upper]);
+    if (warp == 1) settle(image, walk, first, upper, high, joined.high, count, chosen, tile->rows[upper]);
     count += __popcll(chosen);
   }
 }
@@ -247,11 +277,11 @@ int64_t lay_out(int64_t count, char* memory, Workspace* work) {
   Layout layout(memory);
   work->corners = layout.part<float>(4 * count);
   work->scores = layout.part<float>(count);
-  work->labels = layout.part<int64_t>(count);
   work->tops = layout.part<int>(count);
   work->found = layout.part<float>(4 * count);
   work->found_in = layout.part<int64_t>(count);
   work->found_at = layout.part<int>(count);
+  work->labels = layout.part<int64_t>(count);  // last: who reads beyond them leaves the workspace, and tests notice
   return layout.bytes();
 }
 
@@ -273,7 +303,7 @@ void vote(const VoteInputs& in, const VoteOptions& options, const VoteOutputs& o
   Workspace work;
   lay_out(in.batch * in.num_boxes, static_cast<char*>(workspace), &work);
   const Order order{in.by_score, in.by_label, in.num_boxes};
-  const dim3 block(kThreads);
+  const dim3 block(kThreads), walk_block(kWalkThreads);
   const auto grid = [&](int64_t rows_of_block) {
     return dim3(static_cast<unsigned>((in.num_boxes + rows_of_block - 1) / rows_of_block),
                 static_cast<unsigned>(in.batch));
@@ -283,7 +313,7 @@ void vote(const VoteInputs& in, const VoteOptions& options, const VoteOutputs& o
     launch("gather_rows_kernel", gather_rows_kernel<T>, grid(kThreads), block, 0, stream,
            static_cast<const T*>(in.boxes), in.scores, in.labels, order, work);
   });
-  launch("find_tops_kernel", find_tops_kernel, grid(kTile), block, 0, stream, work, in.num_boxes, options);
+  launch("find_tops_kernel", find_tops_kernel, grid(kTile), walk_block, 0, stream, work, in.num_boxes, options);
   launch("merge_clusters_kernel", merge_clusters_kernel, grid(kWarps), block, 0, stream, work, order, options, out);
 }
 
