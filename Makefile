@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEMO_INSTALLED := $(VENV)/demo.stamp
 INSTALLED := $(VENV)/installed.stamp
+WITH_PEERS := $(VENV)/peers.stamp
 CPP := $(shell find csrc tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
@@ -34,7 +35,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
-benchmark: $(INSTALLED)
+benchmark: $(WITH_PEERS)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable
 
 # What takes longer than a minute, on the CPU: the CUDA operators, called through torch; their kernels, simulated under
@@ -56,7 +57,7 @@ fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz $(ARGS)
 
 clean:
-	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(DEMO_INSTALLED) $(INSTALLED)
+	rm -rf build dist refinedet.egg-info refinedet/*.so $(DEMO_OUT) $(DEMO_INSTALLED) $(INSTALLED) $(WITH_PEERS)
 
 # The second line: build-system.requires of pyproject.toml, needed for --no-build-isolation below.
 $(BASE):
@@ -75,4 +76,9 @@ $(DEMO_INSTALLED): $(BASE) $(SOURCES)
 # For the tests: the kernels wherever nvcc is, since most of their tests need no GPU.
 $(INSTALLED): $(BASE) $(SOURCES)
 	$(BIN)/pip install --no-build-isolation --editable '.[test]'
+	touch $@
+
+# For the benchmarks: also the packages that operators are measured beside and that bring much with them.
+$(WITH_PEERS): $(INSTALLED)
+	$(BIN)/pip install --no-build-isolation --editable '.[benchmark]'
 	touch $@

@@ -76,16 +76,17 @@ def test_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("count", cost.BOXES)
-def test_soft_nms(count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    """A call, with the sorts before and after the kernel; nobody else has it on a GPU."""
-    arguments = image_of(*crowd(count))
+@pytest.mark.parametrize("name", ["soft_nms", "vote"])
+def test_merging(name: str, count: int, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """A call, with the sorts before and after the kernels; nobody else has them on a GPU."""
+    operator, arguments = getattr(ops, name), image_of(*crowd(count))
     moved = to(DEVICE, arguments)
-    assert_same(ops.soft_nms(*moved), ops.soft_nms(*arguments))
+    assert_same(operator(*moved), operator(*arguments))
     if benchmark.enabled:
-        time = microseconds(lambda: ops.soft_nms(*moved), nothing)
+        time = microseconds(lambda: operator(*moved), nothing)
         with capsys.disabled():
-            print(f"\nsoft_nms, {count} boxes: {time:.1f} us")
-    benchmark(lambda: (ops.soft_nms(*moved), torch.cuda.synchronize()))
+            print(f"\n{name}, {count} boxes: {time:.1f} us")
+    benchmark(lambda: (operator(*moved), torch.cuda.synchronize()))
 
 
 def test_detect_beside_pytorch(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,12 @@ tops that stay alone. (`weighted_boxes_fusion` moves its clusters while it fills
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from problems import crowd
+from problems import crowd, image_of
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -22,7 +23,7 @@ IOU, FLOOR = 0.45, 0.05
 def problem(count: int) -> tuple[Tensor, Tensor, Tensor]:
     """One image of 20 classes around 40 objects, in pixels of 500."""
     boxes, scores, labels = crowd(count)
-    return (boxes * 500)[None], scores[None], labels[None] + 1
+    return image_of(boxes * 500, scores, labels)
 
 
 def vote_in_class(found: np.ndarray, soft: bool) -> np.ndarray:
@@ -79,12 +80,14 @@ def test_loop(count: int, soft: bool, compare: Callable[..., None]) -> None:
         )
     )
     torch.testing.assert_close(ours.boxes[0, order], peer[peer_order, :4], rtol=1e-4, atol=1e-3)
-    rounds = 10 if count == 1000 else 3
-    compare(lambda: ops.vote(*inputs, soft=soft, official=True), lambda: vote_in_loop(*arrays, soft), 50, rounds=rounds)
+    at_least, rounds = (50, 10) if count == 1000 else (25, 3)
+    loop = partial(vote_in_loop, *arrays, soft)
+    compare(lambda: ops.vote(*inputs, soft=soft, official=True), loop, at_least, rounds)
 
 
 def test_ensemble_boxes(compare: Callable[..., None]) -> None:
-    non_maximum_weighted = pytest.importorskip("ensemble_boxes").non_maximum_weighted
+    from ensemble_boxes import non_maximum_weighted
+
     boxes, scores, labels = problem(1000)
     boxes = (boxes / 1000 + 0.25).clamp(0, 1)  # it takes no others, and none without area
     arrays = [[tensor[0].numpy()] for tensor in (boxes, scores, labels)]

@@ -31,6 +31,13 @@ void ious(const float* b, long n, float threshold, float* y, unsigned char* over
     over[i] = overlaps(intersection(a, c), area(a), area(c), threshold);
   }
 }
+void any_ious(const float* b, long n, float pixel, float* y) {
+  const Corners first{b[0], b[1], b[2], b[3]};
+  for (long i = 0; i < n; ++i, b += 4) {
+    const Corners other{b[0], b[1], b[2], b[3]};
+    y[i] = any_iou(intersection(first, other, pixel), area(first, pixel), area(other, pixel));
+  }
+}
 }
 """
 
@@ -138,3 +145,27 @@ def test_iou_of_literal_boxes(library: ctypes.CDLL) -> None:
     )
     assert ious.tolist() == [np.float32(1) / np.float32(7), 1, 0, 0, 0]
     assert over.tolist() == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("official", "expected"),
+    [
+        # the same, half, a quarter, inverted, touching, a point within, far away
+        (False, [1, 0.5, 0.25, 0, 0, 0, 0]),
+        # 5 x 5 pixels: the same, 15 of 25, 10 of 25, inverted by more than one, a shared column, one pixel, far away
+        (True, [1, 15 / 25, 10 / 25, 0, 5 / 45, 1 / 25, 0]),
+    ],
+)
+def test_iou_with_and_without_a_pixel_more(library: ctypes.CDLL, official: bool, expected: list[float]) -> None:
+    boxes = np.array(
+        [[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 1], [3, 3, 0, 0], [4, 0, 8, 4], [1, 1, 1, 1], [9, 9, 12, 12]], np.float32
+    )
+    ious = np.empty(len(boxes), np.float32)
+    library.any_ious(
+        boxes.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_long(len(boxes)),
+        ctypes.c_float(official),
+        ious.ctypes.data_as(ctypes.c_void_p),
+    )
+    assert ious.tolist() == np.array(expected, np.float32).tolist()
+    assert ious.tolist() == portable.iou(torch.from_numpy(boxes[0]), torch.from_numpy(boxes), official).tolist()

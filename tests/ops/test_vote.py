@@ -508,12 +508,15 @@ def check(harness: Harness) -> None:
         torch.arange(96) >= 32
     )  # the class ends with the image and a tile of the walk, but with no tile of the grid
     check_case(harness, boxes, scores, labels)
-    if harness.variant == "plain":
+    boxes, scores, labels = random_problem(np.random.default_rng(4), 1, 150, 1)
+    labels[0] = 1 + (torch.arange(150) >= 70)  # the second block lists its tops where the first one's end
+    check_case(harness, boxes, scores, labels)
+    if harness.variant != "thread":
         check_case(harness, *random_problem(np.random.default_rng(1), 1, 70, 40), official=True, seed=2)
         # Boxes that reach tops of several tiles; images that end with the class with which the next one begins.
         boxes, scores, labels = random_problem(np.random.default_rng(2), 2, 200, 1)
         check_case(harness, boxes, scores, torch.ones_like(labels), iou_threshold=0.1, seed=3)
-        check_case(harness, *small_boxes(700), iou_threshold=0.2, seed=4)
+        check_case(harness, *small_boxes(1000), iou_threshold=0.2, seed=4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -142,8 +142,11 @@ __device__ inline Best best_of_block(const Best& own, Best* of_warps) {
   if (lane_index() == __ffs(static_cast<int>(winners)) - 1) of_warps[warp_index()] = own;
   __syncthreads();
   int winner = 0;
+  least = of_warps[0].key;
   for (int w = 1; w < kWarps; ++w) {
-    if (of_warps[w].key < of_warps[winner].key) winner = w;
+    const uint64_t key = of_warps[w].key;
+    if (key < least) winner = w;
+    least = min(least, key);
   }
   return of_warps[winner];
 }
@@ -166,7 +169,8 @@ __global__ void __launch_bounds__(kThreads)
   unsigned begins = __ballot_sync(kFullWarp, rows.starts_class(first + lane_index()));
   for (; begins != 0; begins &= begins - 1) {
     const int64_t begin = first + __ffs(static_cast<int>(begins)) - 1, own = begin + threadIdx.x;
-    Share share{.near = {}, .far = {workspace.corners + 4 * own, workspace.rows + own}};
+    Share share{};
+    share.far = {workspace.corners + 4 * own, workspace.rows + own};
     share.take(rows, options, begin);
     for (;;) {
       const Best picked = best_of_block(share.best, of_warps + turn);
