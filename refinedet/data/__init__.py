@@ -10,7 +10,7 @@ from refinedet.data.augment import TrainAugment
 from refinedet.data.coco import COCODataset, is_coco
 from refinedet.data.dataset import DetectionDataset, existing_folder
 from refinedet.data.images import list_images, read_image
-from refinedet.data.loader import TrainLoader, eval_batches
+from refinedet.data.loader import TrainLoader
 from refinedet.data.voc import VOCDataset, is_voc
 from refinedet.errors import DataError
 
@@ -23,7 +23,6 @@ __all__ = [
     "TrainAugment",
     "TrainLoader",
     "VOCDataset",
-    "eval_batches",
     "list_images",
     "open_dataset",
     "read_image",

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from refinedet.data.augment import TrainAugment
 from refinedet.data.dataset import DetectionDataset
 from refinedet.errors import DataError, InputError, RefineDetError, is_out_of_memory
-from refinedet.preprocessing import Preprocessing, prepare
 from refinedet.progress import track
 from refinedet.records import Batch, Sample, Targets
 
@@ -159,18 +158,6 @@ def collate(items: list[tuple[Tensor, np.ndarray, np.ndarray, str]]) -> Batch:
         torch.from_numpy(offsets),
     )
     return Batch(torch.stack(images), targets, paths)
-
-
-def eval_batches(
-    dataset: DetectionDataset, size: tuple[int, int], preprocessing: Preprocessing, batch_size: int
-) -> Iterator[tuple[Tensor, list[Sample]]]:
-    """The data set in order: (images float32 [b,3,h,w] prepared as in spec 1.2, their samples with the originals).
-
-    The last batch holds the rest. ``size`` is (height, width) in pixels.
-    """
-    for first in range(0, len(dataset), batch_size):
-        samples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
-        yield torch.stack([prepare(sample.image, size, preprocessing) for sample in samples]), samples
 
 
 def _unchanged(item: object) -> object:

@@ -20,10 +20,10 @@ import torch
 from support.synthetic import make_coco, make_voc
 from torch.utils.data import DataLoader, Dataset
 
-from refinedet.data import AugmentConfig, COCODataset, TrainAugment, TrainLoader, VOCDataset, eval_batches
+from refinedet.data import AugmentConfig, COCODataset, TrainAugment, TrainLoader, VOCDataset
 from refinedet.data.loader import _start_worker, collate
 from refinedet.errors import DataError, InputError
-from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.preprocessing import Preprocessing
 from refinedet.records import Batch, Sample, Targets
 
 COUNT = 7
@@ -349,15 +349,3 @@ def test_parts_can_be_sent_to_another_process(dataset):
 def test_arguments_out_of_range(dataset, options):
     with pytest.raises(InputError, match=r"batch_size, workers, seed are .*; give at least 1, 0 and 0"):
         loader(dataset, **options)
-
-
-def test_eval_batches_are_in_order_and_prepared_as_the_evaluation_script_does(dataset):
-    batches = list(eval_batches(dataset, (64, 192), Preprocessing(), 3))
-    assert [len(samples) for _, samples in batches] == [3, 3, 1]
-    samples = [item for _, group in batches for item in group]
-    assert [item.image_id for item in samples] == [record.image_id for record in dataset.records]
-    for images, group in batches:
-        assert images.shape == (len(group), 3, 64, 192)
-        for image, item in zip(images, group, strict=True):
-            assert item.image.shape == (96, 128, 3)  # the original
-            assert torch.equal(image, prepare(item.image, (64, 192), Preprocessing()))

@@ -21,6 +21,7 @@ from refinedet.evaluation.coco_ap import coco_ap
 from refinedet.evaluation.evaluate import evaluate, evaluate_checkpoint
 from refinedet.evaluation.pixels import truth_to_pixels
 from refinedet.inference.detector import Detector
+from refinedet.preprocessing import prepare
 from refinedet.presets import OFFICIAL
 from refinedet.records import RawOutput, Sample
 
@@ -70,6 +71,17 @@ def voc(tmp_path):
 @pytest.fixture
 def coco(tmp_path):
     return open_dataset(make_coco(tmp_path / "coco", {"val": 3}), "val")
+
+
+def test_images_come_in_order_and_prepared_as_the_evaluation_script_does(tmp_path):
+    dataset = open_dataset(make_voc(tmp_path, {"test": 7}), "test")
+    network = FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.9], size=(64, 192))
+    result = evaluate(Detector(network), dataset, batch_size=3, progress=False)
+    assert [len(inputs) for inputs in network.inputs] == [3, 3, 1]
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert result.image_ids == [sample.image_id for sample in samples]
+    for blob, sample in zip(torch.cat(network.inputs), samples, strict=True):
+        assert torch.equal(blob, prepare(sample.image, (64, 192), network.config.preprocessing))
 
 
 @pytest.mark.parametrize("data", ["voc", "coco"])

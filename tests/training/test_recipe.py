@@ -17,8 +17,9 @@ from refinedet.choices import BACKBONES, DATA_FORMATS, METRICS, SIZE_STEP, WEIGH
 from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import RecipeError
 from refinedet.models.backbones import _BACKBONES
+from refinedet.protocols import PROTOCOLS, parse_protocol
 from refinedet.training.read import parse_recipe, read_recipe, with_settings
-from refinedet.training.recipe import differences
+from refinedet.training.recipe import _toml, differences
 from refinedet.training.sources import parse_setting, recipe_names
 
 # Every setting of every shipped recipe, written down when each recipe still said all of them.
@@ -80,6 +81,59 @@ def test_toml_round_trip(name, tmp_path):
     path.write_text(recipe.to_toml())
     assert read_recipe(path) == recipe
     assert parse_recipe(recipe.to_dict(), name=name, source="dict") == recipe
+
+
+PROTOCOL = {
+    "merge": "soft_nms",
+    "merge_sigma": 0.5,
+    "keep_top_k": "none",
+    "scales": [{"size": [64, 128], "turned": True, "flipped": True}, {"min_side_below": 40, "score_threshold": 0.2}],
+}
+
+
+def test_a_recipe_names_a_protocol(tmp_path):
+    recipe = parse(evaluate={"protocol": "voc_multiscale_320"})
+    assert recipe.evaluate.protocol is PROTOCOLS["voc_multiscale_320"]
+    assert recipe.to_dict()["evaluate"]["protocol"] == "voc_multiscale_320"
+    assert with_settings(parse(), [parse_setting("evaluate.protocol=coco")]).evaluate.protocol is PROTOCOLS["coco"]
+    assert parse().evaluate.protocol is None
+
+
+@pytest.mark.parametrize("way", ["table", "file beside the recipe"])
+def test_a_recipe_has_a_protocol_of_its_own_and_keeps_it_whole(way, tmp_path):
+    table = parse(evaluate={"protocol": PROTOCOL}).to_toml()
+    protocol, recipe = tmp_path / "mine.toml", tmp_path / "recipe.toml"
+    if way == "table":
+        recipe.write_text(table)
+    else:
+        # A protocol's own file has the keys of the table.
+        text = "".join(f"{key} = {_toml(value)}\n" for key, value in PROTOCOL.items())
+        protocol.write_text(text)
+        recipe.write_text(parse().to_toml() + 'protocol = "mine.toml"\n')
+    read = read_recipe(recipe)
+    assert read.evaluate.protocol == parse_protocol(PROTOCOL, "any")
+    protocol.unlink(missing_ok=True)
+    recipe.write_text(read.to_toml())
+    assert read_recipe(recipe) == read
+    assert differences(read, read_recipe(recipe)) == {}
+    assert "evaluate.protocol" in differences(read, parse())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        ("vok", r"there is no protocol 'vok'; did you mean 'voc'\?"),
+        ("absent.toml", r"there is no protocol 'absent\.toml'; .*give a TOML file or one of: voc, coco, "),
+        (320, "protocol is 320; give a name, a TOML file or a Protocol"),
+        ({}, "protocol own: it has no scales; give at least one"),
+        ({"scales": [{}, {"size": 300}]}, "protocol own: scale 2: size is 300; sides must be multiples of 64"),
+        ({"scales": [{}], "merge": "all"}, "protocol own: merge is 'all'; choose one of none, soft_nms, vote, soft"),
+        ({"scales": [{"original": False}]}, "protocol own: scale 1: looks at no image; set original or flipped"),
+    ],
+)
+def test_a_mistake_in_a_protocol_is_told_with_its_recipe(protocol, message):
+    with pytest.raises(RecipeError, match=rf"^test\.toml: evaluate: {message}"):
+        parse(evaluate={"protocol": protocol})
 
 
 def test_ablations_of_table_2_are_settings():
