@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shlex
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model
 _PREFIXES = ("model", "backbone", "encoder", "network", "net")  # of all names, where the network was a part of another
 _LEVELS = 3  # of dictionaries around the state dict, at most
 _AVERAGED = "n_averaged"  # how many steps are in torch's AveragedModel
+_SLACK = 1 << 20  # bytes: TorchScript packs its code
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -56,12 +58,21 @@ def convert_command(path: Path) -> str:
 
 
 def _load_pickle(path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > 2 * path.stat().st_size + _SLACK:  # torch.save compresses nothing; torch.load unpacks anything
+            raise CheckpointError(
+                f"{path}: unpacks to {unpacked} bytes, far more than it has; use a file of torch.save"
+            )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read(path: Path, reader: Callable[[Path], object]) -> object:
     try:
         return reader(path)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""

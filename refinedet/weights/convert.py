@@ -126,7 +126,8 @@ def _read(path: Path, size: tuple[int, int] | None, classes: Sequence[str] | Non
         config, tensors = read_model(path)
         changes: dict[str, Any] = {"size": size or config.size, "classes": tuple(classes or config.classes)}
         _check_count(changes["classes"], config.num_classes, path)
-        return _Source("refinedet", config.backbone, replace(config, **changes), "the checkpoint", (), tensors)
+        told_by = "--size" if size else "the checkpoint"
+        return _Source("refinedet", config.backbone, replace(config, **changes), told_by, (), tensors)
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return _read_luuuyi(path, size, classes)
     return _read_caffe(path, size, classes)

@@ -5,6 +5,7 @@ Most networks here have two channels (`support.caffe_files.narrow_outline`): the
 
 import csv
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -400,6 +401,17 @@ def test_a_port_model_that_does_not_fit(port, tmp_path, tensors, words):
     with pytest.raises(CheckpointError, match=words):
         convert(port, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path):
+    plain, packed = tmp_path / "plain.pth", tmp_path / "RefineDet320_VOC_final.pth"
+    torch.save({"odm_conf.0.weight": torch.zeros(63, 256, 9, 9)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for part in source.infolist():
+            target.writestr(part.filename, source.read(part))
+    assert packed.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=r"unpacks to 52\d+ bytes, far more than it has"):
+        convert(packed, tmp_path / "a.safetensors")
 
 
 class Trap:
