@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,31 @@ def brute_force(
     return final
 
 
+@cache  # the problems are the same for every implementation
+def solved(
+    seed: int,
+    count: int,
+    classes: int,
+    options: tuple[tuple[str, Any], ...],
+    steps: bool,
+    trouble: float,
+    dtype: torch.dtype,
+) -> tuple[tuple[Tensor, ...], Detected, list[tuple[int, float]]]:
+    """A random problem, what the twin finds and what brute force finds."""
+    given = dict(options)
+    side = 32.0 if given["official"] else 1.0
+    boxes, scores, labels = random_case(seed, 1, count, classes, steps=steps, trouble=trouble, side=side)
+    boxes, scores = boxes.to(dtype), scores.to(dtype)
+    final = {}
+    for label in range(1, classes + 1):
+        rows = (labels[0] == label).nonzero().squeeze(1)
+        with np.errstate(all="ignore"):
+            left = brute_force(boxes[0, rows].float().numpy(), scores[0, rows].float().numpy(), **given)
+        final |= {int(rows[i]): score for i, score in left.items()}
+    ranking = sorted(final.items(), key=lambda pick: (-pick[1], pick[0]))
+    return (boxes, scores, labels), ops.reference.soft_nms(boxes, scores, labels, **given), ranking
+
+
 @pytest.mark.small
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(
@@ -296,20 +322,16 @@ def test_equals_reference_and_brute_force(
     trouble: float,
     dtype: torch.dtype,
 ) -> None:
-    boxes, scores, labels = random_case(
-        seed, 1, count, classes, steps=steps, trouble=trouble, side=32.0 if official else 1.0
-    )
-    boxes, scores = boxes.to(dtype), scores.to(dtype)
-    options = {"iou_threshold": iou_threshold, "score_threshold": score_threshold, "official": official}
-    detected = soft_nms(boxes, scores, labels, method=method, **options)
-    assert_equal(detected, ops.reference.soft_nms(boxes, scores, labels, method=method, **options))
-    expected = {}
-    for label in range(1, classes + 1):
-        rows = (labels[0] == label).nonzero().squeeze(1)
-        with np.errstate(all="ignore"):
-            final = brute_force(boxes[0, rows].float().numpy(), scores[0, rows].float().numpy(), method, **options)
-        expected |= {int(rows[i]): score for i, score in final.items()}
-    assert found(detected) == sorted(expected.items(), key=lambda pick: (-pick[1], pick[0]))
+    options = {
+        "method": method,
+        "iou_threshold": iou_threshold,
+        "score_threshold": score_threshold,
+        "official": official,
+    }
+    arguments, by_twin, ranking = solved(seed, count, classes, tuple(options.items()), steps, trouble, dtype)
+    detected = soft_nms(*arguments, **options)
+    assert_equal(detected, by_twin)
+    assert found(detected) == ranking
 
 
 def released_code(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, floor: float) -> dict[int, np.float32]:
