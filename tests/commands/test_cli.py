@@ -25,6 +25,7 @@ from refinedet.commands import annotate
 from refinedet.commands import main as cli
 from refinedet.commands.messages import say_error
 from refinedet.commands.train import resume_command
+from refinedet.inference import detector
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 
@@ -158,15 +159,15 @@ def many(photos) -> list[str]:
 
 
 def test_many_images_have_a_line_each_and_totals(fixed, many, tmp_path, capsys, monkeypatch):
-    select = Detector.select
+    merge = detector.merge
 
-    def nothing_in_the_last(self, raw, score_threshold=None):
-        found = select(self, raw, score_threshold)
+    def nothing_in_the_last(*arguments):
+        found = merge(*arguments)
         if len(fixed.inputs) == 5:
             found.counts[-1] = 0
         return found
 
-    monkeypatch.setattr(Detector, "select", nothing_in_the_last)
+    monkeypatch.setattr(detector, "merge", nothing_in_the_last)
     options = ["--out", str(tmp_path / "out"), "--batch-size", "2", "--score-threshold", "0.3"]
     assert cli.main(["detect", "any", *many, *options]) == 0
     lines = capsys.readouterr().out.splitlines()
