@@ -66,6 +66,13 @@ def test_specification_decoding() -> None:
     torch.testing.assert_close(to_corners(same).double(), prior, rtol=0, atol=1e-6)
 
 
+def test_thinner_anchors() -> None:
+    anchors = generate_anchors((64, 128), ratio=4.0)
+    sides = anchors[:, 2:] * torch.tensor([128.0, 64.0])  # pixels
+    assert sides[:3].tolist() == [[32.0, 32.0], [64.0, 16.0], [16.0, 64.0]]
+    assert torch.equal(anchors[:, :2], generate_anchors((64, 128))[:, :2])  # where they are, and how many, is the same
+
+
 @pytest.mark.parametrize("size", [320, 320.0, (320,), (320, 320, 3), (320, 320.0), "320"])
 def test_a_size_that_is_no_pair_of_whole_numbers(size: object) -> None:
     with pytest.raises(InputError, match=re.escape(f"input size is {size!r}; give (height, width) in whole pixels")):

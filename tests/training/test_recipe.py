@@ -454,6 +454,7 @@ HUGE = 10**400
         ),
         ({"model": {"size": [64000, 64]}}, r"model\.size is 64000; it must be >= 64 and <= 4096"),
         ({"model": {"tcb_channels": 10**9}}, r"model\.tcb_channels is 1000000000; it must be >= 1 and <= 4096"),
+        ({"model": {"anchor_ratio": 0.5}}, r"model\.anchor_ratio is 0\.5; it must be >= 1 and <= 16"),
         ({"model": {"backbone": "squezenet"}}, r"model\.backbone is 'squezenet'; did you mean 'squeezenet'\? choose"),
         (
             {"model": {"backbone": "timm:"}},

@@ -72,9 +72,19 @@ def test_round_trip_is_exact(model, saved):
 
 def test_every_preset_and_shape_comes_back(tmp_path):
     preset = replace(refinedet.PAPER, tcb=False, cascade=False, objectness_threshold=0.0)
-    built = refinedet.build("squeezenet", size=(64, 128), classes=("cat", "Köter"), preset=preset, tcb_channels=8)
+    shape = {"tcb_channels": 8, "anchor_ratio": 3.5}
+    built = refinedet.build("squeezenet", size=(64, 128), classes=("cat", "Köter"), preset=preset, **shape)
     save_model(built, tmp_path / "m.safetensors")
-    assert refinedet.load(tmp_path / "m.safetensors").network.config == built.config
+    loaded = refinedet.load(tmp_path / "m.safetensors").network
+    assert loaded.config == built.config
+    assert torch.equal(loaded.anchors, refinedet.generate_anchors((64, 128), ratio=3.5))
+    assert torch.equal(loaded.anchors_for((64, 64)), refinedet.generate_anchors((64, 64), ratio=3.5))
+
+
+def test_a_checkpoint_written_before_there_were_anchor_ratios_loads(model):
+    old = json.loads(model.config.to_json())
+    assert old.pop("anchor_ratio") == 2
+    assert ModelConfig.from_json(json.dumps(old)) == model.config
 
 
 def test_a_checkpoint_written_before_there_was_soft_nms_loads(model):
