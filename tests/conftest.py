@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; pytest-xdist fills the cores
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,18 @@ def cpu_by_default() -> Iterator[None]:
         patch.setattr(devices, "_best_device", lambda: torch.device("cpu"))
         patch.setattr(subprocess, "Popen", WithoutGpu)
         yield
+
+
+@pytest.fixture
+def hears_signals() -> Iterator[None]:
+    """Signals as at a terminal. Under nohup SIGHUP is ignored, in a script's background SIGINT, and by children too."""
+    heard = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    deaf = [signum for signum in heard if signal.getsignal(signum) is signal.SIG_IGN]
+    for signum in deaf:
+        signal.signal(signum, heard[signum])
+    yield
+    for signum in deaf:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

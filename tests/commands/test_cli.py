@@ -579,6 +579,7 @@ def ctrl_c(fixed, monkeypatch):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hears_signals")
 def test_ctrl_c_keeps_what_is_detected_already(signum, ctrl_c, fixed, photos, tmp_path, capsys):
     ctrl_c(2, signum)
     out, results = tmp_path / "out", tmp_path / "found.json"
@@ -595,6 +596,7 @@ def test_ctrl_c_keeps_what_is_detected_already(signum, ctrl_c, fixed, photos, tm
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("hears_signals")
 def test_ctrl_c_keeps_the_video_so_far(ctrl_c, fixed, tmp_path, capsys):
     ctrl_c(2)
     sources = [make_video(tmp_path / f"{name}.mp4", frames=40) for name in "ab"]
@@ -611,6 +613,7 @@ def test_ctrl_c_keeps_the_video_so_far(ctrl_c, fixed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hears_signals")
 def test_a_signal_in_evaluate_says_so(signum, tmp_path, capsys, monkeypatch):
     def interrupt(*_, **__):
         signal.raise_signal(signum)

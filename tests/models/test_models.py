@@ -489,7 +489,7 @@ def test_resnet_loads_torchvisions_file(tmp_path: Path) -> None:
     backbone = ResNet101()
     load_pretrained(backbone, tmp_path / "resnet.pth")
     assert backbone.res5c.branch2c.norm.factor.item() == pytest.approx(1000)
-    assert backbone.res6.branch2c.norm.factor.item() == pytest.approx(1000)
+    assert backbone.res6.branch2c.norm.factor.item() == 0  # new, without statistics, as in Caffe (spec section 3)
 
 
 def test_timm_weights(tmp_path: Path) -> None:

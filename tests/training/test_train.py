@@ -348,6 +348,7 @@ def test_classes_of_a_file_go_with_the_run(data, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hears_signals")
 def test_interrupt_finishes_the_step_and_saves(signum, data, tmp_path, before_step):
     before_step(lambda trainer: signal.raise_signal(signum) if trainer.steps == 5 else None)
     handler = signal.getsignal(signum)
@@ -361,6 +362,7 @@ def test_interrupt_finishes_the_step_and_saves(signum, data, tmp_path, before_st
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("hears_signals")
 def test_second_interrupt_kills(first, second):
     program = (
         "import signal\nfrom refinedet.interrupt import stop_on_interrupt\n"
@@ -508,6 +510,7 @@ def test_ctrl_c_at_the_shell(signum, data, tmp_path):
     assert main(shlex.split(message.rpartition("refinedet ")[2])) == 0
 
 
+@pytest.mark.usefixtures("hears_signals")
 def test_a_terminal_that_is_closed(data, tmp_path):
     """Training gets SIGHUP, and can tell nobody."""
     out = tmp_path / "run"
@@ -517,7 +520,6 @@ def test_a_terminal_that_is_closed(data, tmp_path):
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup children are born deaf to it
         os.execv(sys.executable, [sys.executable, *arguments])
     deadline = time.monotonic() + PATIENCE
     while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
