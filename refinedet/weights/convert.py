@@ -36,6 +36,7 @@ _ANY_SIZE = (64, 64)  # no weight depends on it
 KNOWN_CLASSES = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
 _CLASSIFIERS = {"vgg16": "fc8", "resnet101": "fc1000"}  # ImageNet's, which a detector has no use for
 _FIRST_CONV = {"vgg16": "backbone.conv1_1.weight", "resnet101": "backbone.conv1.conv.weight"}
+_OF_THE_BENCHMARK = ("name", "score_threshold", "nms_iou", "top_k", "keep_top_k", "soft_nms_iou")  # of a preset
 _SQUARE = re.compile(r"(?<!\d)(\d{2,4})x\1(?!\d)")  # refinedet_vgg16_320x320
 _PAPERS_SIZE = re.compile(r"(?<!\d)(320|512)(?!\d)")  # RefineDet320_VOC_final
 
@@ -328,10 +329,15 @@ def _select(source: _Source, config: ModelConfig, names: Sequence[str], path: Pa
     if absent := [name for name in names if class_rows(config.classes, [name]) is None]:
         raise InputError(f"{path} has no class {shorten(absent)}; select of {shorten(list(config.classes))}")
     tensors = select_classes(source.tensors, config.classes, names)
-    preset = config.preset
-    if preset.name == _preset_of(config.classes).name:
-        preset = replace(_preset_of(names), tcb=preset.tcb, head_bottleneck=preset.head_bottleneck)
+    preset, usual = config.preset, _preset_of(config.classes)
+    if preset == _detecting_as(usual, preset):
+        preset = _detecting_as(_preset_of(names), preset)
     return source._replace(config=replace(config, classes=tuple(names), preset=preset), tensors=tensors)
+
+
+def _detecting_as(usual: Preset, preset: Preset) -> Preset:
+    """``preset`` with the name and the thresholds of ``usual``: what differs between VOC and COCO (spec section 8)."""
+    return replace(preset, **{name: getattr(usual, name) for name in _OF_THE_BENCHMARK})
 
 
 def _facts(source: _Source, path: Path) -> dict[str, Any]:
