@@ -26,7 +26,7 @@ from refinedet.presets import COCO, OFFICIAL, Preset
 from refinedet.progress import SHORT, show_progress
 from refinedet.weights.caffe_names import BlobName, caffe_names, from_caffe, layer_types, to_caffe
 from refinedet.weights.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
-from refinedet.weights.checkpoint import read_metadata, read_model, resolve, save_backbone, save_tensors
+from refinedet.weights.checkpoint import read_metadata, read_model, resolve, save_backbone, save_tensors, swap_colours
 from refinedet.weights.luuuyi import CLASSIFIER, INPUT, LUUUYI, from_luuuyi
 from refinedet.weights.subsampling import class_rows, select_classes
 
@@ -35,7 +35,6 @@ FOREIGN_SUFFIXES = (CAFFE_SUFFIX, ".pth", ".pt")
 _ANY_SIZE = (64, 64)  # no weight depends on it
 KNOWN_CLASSES = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
 _CLASSIFIERS = {"vgg16": "fc8", "resnet101": "fc1000"}  # ImageNet's, which a detector has no use for
-_FIRST_CONV = {"vgg16": "backbone.conv1_1.weight", "resnet101": "backbone.conv1.conv.weight"}
 _OF_THE_BENCHMARK = ("name", "score_threshold", "nms_iou", "top_k", "keep_top_k", "soft_nms_iou")  # of a preset
 _SQUARE = re.compile(r"(?<!\d)(\d{2,4})x\1(?!\d)")  # refinedet_vgg16_320x320
 _PAPERS_SIZE = re.compile(r"(?<!\d)(320|512)(?!\d)")  # RefineDet320_VOC_final
@@ -218,10 +217,7 @@ def _write_caffe(source: _Source, out: Path) -> None:
         raise InputError(
             f"the model reads images as {config.preprocessing}; a Caffe model of RefineDet reads BGR minus {plain.mean}"
         )
-    tensors = dict(source.tensors)
-    if config.preprocessing.order == "rgb":
-        first = _FIRST_CONV[config.backbone]
-        tensors[first] = tensors[first].flip(1)
+    tensors = source.tensors if config.preprocessing.order == "bgr" else swap_colours(network, source.tensors)
     blobs: dict[str, list[np.ndarray]] = {}
     for (layer, _), values in sorted(to_caffe(network, tensors).items(), key=lambda item: item[0][1]):
         blobs.setdefault(layer, []).append(values)
