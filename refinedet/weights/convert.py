@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from refinedet.anchors import ANCHORS_PER_CELL, check_size
+from refinedet.anchors import ANCHORS_PER_CELL, RATIO, check_size
 from refinedet.choices import MAX_SIDE
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import CheckpointError, InputError, shorten
@@ -227,6 +228,11 @@ def _write_caffe(source: _Source, out: Path) -> None:
         write_caffemodel(out, name, [CaffeLayer(layer, types[layer], blobs[layer]) for layer in types])
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another place") from error
+    if config.anchor_ratio != RATIO:
+        warnings.warn(
+            f"{out}: its prior boxes need aspect_ratio: {config.anchor_ratio:g} in the .prototxt, not {RATIO:g}",
+            stacklevel=3,
+        )
 
 
 # the luuuyi port -----------------------------------------------------------------------------------------------------

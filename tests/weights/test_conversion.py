@@ -547,6 +547,15 @@ def test_another_input_than_caffes(narrow, vgg, tmp_path):
         convert(tmp_path / "b.safetensors", tmp_path / "a.caffemodel")
 
 
+def test_other_anchors_than_the_official_prototxt_has(narrow, vgg, tmp_path, recwarn):
+    config, tensors = read_model(convert(vgg, tmp_path / "a.safetensors").output)
+    convert(tmp_path / "a.safetensors", tmp_path / "a.caffemodel")
+    assert not recwarn.list
+    save_tensors(tmp_path / "b.safetensors", replace(config, anchor_ratio=4.0), tensors, {})
+    with pytest.warns(UserWarning, match=r"b\.caffemodel: its prior boxes need aspect_ratio: 4 in the"):
+        convert(tmp_path / "b.safetensors", tmp_path / "b.caffemodel")
+
+
 def test_outputs_that_cannot_be(vgg, tmp_path):
     with pytest.raises(InputError, match=r"tells no format to write; end its name in \.safetensors or \.caffemodel"):
         convert(vgg, tmp_path / "a.pth")
