@@ -71,6 +71,7 @@ def found(images, labels, boxes, scores, classes=VOC_CLASSES, ids=IDS, category_
         iou_threshold=0.5,
         dataset="test",
         images=len(ids),
+        protocol=None,
         rows=[ClassRow(name, 0, 0, None, None, None, None, None) for name in classes],
         coco=None,
         seconds={},
