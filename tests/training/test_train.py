@@ -517,6 +517,7 @@ def test_a_terminal_that_is_closed(data, tmp_path):
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup children are born deaf to it
         os.execv(sys.executable, [sys.executable, *arguments])
     deadline = time.monotonic() + PATIENCE
     while not (out / "log.jsonl").exists() or not read_log(out / "log.jsonl"):
