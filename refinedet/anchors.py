@@ -13,6 +13,7 @@ STRIDES = (8, 16, 32, 64)  # pixels between the cells of each level
 SCALE = 4  # side of the square anchor, in strides
 RATIO = 2.0  # width / height of the wide anchors; the tall ones have its inverse
 ANCHORS_PER_CELL = 3  # square, wide, tall, in channel order
+MOST_RATIO = 16.0
 MOST_PIXELS = 4096 * 4096  # of an input: a million anchors
 
 
@@ -44,6 +45,12 @@ def parse_size(size: Iterable[int]) -> tuple[int, int]:
     return height, width
 
 
+def check_ratio(ratio: float) -> None:
+    """Raise InputError unless ``ratio`` is a number from 1 to `MOST_RATIO`."""
+    if type(ratio) not in (int, float) or not 1 <= ratio <= MOST_RATIO:
+        raise InputError(f"anchor_ratio is {show(ratio)}; give a number from 1 to {MOST_RATIO:g} (2 in the paper)")
+
+
 def generate_anchors(size: tuple[int, int], *, ratio: float = RATIO, clip: bool = False) -> Tensor:
     """Return the anchors of an input of ``size`` = (height, width) pixels, multiples of 64.
 
@@ -55,6 +62,7 @@ def generate_anchors(size: tuple[int, int], *, ratio: float = RATIO, clip: bool 
     512x512. They are on the CPU, whatever torch's default device and dtype.
     """
     size = parse_size(size)
+    check_ratio(ratio)
     anchors = torch.cat([_level_anchors(size, stride, ratio) for stride in STRIDES])
     return anchors.clamp_(0, 1) if clip else anchors
 

@@ -63,17 +63,6 @@ class Preset:
         if not condition:
             raise InputError(f"preset {_plain(self.name)}: {name} is {_plain(getattr(self, name))}; give {wanted}")
 
-    def detect_options(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`refinedet.ops.detect`, which takes no None."""
-        return {
-            "objectness_threshold": self.objectness_threshold,
-            "score_threshold": self.score_threshold,
-            "iou_threshold": self.nms_iou,
-            "top_k": self.top_k,
-            "keep_top_k": self.keep_top_k,
-            "variances": self.variances,
-        }
-
 
 def _plain(value: object) -> str:
     """A short text as it is, anything else as Python writes it."""

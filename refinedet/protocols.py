@@ -263,8 +263,9 @@ PROTOCOLS = {
 """The shipped protocols, those of the released evaluation, by name."""
 
 
-def get_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
-    """Return ``protocol`` itself, the shipped one of that name, or the one in a TOML file (`parse_protocol`).
+def get_protocol(protocol: str | os.PathLike[str] | Protocol, folder: Path = Path()) -> Protocol:
+    """Return ``protocol`` itself, the shipped one of that name, or the one in a TOML file (`parse_protocol`), whose
+    path is relative to ``folder``.
 
     Raises InputError for an unknown name, and for a file that cannot be read or says what no protocol has.
     """
@@ -274,20 +275,20 @@ def get_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
         raise InputError(f"protocol is {show(protocol)}; give a name, a TOML file or a Protocol")
     if protocol in PROTOCOLS:
         return PROTOCOLS[str(protocol)]
-    shipped = ", ".join(PROTOCOLS)
-    if not os.path.isfile(protocol):
-        name = os.fspath(protocol)
+    path = folder / protocol
+    if not os.path.isfile(path):
+        name, shipped = os.fspath(protocol), ", ".join(PROTOCOLS)
         raise InputError(
             f"there is no protocol {show(name)};{suggestion(name, PROTOCOLS)} give a TOML file or one of: {shipped}"
         )
     try:
-        document = parse_toml(read_text(Path(protocol)))
+        document = parse_toml(read_text(path))
     except ValueError as error:
-        raise InputError(f"{protocol} cannot be read as TOML: {error}") from error
+        raise InputError(f"{path} cannot be read as TOML: {error}") from error
     try:
-        return parse_protocol(document, Path(protocol).stem)
+        return parse_protocol(document, path.stem)
     except InputError as error:
-        raise InputError(f"{os.fspath(protocol)}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def parse_protocol(document: Mapping[str, Any], name: str) -> Protocol:

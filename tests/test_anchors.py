@@ -5,6 +5,7 @@ The official ``priorbox_ssd_like`` case is not here: max_size, further ratios an
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def test_thinner_anchors() -> None:
     sides = anchors[:, 2:] * torch.tensor([128.0, 64.0])  # pixels
     assert sides[:3].tolist() == [[32.0, 32.0], [64.0, 16.0], [16.0, 64.0]]
     assert torch.equal(anchors[:, :2], generate_anchors((64, 128))[:, :2])  # where they are, and how many, is the same
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5, -2.0, math.nan, math.inf, 17, True, "2"])
+def test_a_ratio_that_no_anchors_have(ratio: object) -> None:
+    with pytest.raises(
+        InputError, match=rf"^anchor_ratio is {ratio!r}; give a number from 1 to 16 \(2 in the paper\)$"
+    ):
+        generate_anchors((64, 64), ratio=ratio)
 
 
 @pytest.mark.parametrize("size", [320, 320.0, (320,), (320, 320, 3), (320, 320.0), "320"])

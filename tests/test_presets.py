@@ -1,14 +1,12 @@
 """Presets: a value that no operator and no network can use is refused where it is given."""
 
-import inspect
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 
-from refinedet import ops
 from refinedet.errors import InputError
-from refinedet.presets import COCO, OFFICIAL, PAPER, Preset, get_preset
+from refinedet.presets import COCO, OFFICIAL, Preset, get_preset
 
 FRACTIONS = ("match_iou", "negative_iou", "objectness_threshold", "score_threshold")
 OPTIONAL_FRACTIONS = ("nms_iou", "soft_nms_iou")
@@ -71,11 +69,3 @@ def test_variances_are_four_positive_numbers(value: object) -> None:
 def test_whole_numbers_are_values() -> None:
     preset = Preset(match_iou=1, negative_ratio=3, score_threshold=0)
     assert (preset.match_iou, preset.negative_ratio, preset.score_threshold) == (1, 3, 0)
-
-
-@pytest.mark.parametrize("preset", [OFFICIAL, PAPER, replace(OFFICIAL, nms_iou=0.3)])
-def test_options_of_detect_are_its_keyword_arguments(preset: Preset) -> None:
-    options = preset.detect_options()
-    parameters = inspect.signature(ops.detect).parameters.values()
-    assert list(options) == [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    assert (options["iou_threshold"], options["top_k"]) == (preset.nms_iou, preset.top_k)

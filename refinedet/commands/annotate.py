@@ -79,6 +79,7 @@ class Annotator:
         """What was found, for ``--json``: boxes are x1, y1, x2, y2 in pixels of the original image or frame."""
         return {
             "classes": list(self.detector.classes),
+            "protocol": None if self.protocol is None else self.protocol.name,
             "score_threshold": self.score_threshold,
             "images": self.images,
             "videos": self.videos,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from refinedet.weights.convert import Conversion
 
 FORMATS = {"caffemodel": "a model of Caffe", "luuuyi": "a model of the luuuyi port", "refinedet": "a checkpoint"}
+RECIPES = {"vgg16": "vgg16_voc07_320", "resnet101": "resnet101_coco_320"}  # that start from a backbone
 _LIST = "voc, coco, or a file with one name per line"
 
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"Written: {printable(found.output)}")
     if found.config is None:
         options = f"--weights {printable(found.output)} --weights-input caffe"
-        say(f"Start a training from it: refinedet train {found.backbone}_voc07_320 {options}")
+        say(f"Start a training from it: refinedet train {RECIPES[found.backbone]} {options}")
     deliver(arguments, document(found))
     return 0
 

@@ -91,9 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise InputError(f"--{option} says how to submit; give --submit DIR too")
         evaluation = evaluate_checkpoint(*given, **options)
     else:
-        competition = arguments.competition or COMPETITIONS[-1]
         evaluation, submission = submit_checkpoint(
-            *given, arguments.submit, competition=competition, algorithm=arguments.algorithm, **options
+            *given, arguments.submit, competition=arguments.competition, algorithm=arguments.algorithm, **options
         )
     deliver(arguments, _document(evaluation, submission))
     if submission is None or submission.annotated:

@@ -26,6 +26,7 @@ from refinedet.data.coco import (
     read_text,
 )
 from refinedet.data.dataset import Findings, Record, existing_folder, make_record
+from refinedet.data.images import read_image
 from refinedet.data.prepare import SAMPLES, JoinCheck, Prepared, SplitCheck, files_of, spread
 from refinedet.data.published import COCO_SPLITS, TRAINVAL35K, VALMINUSMINIVAL_IMAGES, Join, Published
 from refinedet.errors import DataError
@@ -184,6 +185,7 @@ class _Work:
             path = part.folder / names[image]
             try:
                 record = make_record(path, image, names[image], boxes, numbers, crowds, None, Findings())
+                read_image(path)
             except DataError as error:
                 self.checks[part.split].faults.append(str(error))
             else:

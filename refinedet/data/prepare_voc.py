@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from refinedet.classes import VOC_CLASSES
 from refinedet.data.dataset import Findings, Record, existing_folder
-from refinedet.data.images import IMAGE_SUFFIXES
+from refinedet.data.images import IMAGE_SUFFIXES, read_image
 from refinedet.data.prepare import SAMPLES, Prepared, SplitCheck, check_join, files_of, spread
 from refinedet.data.published import VOC_JOINS, VOC_SPLITS, Join, Published
 from refinedet.data.voc import Annotation, ImageFinder, annotation_file, read_annotation, read_record
@@ -158,6 +158,7 @@ def _samples(
     for name, year, image_id in spread(SAMPLES, usable):
         try:
             record = read_record(folder / year, image_id, VOC_CLASSES, finders[year], findings)
+            read_image(record.path)
         except DataError as error:
             checks[name].faults.append(str(error))
         else:

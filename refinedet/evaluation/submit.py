@@ -57,7 +57,7 @@ def submit_checkpoint(
     split: str,
     out: str | os.PathLike[str],
     *,
-    competition: str = COMPETITIONS[-1],
+    competition: str | None = None,
     algorithm: str | None = None,
     format: str | None = None,
     allow_outside: bool = False,
@@ -66,16 +66,25 @@ def submit_checkpoint(
 ) -> tuple[Evaluation, Submission]:
     """Run a checkpoint on a split, with or without annotations, and write the server's file into the folder ``out``.
 
-    ``competition`` and ``algorithm`` are those of :func:`submit`, the others those of
-    :func:`refinedet.evaluation.evaluate.evaluate_checkpoint`. AP is None where the split has no annotations. What the
-    server would refuse by its classes, its split or the name of the file is told before any image is run.
+    ``competition`` (VOC's; default: "comp4") and ``algorithm`` (COCO's; default: the name of the checkpoint's file) are
+    those of :func:`submit`, the others those of :func:`refinedet.evaluation.evaluate.evaluate_checkpoint`. AP is None
+    where the split has no annotations. What the server would refuse by its classes, its split or the name of the file,
+    an option of the other server, and a folder that cannot be made are told before any image is run.
     """
     detector = load(checkpoint).to(device)
     dataset = open_dataset(
         data, split, format=format, classes=detector.classes, allow_outside=allow_outside, need_annotations=False
     )
-    algorithm = algorithm or default_algorithm(checkpoint)
-    submission_file(dataset, out, competition=competition, algorithm=algorithm)
+    for option, value, kind in (("competition", competition, VOCDataset), ("algorithm", algorithm, COCODataset)):
+        if value is not None and not isinstance(dataset, kind):
+            server = "VOC" if kind is VOCDataset else "COCO"
+            raise InputError(
+                f"{option} is {show(value)}, which is of {server}'s server; leave it out for {dataset.name}"
+            )
+    competition = COMPETITIONS[-1] if competition is None else competition
+    algorithm = default_algorithm(checkpoint) if algorithm is None else algorithm
+    file = submission_file(dataset, out, competition=competition, algorithm=algorithm)
+    file.parent.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate(detector, dataset, **options)
     return evaluation, submit(evaluation, dataset, out, competition=competition, algorithm=algorithm)
 

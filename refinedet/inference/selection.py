@@ -8,6 +8,7 @@ from torch import Tensor
 from refinedet import ops
 from refinedet.boxes import to_corners
 from refinedet.ops import Detected
+from refinedet.ops.detect import KEEP_TOP_K_ON_CUDA, TOP_K_ON_CUDA
 from refinedet.ops.reference import portable
 from refinedet.presets import Preset
 from refinedet.protocols import Thresholds
@@ -26,13 +27,14 @@ def select(
     """Decode and suppress: :func:`refinedet.ops.detect` with the objectness threshold, variances and cascade of
     ``preset``, and ``thresholds``, which may set no limit. ``score_threshold``: in place of theirs, where given.
 
-    Where both limits are set, that operator does it. It makes room for as many rows as may be kept, and on CUDA it has
-    limits of its own; without limits, when each pair of anchor and class may be a row, the rows are selected here: the
-    same ones, bit for bit, in room for as many as the image with most has.
+    Where both limits are set, and within the operator's own on CUDA, it does it, in room for as many rows as may be
+    kept. Else, as when each pair of anchor and class may be a row, the rows are selected here: the same ones, bit for
+    bit, in room for as many as the image with most has.
     """
     score_threshold = thresholds.score_threshold if score_threshold is None else score_threshold
     arm_loc = raw.arm_loc if preset.cascade else None
-    if thresholds.top_k is None or thresholds.keep_top_k is None:
+    top_k, keep_top_k = thresholds.top_k, thresholds.keep_top_k
+    if top_k is None or keep_top_k is None or (anchors.is_cuda and beyond_cuda(top_k, keep_top_k)):
         output = raw.concatenate() if isinstance(raw, LevelOutput) else raw
         return _select_unlimited(output, anchors, preset, thresholds, score_threshold)
     return ops.detect(
@@ -44,10 +46,15 @@ def select(
         objectness_threshold=preset.objectness_threshold,
         score_threshold=score_threshold,
         iou_threshold=_NOTHING_GOES if thresholds.nms_iou is None else thresholds.nms_iou,
-        top_k=thresholds.top_k,
-        keep_top_k=thresholds.keep_top_k,
+        top_k=top_k,
+        keep_top_k=keep_top_k,
         variances=preset.variances,
     )
+
+
+def beyond_cuda(top_k: int, keep_top_k: int) -> bool:
+    """Whether these are more than the operator takes on CUDA."""
+    return top_k > TOP_K_ON_CUDA or keep_top_k > KEEP_TOP_K_ON_CUDA
 
 
 def _select_unlimited(

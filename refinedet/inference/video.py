@@ -19,7 +19,7 @@ from refinedet.data.headers import read_header
 from refinedet.data.images import max_pixels
 from refinedet.errors import DataError
 from refinedet.files import atomic_write, utf8_path
-from refinedet.inference.detector import Detector, Testing
+from refinedet.inference.detector import Detector, Testing, check_options, scale_teller
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
 from refinedet.progress import SHORT, show_progress
@@ -100,6 +100,7 @@ def detect_video(
     `refinedet.data.images.max_pixels`, or when ``output`` cannot be written.
     """
     count = 0
+    check_options(score_threshold, batch_size)
     testing = None if protocol is None else get_protocol(protocol)
     with _reader(source) as (info, frames), atomic_write(output) as temporary:
         name = Path(source).name
@@ -114,7 +115,9 @@ def detect_video(
             warnings.warn(f"{source}: MPEG-4 has no frames of {scaled}", stacklevel=2)
         with bar, _writer(temporary, rate, size) as writer:
             for batch in batches(frames, batch_size):
-                found = detector.detect(batch, protocol=testing, score_threshold=score_threshold, batch_size=batch_size)
+                found = detector.detect_batch(
+                    batch, [None] * len(batch), score_threshold, protocol=testing, on_scale=scale_teller(bar)
+                )
                 for frame, detections in zip(batch, found, strict=True):
                     writer.write(_scale(draw(frame, detections, score_threshold), size))
                     if on_frame is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from refinedet.anchors import RATIO, parse_size
+from refinedet.anchors import RATIO, check_ratio, parse_size
 from refinedet.errors import CheckpointError, InputError, show
 from refinedet.parsing import parse_json
 from refinedet.preprocessing import Preprocessing
@@ -15,7 +15,6 @@ from refinedet.presets import OFFICIAL, Preset
 
 TCB_CHANNELS = 256  # spec section 4
 MOST_TCB_CHANNELS = 8192
-MOST_ANCHOR_RATIO = 16.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,7 @@ class ModelConfig:
                 f"tcb_channels is {show(self.tcb_channels)}; give a whole number from 1 to {MOST_TCB_CHANNELS} "
                 "(256 in the paper)"
             )
-        ratio = self.anchor_ratio
-        if type(ratio) not in (int, float) or not 1 <= ratio <= MOST_ANCHOR_RATIO:
-            raise InputError(
-                f"anchor_ratio is {show(ratio)}; give a number from 1 to {MOST_ANCHOR_RATIO:g} (2 in the paper)"
-            )
+        check_ratio(self.anchor_ratio)
         if type(self.clip_anchors) is not bool:
             raise InputError(f"clip_anchors is {show(self.clip_anchors)}; give True or False")
 

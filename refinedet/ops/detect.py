@@ -12,6 +12,8 @@ from refinedet.ops.checks import MAX_BATCH_ON_CUDA, Checks, Size
 from refinedet.presets import KEEP_TOP_K, NMS_IOU, OFFICIAL, TOP_K
 from refinedet.records import exportable
 
+TOP_K_ON_CUDA, KEEP_TOP_K_ON_CUDA = 2048, 1024  # at most (csrc/ops/detect/detect.h)
+
 
 @exportable
 class Detected(NamedTuple):
@@ -166,7 +168,7 @@ def _(
     checks.at_least(1, top_k=top_k, keep_top_k=keep_top_k)
     checks.variances(variances)
     limited = "the number of anchors", num_anchors, (2**32 - 1) // num_classes
-    no_list_is_longer = isinstance(num_anchors, int) and num_anchors <= 2048
+    no_list_is_longer = isinstance(num_anchors, int) and num_anchors <= TOP_K_ON_CUDA
     checks.limits(
         anchors,
         cpu=[limited],
@@ -174,8 +176,8 @@ def _(
             ("the batch size", batch, MAX_BATCH_ON_CUDA),
             ("the number of classes", num_classes, 4095),
             limited,
-            ("top_k", 0 if no_list_is_longer else top_k, 2048),
-            ("keep_top_k", keep_top_k, 1024),
+            ("top_k", 0 if no_list_is_longer else top_k, TOP_K_ON_CUDA),
+            ("keep_top_k", keep_top_k, KEEP_TOP_K_ON_CUDA),
         ],
     )
     for i in range(len(odm_loc)):

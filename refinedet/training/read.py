@@ -17,7 +17,7 @@ from refinedet.choices import SIZE_STEP, check_backbone
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import InputError, RecipeError, show, suggestion
 from refinedet.files import is_utf8, read_text
-from refinedet.protocols import PROTOCOLS, Protocol, get_protocol, parse_protocol
+from refinedet.protocols import Protocol, get_protocol, parse_protocol
 from refinedet.training.recipe import SECTIONS, Recipe
 from refinedet.training.sources import Layer, read_layers, resolve
 
@@ -133,11 +133,7 @@ def read_classes(text: str, folder: Path, where: str) -> Sequence[str]:
 def _read_protocol(value: Any, folder: Path, where: str) -> Protocol:
     """The protocol that a text stands for, a shipped one's name or a file, or that a table says."""
     try:
-        if isinstance(value, Mapping):
-            return parse_protocol(value, "own")
-        if isinstance(value, str) and value not in PROTOCOLS and os.path.isfile(folder / value):
-            return get_protocol(folder / value)
-        return get_protocol(value)
+        return parse_protocol(value, "own") if isinstance(value, Mapping) else get_protocol(value, folder)
     except InputError as error:
         raise RecipeError(f"{where}: {error}") from None
 

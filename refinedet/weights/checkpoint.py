@@ -145,7 +145,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Start ``model`` (a network, wrapped or not) from the weights of another checkpoint of the same architecture.
 
     Where the checkpoint has all classes of ``model`` among its own, in any order, and VOC's under COCO's names too, the
-    classifiers of those are taken: a VOC model starts from a COCO model so (spec section 9.3).
+    classifiers of those are taken: a VOC model starts from a COCO model so (spec section 9.3). The first kernel of a
+    model that reads RGB, such as the luuuyi port's, is turned for one that reads BGR, and the other way round.
 
     Raises:
         CheckpointError: as `load_network`; also for another number of other classes.
@@ -153,11 +154,19 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = resolve(path)
     network = unwrap(model)
     header = _read_header(path)
-    source = _config(path, header).classes
+    source = _config(path, header)
     prefix = _weights_prefix(path, header)
     _check_dtypes(_stored_tensors(path, prefix), path)
     weights = unwrap_names(_read_tensors(path, prefix), network.state_dict(), path)
-    _assign(network, select_classes(weights, source, network.config.classes), path)
+    if source.preprocessing.order != network.config.preprocessing.order:
+        weights = swap_colours(network, weights)
+    _assign(network, select_classes(weights, source.classes, network.config.classes), path)
+
+
+def swap_colours(network: RefineDet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of ``network`` for images in BGR of the one for RGB, or the other way round."""
+    first = next(name for name, tensor in network.state_dict().items() if tensor.ndim == 4)
+    return {k: t.flip(1) if k == first and t.ndim == 4 else t for k, t in tensors.items()}
 
 
 def is_checkpoint(path_or_name: str | os.PathLike[str]) -> bool:

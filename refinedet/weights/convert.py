@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from refinedet.anchors import ANCHORS_PER_CELL, check_size
+from refinedet.anchors import ANCHORS_PER_CELL, RATIO, check_size
 from refinedet.choices import MAX_SIDE
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import CheckpointError, InputError, shorten
@@ -26,7 +27,7 @@ from refinedet.presets import COCO, OFFICIAL, Preset
 from refinedet.progress import SHORT, show_progress
 from refinedet.weights.caffe_names import BlobName, caffe_names, from_caffe, layer_types, to_caffe
 from refinedet.weights.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
-from refinedet.weights.checkpoint import read_metadata, read_model, resolve, save_backbone, save_tensors
+from refinedet.weights.checkpoint import read_metadata, read_model, resolve, save_backbone, save_tensors, swap_colours
 from refinedet.weights.luuuyi import CLASSIFIER, INPUT, LUUUYI, from_luuuyi
 from refinedet.weights.subsampling import class_rows, select_classes
 
@@ -35,7 +36,7 @@ FOREIGN_SUFFIXES = (CAFFE_SUFFIX, ".pth", ".pt")
 _ANY_SIZE = (64, 64)  # no weight depends on it
 KNOWN_CLASSES = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
 _CLASSIFIERS = {"vgg16": "fc8", "resnet101": "fc1000"}  # ImageNet's, which a detector has no use for
-_FIRST_CONV = {"vgg16": "backbone.conv1_1.weight", "resnet101": "backbone.conv1.conv.weight"}
+_OF_THE_BENCHMARK = ("name", "score_threshold", "nms_iou", "top_k", "keep_top_k", "soft_nms_iou")  # of a preset
 _SQUARE = re.compile(r"(?<!\d)(\d{2,4})x\1(?!\d)")  # refinedet_vgg16_320x320
 _PAPERS_SIZE = re.compile(r"(?<!\d)(320|512)(?!\d)")  # RefineDet320_VOC_final
 
@@ -217,10 +218,7 @@ def _write_caffe(source: _Source, out: Path) -> None:
         raise InputError(
             f"the model reads images as {config.preprocessing}; a Caffe model of RefineDet reads BGR minus {plain.mean}"
         )
-    tensors = dict(source.tensors)
-    if config.preprocessing.order == "rgb":
-        first = _FIRST_CONV[config.backbone]
-        tensors[first] = tensors[first].flip(1)
+    tensors = source.tensors if config.preprocessing.order == "bgr" else swap_colours(network, source.tensors)
     blobs: dict[str, list[np.ndarray]] = {}
     for (layer, _), values in sorted(to_caffe(network, tensors).items(), key=lambda item: item[0][1]):
         blobs.setdefault(layer, []).append(values)
@@ -230,6 +228,11 @@ def _write_caffe(source: _Source, out: Path) -> None:
         write_caffemodel(out, name, [CaffeLayer(layer, types[layer], blobs[layer]) for layer in types])
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another place") from error
+    if config.anchor_ratio != RATIO:
+        warnings.warn(
+            f"{out}: its prior boxes need aspect_ratio: {config.anchor_ratio:g} in the .prototxt, not {RATIO:g}",
+            stacklevel=3,
+        )
 
 
 # the luuuyi port -----------------------------------------------------------------------------------------------------
@@ -328,10 +331,15 @@ def _select(source: _Source, config: ModelConfig, names: Sequence[str], path: Pa
     if absent := [name for name in names if class_rows(config.classes, [name]) is None]:
         raise InputError(f"{path} has no class {shorten(absent)}; select of {shorten(list(config.classes))}")
     tensors = select_classes(source.tensors, config.classes, names)
-    preset = config.preset
-    if preset.name == _preset_of(config.classes).name:
-        preset = replace(_preset_of(names), tcb=preset.tcb, head_bottleneck=preset.head_bottleneck)
+    preset, usual = config.preset, _preset_of(config.classes)
+    if preset == _detecting_as(usual, preset):
+        preset = _detecting_as(_preset_of(names), preset)
     return source._replace(config=replace(config, classes=tuple(names), preset=preset), tensors=tensors)
+
+
+def _detecting_as(usual: Preset, preset: Preset) -> Preset:
+    """``preset`` with the name and the thresholds of ``usual``: what differs between VOC and COCO (spec section 8)."""
+    return replace(preset, **{name: getattr(usual, name) for name in _OF_THE_BENCHMARK})
 
 
 def _facts(source: _Source, path: Path) -> dict[str, Any]:

@@ -229,6 +229,7 @@ def test_json_alone_on_stdout(fixed, photos, tmp_path, capsys):
         "refinedet": refinedet.__version__,
         "checkpoint": "any",
         "classes": ["disc", "square"],
+        "protocol": None,
         "score_threshold": 0.3,
         "images": [
             {

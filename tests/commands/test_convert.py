@@ -1,15 +1,20 @@
 """``refinedet convert`` at the command line: what it says, its JSON, and bad input."""
 
 import json
+import re
 
 import pytest
 import torch
-from support.caffe_files import caffemodel, narrow_blobs, use_narrow_networks, write
+from support.caffe_files import caffemodel, narrow_blobs, narrow_outline, use_narrow_networks, write
 from support.paths import GOLDEN
 from support.synthetic import CLASSES, tiny_checkpoint
 
 from refinedet.classes import COCO_CLASSES, VOC_CLASSES
 from refinedet.commands import main as cli
+from refinedet.models import ModelConfig
+from refinedet.models.pretrained import NEW_PARTS
+from refinedet.training.read import read_recipe
+from refinedet.weights.caffe_names import caffe_names
 from refinedet.weights.checkpoint import read_model
 
 
@@ -72,6 +77,17 @@ def test_classes_from_a_file(narrow, tmp_path, capsys):
     config, _ = read_model(tmp_path / "a.safetensors")
     assert (config.classes, config.size) == (("RBC", "WBC"), (320, 512))
     assert "Input 320 x 512 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet101"])
+def test_a_backbone_tells_a_recipe_that_starts_from_it(narrow, backbone, tmp_path, capsys):
+    names = caffe_names(narrow_outline(ModelConfig(backbone, (64, 64), VOC_CLASSES)))
+    new = tuple(f"backbone.{part}" for part in NEW_PARTS[backbone])
+    known = {blob for name, blob in names.items() if name.startswith("backbone.") and not name.startswith(new)}
+    blobs = {blob: values for blob, values in narrow_blobs(backbone, VOC_CLASSES).items() if blob in known}
+    assert convert(write(tmp_path / "a.caffemodel", caffemodel(blobs)), "--out", tmp_path / "a.safetensors") == 0
+    (recipe,) = re.findall(r"refinedet train (\S+) --weights", capsys.readouterr().out)
+    assert read_recipe(recipe).model.backbone == backbone
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_detect_draws_and_tells_what_the_protocol_finds(picture, own, tmp_path, 
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors")
     arguments = ["detect", str(checkpoint), str(picture), "--out", str(tmp_path / "out"), "--protocol", str(own)]
     assert cli.main([*arguments, "--score-threshold", "0.31", "--json"]) == 0
-    (image,) = json.loads(capsys.readouterr().out)["images"]
+    document = json.loads(capsys.readouterr().out)
+    assert document["protocol"] == "mine"
+    (image,) = document["images"]
     (expected,) = refinedet.load(checkpoint).detect(picture, protocol=own, score_threshold=0.31)
     assert len(image["detections"]) == len(expected.scores) > 0
     for row, score, box in zip(image["detections"], expected.scores.tolist(), expected.boxes.tolist(), strict=True):

@@ -276,6 +276,22 @@ def test_a_damaged_image_among_the_samples_is_a_fault(tmp_path):
     assert not prepared.sound
 
 
+def test_a_sample_that_is_cut_short_behind_its_header_is_a_fault(tmp_path, made_up, capsys):
+    root = voc_tree(tmp_path / "voc")
+    image = root / "VOC2007" / "JPEGImages" / "000007.jpg"
+    image.write_bytes(image.read_bytes()[:800])
+    assert cli.main(["prepare", "voc", str(root), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert "000007.jpg: not an image that OpenCV can decode (800 bytes" in document["splits"][2]["faults"][0]
+    assert cv2.imread(document["page"]).shape == (640, 1600, 3)  # the other five
+    root = coco_tree(tmp_path / "coco", (2017,))
+    image = root / "val2017" / f"{2:012d}.jpg"
+    image.write_bytes(image.read_bytes()[:800])
+    assert cli.main(["prepare", "coco", str(root), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert "800 bytes" in document["splits"][0]["faults"][0]
+
+
 def test_wrong_folders_for_voc(tmp_path):
     with pytest.raises(DataError, match="no such data folder"):
         prepare_voc(tmp_path / "absent")

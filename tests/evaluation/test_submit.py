@@ -71,6 +71,7 @@ def found(images, labels, boxes, scores, classes=VOC_CLASSES, ids=IDS, category_
         iou_threshold=0.5,
         dataset="test",
         images=len(ids),
+        protocol=None,
         rows=[ClassRow(name, 0, 0, None, None, None, None, None) for name in classes],
         coco=None,
         seconds={},
@@ -294,8 +295,17 @@ def test_names_and_classes_are_checked_before_any_image_is_run(tmp_path, voc_mod
     coco = coco_test(tmp_path / "coco")
     with pytest.raises(InputError, match="algorithm is 'a/b'"):
         submit_checkpoint(coco_model, coco, "test-dev2017", out, algorithm="a/b")
+    with pytest.raises(InputError, match="algorithm is ''"):
+        submit_checkpoint(coco_model, coco, "test-dev2017", out, algorithm="")
     with pytest.raises(InputError, match="COCO takes its 80 classes"):
         submit_checkpoint(voc_model, coco, "test-dev2017", out)
+    with pytest.raises(InputError, match=r"algorithm is 'a', which is of COCO's server; leave it out for .*VOC2012"):
+        submit_checkpoint(voc_model, root, "test", out, algorithm="a")
+    with pytest.raises(InputError, match=r"competition is 'comp4', which is of VOC's server; leave it out for .*coco"):
+        submit_checkpoint(coco_model, coco, "test-dev2017", out, competition="comp4")
+    assert not out.exists()
+    with pytest.raises(NotADirectoryError, match="file/deep"):
+        submit_checkpoint(voc_model, root, "test", tmp_path / "file" / "deep")
 
 
 def test_options_of_a_submission_need_one(tmp_path, voc_model, capsys):

@@ -22,9 +22,11 @@ from refinedet.commands import main as cli
 from refinedet.data import TrainAugment, TrainLoader, open_dataset
 from refinedet.errors import InputError
 from refinedet.inference.detector import Detector
+from refinedet.inference.selection import select
 from refinedet.models import build
 from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
+from refinedet.protocols import Thresholds
 from refinedet.records import Batch, RawOutput
 from refinedet.training.loss import start_check
 from refinedet.training.recipe import Recipe
@@ -71,6 +73,22 @@ def test_boxes_of_one_output_are_the_same_on_both_devices(bccd: Detector, blob: 
     expected = refinedet.load("bccd").select(to("cpu", raw), 0.01)
     assert expected.counts.item() > 20
     assert_same(found, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("limits", [(None, None), (3000, 2000)])
+def test_boxes_beyond_the_limits_of_the_operator_are_the_same_on_both_devices(
+    bccd: Detector, blob: torch.Tensor, limits: tuple[int | None, int | None]
+) -> None:
+    """For CUDA they are selected by PyTorch, in no more room than they need."""
+    raw = bccd.run(blob)
+    thresholds = Thresholds(0.01, 0.45, *limits)
+    found = select(raw, bccd.network.anchors, bccd.preset, thresholds)
+    expected = select(to("cpu", raw), bccd.network.anchors.cpu(), bccd.preset, thresholds)
+    assert int(expected.counts) > 20
+    rows = found.scores.shape[1]
+    assert_same(found[:4], tuple(column[:, :rows] for column in expected[:4]))
+    assert_same(found.counts, expected.counts)
 
 
 def test_detect(bccd: Detector) -> None:

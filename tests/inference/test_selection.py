@@ -11,7 +11,7 @@ from support.detect_cases import random_anchors, random_tensor
 from torch.nn.functional import pad
 
 from refinedet import ops
-from refinedet.inference.selection import select
+from refinedet.inference.selection import beyond_cuda, select
 from refinedet.presets import OFFICIAL
 from refinedet.protocols import Thresholds
 from refinedet.records import LevelOutput, RawOutput
@@ -100,6 +100,13 @@ def test_another_score_threshold_stands_for_its_own():
     for limits in ((None, None, None), (0.45, 100, 100)):
         found = select(raw, anchors, OFFICIAL, Thresholds(0.016, *limits), 0.5)
         assert_same(found, by_the_operator(raw, anchors, OFFICIAL, Thresholds(0.5, *limits)))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "keep_top_k", "beyond"), [(2048, 1024, False), (2049, 1, True), (1, 1025, True), (10**6, 10**6, True)]
+)
+def test_what_the_operator_does_not_take_on_cuda(top_k, keep_top_k, beyond):
+    assert beyond_cuda(top_k, keep_top_k) is beyond
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -1,5 +1,6 @@
 """refinedet.inference.video: reading, annotating and writing videos."""
 
+import io
 import os
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from support.synthetic import FixedNetwork
 from support.videos import FOURCC, HEIGHT, WIDTH, make_video
 
 from refinedet.commands.inputs import find_inputs, plan_outputs
-from refinedet.errors import DataError
+from refinedet.errors import DataError, InputError
 from refinedet.inference import video
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import color_of
 from refinedet.inference.video import detect_video, is_video
+from refinedet.protocols import Protocol, Scale
 
 
 def fixed_detector() -> Detector:
@@ -61,6 +63,24 @@ def test_round_trip(tmp_path, suffix):
         assert np.abs(edge - color_of(1)).max() < 90
         assert edge[2] - edge[1] > 60
     assert list(result.output.parent.iterdir()) == [result.output]
+
+
+def test_progress_shows_the_scales_of_a_protocol(tmp_path, monkeypatch):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr(video, "SHORT", 0)
+    protocol = Protocol("mine", (Scale(flipped=True), Scale()))
+    source = make_video(tmp_path / "in.avi", frames=3)
+    detect_video(fixed_detector(), source, tmp_path / "out.mp4", protocol=protocol, progress=True)
+    assert "scale 1 of 2, 64x128" in stderr.getvalue()
+    assert "scale 2 of 2, 64x128" in stderr.getvalue()
+
+
+@pytest.mark.parametrize("options", [{"score_threshold": 2.0}, {"batch_size": 0}])
+def test_options_out_of_range_are_told_before_the_video_is_read(tmp_path, options):
+    with pytest.raises(InputError, match=r"score_threshold is 2\.0; give a value|batch_size is 0; give at"):
+        detect_video(fixed_detector(), tmp_path / "absent.avi", tmp_path / "out.mp4", **options)
 
 
 def test_odd_sides_lose_their_last_row_and_column(tmp_path):

@@ -119,6 +119,19 @@ def test_a_recipe_has_a_protocol_of_its_own_and_keeps_it_whole(way, tmp_path):
     assert "evaluate.protocol" in differences(read, parse())
 
 
+def test_a_protocol_beside_the_recipe_is_meant_not_one_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    recipe = tmp_path / "recipes" / "recipe.toml"
+    recipe.write_text(parse().to_toml() + 'protocol = "mine.toml"\n')
+    for folder, size in ((tmp_path, 64), (recipe.parent, 128)):
+        (folder / "mine.toml").write_text(f"[[scales]]\nsize = {size}\n")
+    assert read_recipe(recipe).evaluate.protocol.scales[0].size == (128, 128)
+    (recipe.parent / "mine.toml").unlink()
+    with pytest.raises(RecipeError, match=r"there is no protocol 'mine\.toml'"):
+        read_recipe(recipe)
+
+
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [

@@ -173,6 +173,19 @@ def test_load_weights_starts_another_model(model, saved):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
 
 
+def test_load_weights_turns_the_first_kernel_of_another_order_of_colours(model, tmp_path):
+    """As those of the luuuyi port, which reads RGB: an image gives the same outputs."""
+    network = tiny_model()
+    network.config = replace(network.config, preprocessing=replace(network.config.preprocessing, order="rgb"))
+    save_model(network, tmp_path / "rgb.safetensors")
+    other = tiny_model(seed=5)
+    load_weights(other, tmp_path / "rgb.safetensors")
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for found, expected in zip(other(image.flip(1)), network(image), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
 # files that are no checkpoint ----------------------------------------------------------------------------------------
 
 

@@ -272,6 +272,21 @@ def test_a_checkpoint_of_other_classes_or_size(narrow, tmp_path):
     assert read_metadata(found.output)["facts"]["source"]["facts"]["source"]["file"] == "a_320.caffemodel"
 
 
+def test_a_selection_keeps_the_ablation_and_thresholds_of_ones_own(narrow, tmp_path):
+    """Only the benchmark's thresholds change with its classes; without its cascade a model decodes other boxes."""
+    source = write(tmp_path / "a_320.caffemodel", caffemodel(narrow_blobs("vgg16", COCO_CLASSES)))
+    config, tensors = read_model(convert(source, tmp_path / "a.safetensors").output)
+    ablation = {"objectness_threshold": 0.0, "cascade": False}
+    for changes, expected in (
+        (ablation, replace(OFFICIAL, **ablation)),
+        ({"nms_iou": 0.6}, replace(COCO, nms_iou=0.6)),
+    ):
+        changed = replace(config, preset=replace(COCO, **changes))
+        save_tensors(tmp_path / "b.safetensors", changed, tensors, {})
+        found = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", select=VOC_CLASSES)
+        assert found.config.preset == expected
+
+
 # ImageNet backbones --------------------------------------------------------------------------------------------------
 
 
@@ -530,6 +545,15 @@ def test_another_input_than_caffes(narrow, vgg, tmp_path):
     save_tensors(tmp_path / "b.safetensors", replace(config, preprocessing=Preprocessing(std=(2, 2, 2))), tensors, {})
     with pytest.raises(InputError, match=r"a Caffe model of RefineDet reads BGR minus \(104"):
         convert(tmp_path / "b.safetensors", tmp_path / "a.caffemodel")
+
+
+def test_other_anchors_than_the_official_prototxt_has(narrow, vgg, tmp_path, recwarn):
+    config, tensors = read_model(convert(vgg, tmp_path / "a.safetensors").output)
+    convert(tmp_path / "a.safetensors", tmp_path / "a.caffemodel")
+    assert not recwarn.list
+    save_tensors(tmp_path / "b.safetensors", replace(config, anchor_ratio=4.0), tensors, {})
+    with pytest.warns(UserWarning, match=r"b\.caffemodel: its prior boxes need aspect_ratio: 4 in the"):
+        convert(tmp_path / "b.safetensors", tmp_path / "b.caffemodel")
 
 
 def test_outputs_that_cannot_be(vgg, tmp_path):

@@ -20,7 +20,7 @@ SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".flv", ".ts", ".mpg", ".as
 class Blind:
     """Finds nothing, at once: what is tried is the video."""
 
-    def detect(self, images: list[Any], **_: Any) -> list[Detections]:
+    def detect_batch(self, images: list[Any], *_: Any, **__: Any) -> list[Detections]:
         nothing = torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64)
         return [Detections(*nothing, [], None, image.shape[:2]) for image in images]
 
