@@ -23,8 +23,8 @@ MOST_ADDED = 3  # cells by which a map is made wider; Inception, which does not 
 class TimmBackbone(Backbone):
     """The last feature maps of strides 8, 16 and 32 of a timm network, and a new stage for stride 64.
 
-    Those of strides 8 and 16 are normalised as VGG-16's are (spec section 2). Without that they may be ten times as
-    large as the heads are made for: EfficientNet-Lite0's losses of the ARM then stay thrice as high.
+    The former are normalised as VGG-16's are (spec section 2). Without that they may be ten times as large as the heads
+    are made for: EfficientNet-Lite0's losses of the ARM then stay thrice as high.
 
     ``name``: a timm model name. Raises InputError when timm is absent, has no such model, or the model does not give
     those strides (vision transformers mostly do not). The mean and deviation of the input are the model's own.
@@ -46,7 +46,7 @@ class TimmBackbone(Backbone):
         self.extra64 = nn.Sequential(
             ConvBlock(widths[-1], mid, 1, norm=self.norm), ConvBlock(mid, out, 3, stride=2, padding=1, norm=self.norm)
         )
-        self.norm8, self.norm16 = (L2Norm(width, _RMS * width**0.5) for width in widths[:2])
+        self.norms = nn.ModuleList(L2Norm(width, _RMS * width**0.5) for width in widths)
         self.channels = (*widths, out)
         config = self.body.pretrained_cfg
         self.preprocessing = Preprocessing(mean=_grey_bgr(config["mean"]), std=_grey_bgr(config["std"]), order="rgb")
@@ -54,8 +54,9 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> Features:
         height, width = images.shape[2:]
         sizes = [(height // stride, width // stride) for stride in REDUCTIONS]
-        c8, c16, c32 = (_fit_map(x, size, self.name) for x, size in zip(self.body(images), sizes, strict=True))
-        return self.norm8(c8), self.norm16(c16), c32, self.extra64(c32)
+        maps = [_fit_map(x, size, self.name) for x, size in zip(self.body(images), sizes, strict=True)]
+        c8, c16, c32 = (norm(x) for norm, x in zip(self.norms, maps, strict=True))
+        return c8, c16, c32, self.extra64(c32)
 
     def complete_network(self) -> nn.Module:
         """timm's own network with its classifier, without values: the one whose weights its files hold."""
