@@ -444,15 +444,19 @@ def check_case(harness: Harness, *arguments: Tensor, seed: int = 0, **options: A
     return detected
 
 
-def check(harness: Harness) -> None:
+def check(harness: Harness, dtype: torch.dtype = torch.float32) -> None:
     """Quick cases in which the barrier and every bounds check matters."""
-    check_case(harness, *random_case(0, 2, 70, 3, trouble=0.05), seed=1)
-    check_case(harness, *random_case(1, 1, 300, 2, steps=False), seed=2, iou_threshold=0.5, score_threshold=0.5)
+
+    def case(boxes: Tensor, scores: Tensor, labels: Tensor, **options: Any) -> None:
+        check_case(harness, boxes.to(dtype), scores, labels, **options)
+
+    case(*random_case(0, 2, 70, 3, trouble=0.05), seed=1)
+    case(*random_case(1, 1, 300, 2, steps=False), seed=2, iou_threshold=0.5, score_threshold=0.5)
     if harness.variant == "thread":
         return
-    check_case(harness, *random_case(2, 2, NEAR + 200, 1, steps=False), seed=3, score_threshold=0.3)
+    case(*random_case(2, 2, NEAR + 200, 1, steps=False), seed=3, score_threshold=0.3)
     if harness.variant == "plain":
-        check_case(harness, *random_case(3, 2, 40, 2), seed=4, method="gaussian", official=True, score_threshold=0.2)
+        case(*random_case(3, 2, 40, 2), seed=4, method="gaussian", official=True, score_threshold=0.2)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

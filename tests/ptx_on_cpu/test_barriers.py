@@ -51,7 +51,7 @@ def check_in(operator: ModuleType, dtype: torch.dtype, harness: Harness) -> None
     """An operator's `check`, of the kernels for a type."""
     if dtype == torch.float32:
         operator.check(harness)
-    elif operator.__name__ == "test_detect":
+    elif operator.__name__ in ("test_detect", "test_soft_nms"):
         operator.check(harness, dtype)
     elif operator.__name__ == "test_mine":
         logits, *conditions = operator.near_ties(1, 300, 41)
