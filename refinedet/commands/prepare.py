@@ -52,8 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"Written: {printable(path)}")
     for path in prepared.kept:
         say(f"Kept, as it was not made by prepare: {printable(path)}")
-    page = _draw(prepared, arguments.out or prepared.root / PAGE)
-    deliver(arguments, {**prepared.to_json(), "page": page and str(page)})
+    page = None
+    try:
+        page = _draw(prepared, arguments.out or prepared.root / PAGE)
+    finally:  # what was found is told, wherever the page cannot be written
+        deliver(arguments, {**prepared.to_json(), "page": page and str(page)})
     if page is not None:
         noter(arguments)(f"Samples with their boxes: {printable(page)}")
     return 0 if prepared.sound else 1
@@ -69,7 +72,13 @@ def _draw(prepared: Prepared, path: Path) -> Path | None:
     if not prepared.samples:
         return None
     page = draw_page(prepared.samples, prepared.classes)
-    with atomic_write(path) as temporary:
-        encoded = cv2.imencode(path.suffix, page)[1]
-        temporary.write_bytes(encoded.tobytes())
+    encoded = cv2.imencode(path.suffix, page)[1]
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise InputError(
+            f"the page of samples cannot be written to {show(str(path))} ({error.strerror or error}); name another "
+            "place: --out FILE.jpg"
+        ) from error
     return path

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -486,6 +487,19 @@ def test_shipped_recipes_find_their_data_after_prepare(tmp_path, made_up, capsys
     assert len(data.classes) == (20 if layout == "voc" else 80)
     if images[1] is not None:
         assert len(open_test_data(opened, data.classes)) == images[1]
+
+
+def test_a_page_that_cannot_be_written_costs_nothing_else(tmp_path, made_up, capsys):
+    root, results = coco_tree(tmp_path / "coco", (2017,)), tmp_path / "found.json"
+    page = tmp_path / "a file" / "page.png"
+    page.parent.touch()
+    assert cli.main(["prepare", "coco", str(root), "--out", str(page), "--json", str(results)]) == 2
+    captured = capsys.readouterr()
+    assert "trainval35k: ready" in captured.out
+    assert re.search(r"the page of samples cannot be written to '.*page\.png' \(.*\); name another place", captured.err)
+    document = json.loads(results.read_text())
+    assert document["page"] is None
+    assert document["training_sets"][0]["ready"] is True
 
 
 def test_the_command_says_what_it_did(tmp_path, made_up, capsys):
