@@ -84,15 +84,26 @@ def run(arguments: argparse.Namespace) -> int:
         "metric": arguments.metric,
         "batch_size": arguments.batch_size,
     }
+
+    def save(evaluation: Evaluation) -> None:
+        if arguments.out is not None:
+            evaluation.save(arguments.out)
+
     submission: Submission | None = None
     if arguments.submit is None:
         for option in ("competition", "algorithm"):
             if getattr(arguments, option) is not None:
                 raise InputError(f"--{option} says how to submit; give --submit DIR too")
         evaluation = evaluate_checkpoint(*given, **options)
+        save(evaluation)
     else:
         evaluation, submission = submit_checkpoint(
-            *given, arguments.submit, competition=arguments.competition, algorithm=arguments.algorithm, **options
+            *given,
+            arguments.submit,
+            competition=arguments.competition,
+            algorithm=arguments.algorithm,
+            save=save,
+            **options,
         )
     deliver(arguments, _document(evaluation, submission))
     if submission is None or submission.annotated:
@@ -100,7 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
     if submission is not None:
         say(_describe(submission))
     if arguments.out is not None:
-        evaluation.save(arguments.out)
         noter(arguments)(f"Numbers, detections and precision-recall curves: {printable(arguments.out)}")
     return 0
 

@@ -182,7 +182,8 @@ def _read_split(root: Path, split: str, allow_outside: bool, findings: Findings,
             findings.add("hidden files listed in the split, left out", path.name)
         elif found is None and need_annotations:
             raise DataError(
-                f"{annotation}: no such annotation file; restore it or remove the id from the split ({place})"
+                f"{annotation}: no such annotation file; restore it or remove the id from the split ({place}). A split "
+                "without annotations gives the server's file: refinedet evaluate --submit DIR"
             )
         else:
             ids.append(image_id)

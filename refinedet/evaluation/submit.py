@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -62,14 +62,16 @@ def submit_checkpoint(
     format: str | None = None,
     allow_outside: bool = False,
     device: str | torch.device = "cpu",
+    save: Callable[[Evaluation], None] | None = None,
     **options: Any,
 ) -> tuple[Evaluation, Submission]:
     """Run a checkpoint on a split, with or without annotations, and write the server's file into the folder ``out``.
 
     ``competition`` (VOC's; default: "comp4") and ``algorithm`` (COCO's; default: the name of the checkpoint's file) are
-    those of :func:`submit`, the others those of :func:`refinedet.evaluation.evaluate.evaluate_checkpoint`. AP is None
-    where the split has no annotations. What the server would refuse by its classes, its split or the name of the file,
-    an option of the other server, and a folder that cannot be made are told before any image is run.
+    those of :func:`submit`, the others those of :func:`refinedet.evaluation.evaluate.evaluate_checkpoint`. ``save`` is
+    given the evaluation before the server's file is written, so that it is not lost where that fails. AP is None where
+    the split has no annotations. What the server would refuse by its classes, its split or the name of the file, an
+    option of the other server, and a folder that cannot be made are told before any image is run.
     """
     detector = load(checkpoint).to(device)
     dataset = open_dataset(
@@ -86,6 +88,8 @@ def submit_checkpoint(
     file = submission_file(dataset, out, competition=competition, algorithm=algorithm)
     file.parent.mkdir(parents=True, exist_ok=True)
     evaluation = evaluate(detector, dataset, **options)
+    if save is not None:
+        save(evaluation)
     return evaluation, submit(evaluation, dataset, out, competition=competition, algorithm=algorithm)
 
 

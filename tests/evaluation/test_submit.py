@@ -193,6 +193,17 @@ def test_voc_test_has_no_annotations(tmp_path, voc_model, capsys):
         assert 1 <= y1 <= y2 <= SIZE[0]
 
 
+def test_the_numbers_survive_where_the_file_of_the_server_cannot_be_written(tmp_path, voc_model, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refinedet.evaluation.submit._write_voc", full)
+    root, numbers = voc_test(tmp_path / "VOC2012"), tmp_path / "numbers"
+    arguments = ["evaluate", str(voc_model), "--data", str(root), "--submit", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main([*arguments, "--out", str(numbers)]) == 2
+    assert json.loads((numbers / "detections.json").read_text())
+
+
 @pytest.mark.parametrize("metric", ["voc", "coco"])
 def test_coco_test_has_no_annotations(tmp_path, coco_model, metric, capsys):
     root = coco_test(tmp_path / "coco")
@@ -223,7 +234,7 @@ def test_ap_beside_the_file_where_there_are_annotations(tmp_path, voc_model, coc
 
 
 def test_without_submit_a_split_needs_annotations(tmp_path, voc_model, coco_model):
-    with pytest.raises(DataError, match=r"2008_000001\.xml: no such annotation file"):
+    with pytest.raises(DataError, match=r"2008_000001\.xml: no such annotation file.*--submit DIR"):
         evaluate_checkpoint(voc_model, voc_test(tmp_path / "VOC2012"), "test", progress=False)
     with pytest.raises(
         DataError, match=r"image_info_test-dev2017.json: lists images without annotations.*--submit DIR"
