@@ -13,7 +13,7 @@ class AugmentConfig:
     ``saturation`` are ranges of factors. ``max_expand`` is the largest side of the expanded canvas in image sides.
     ``crop_min_ious`` has one sampler per entry, beside the whole image and a sampler without a bound; ``crop`` false
     leaves only the whole image. ``crop_scale`` is the range of a crop's scale in image sides, ``crop_aspect`` of its
-    aspect ratio.
+    aspect ratio. ``transpose`` lets x and y change places: for objects that may lie any way.
     """
 
     distort_probability: float = 0.5  # of each of the four steps
@@ -30,9 +30,10 @@ class AugmentConfig:
     crop_aspect: tuple[float, float] = (0.5, 2.0)
     mirror_probability: float = 0.5
     vertical_mirror_probability: float = 0.0
+    transpose_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("distort", "expand", "mirror", "vertical_mirror"):
+        for name in ("distort", "expand", "mirror", "vertical_mirror", "transpose"):
             _require(0 <= getattr(self, f"{name}_probability") <= 1, self, f"{name}_probability", "0 to 1")
         for name in ("contrast", "saturation", "crop_aspect"):
             low, high = getattr(self, name)

@@ -1,15 +1,16 @@
 """The training augmentation of SSD as RefineDet's released code has it (spec section 9.2).
 
-An image goes through distortion, expansion, a crop, a resize and mirroring. All random decisions are drawn first
-(``Plan``), then carried out on the pixels that survive: the crop is cut before the colours are changed, and the
-expanded canvas is never made whole. The result is the one of the stages in their order, because distortion works on
+An image goes through distortion, expansion, a crop, a resize, mirroring and transposition. All random decisions are
+drawn first (``Plan``), then carried out on the pixels that survive: the crop is cut before the colours are changed, and
+the expanded canvas is never made whole. The result is the one of the stages in their order, because distortion works on
 single pixels (OpenCV's conversion to HSV and back may round differently at the end of a row, by one level). Images stay
 uint8 until the mean is subtracted; the official code's intermediate JPEG encoding is left out. A crop is a rectangle of
 whole pixels from the start, so that the IoU bound and the boxes refer to exactly what is cut.
 
 Order of the draws from the generator: distortion (order; then per step of that order, whether and how much),
 expansion (whether; ratio, offset y, offset x), crop (one block of scale, aspect ratio, x, y for every trial of every
-sampler; the choice among the samplers that found a crop), interpolation, horizontal mirror, vertical mirror.
+sampler; the choice among the samplers that found a crop), interpolation, horizontal mirror, vertical mirror,
+transposition.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
     interpolation: int
     mirrored: bool
     vertically_mirrored: bool
+    transposed: bool  # x and y change places: with the mirrors, a quarter turn
 
 
 class TrainAugment:
@@ -88,17 +90,21 @@ def draw_plan(image_size: tuple[int, int], boxes: np.ndarray, rng: np.random.Gen
     interpolation = _INTERPOLATIONS[rng.integers(len(_INTERPOLATIONS))]
     mirrored = rng.random() < config.mirror_probability
     vertically = rng.random() < config.vertical_mirror_probability
-    return Plan(distortion, placed, canvas, crop, interpolation, mirrored, vertically)
+    transposed = rng.random() < config.transpose_probability
+    return Plan(distortion, placed, canvas, crop, interpolation, mirrored, vertically, transposed)
 
 
 def render(image: np.ndarray, plan: Plan, size: tuple[int, int], fill: tuple[float, float, float]) -> np.ndarray:
     """Carry a plan out on a BGR image uint8 [H,W,3]; returns uint8 [h,w,3]. ``fill`` is the colour around it, BGR."""
     cut = cut_out(image, plan, fill)
-    resized = cv2.resize(cut, (size[1], size[0]), interpolation=plan.interpolation)
+    height, width = size[::-1] if plan.transposed else size
+    resized = cv2.resize(cut, (width, height), interpolation=plan.interpolation)
     if plan.mirrored:
         resized = cv2.flip(resized, 1)
     if plan.vertically_mirrored:
         resized = cv2.flip(resized, 0)
+    if plan.transposed:
+        resized = cv2.transpose(resized)
     return resized
 
 
@@ -109,6 +115,8 @@ def transform_boxes(boxes: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarr
         cropped = mirror_boxes(cropped)
     if plan.vertically_mirrored:
         cropped = mirror_boxes(cropped, axis=1)
+    if plan.transposed:
+        cropped = cropped[:, [1, 0, 3, 2]]
     return cropped.astype(np.float32), kept
 
 

@@ -36,6 +36,7 @@ class ModelRecipe:
     size: int | tuple[int, int] = _setting(320, low=SIZE_STEP, high=MAX_SIDE)  # side, or [height, width], pixels
     preset: str = _setting("official", choices=tuple(PRESETS))
     objectness_threshold: float | None = _setting(None, low=0.0, high=1.0)  # 1 - theta; None = the preset's
+    nms_iou: float | None = _setting(None, low=0.0, high=1.0)  # between detections of a class; None = the preset's
     cascade: bool = True  # the ablations of the paper's Table 2
     tcb: bool = True
     tcb_channels: int = _setting(256, low=1, high=4096)
@@ -53,8 +54,9 @@ class ModelRecipe:
     def full_preset(self) -> Preset:
         """The preset with this recipe's changes."""
         changes: dict[str, Any] = {"cascade": self.cascade, "tcb": self.tcb}
-        if self.objectness_threshold is not None:
-            changes["objectness_threshold"] = self.objectness_threshold
+        for name in ("objectness_threshold", "nms_iou"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
         return dataclasses.replace(PRESETS[self.preset], **changes)
 
 

@@ -281,21 +281,29 @@ def test_mirroring_twice_is_the_identity(axis):
     np.testing.assert_allclose(mirror_boxes(mirrored, axis), boxes, atol=1e-15)
 
 
-@pytest.mark.parametrize("vertical", [False, True])
-def test_boxes_follow_the_mirrored_pixels(vertical):
+@pytest.mark.parametrize("stage", ["mirror", "vertical_mirror", "transpose"])
+def test_boxes_follow_the_moved_pixels(stage):
     """A white rectangle stays under its box."""
     image = np.zeros((48, 64, 3), np.uint8)
     image[12:24, 8:40] = 255
     boxes = np.float32([[8 / 64, 0.25, 40 / 64, 0.5]])
     item = Sample(image, boxes, np.array([1]), np.array([False]), "", "")
-    config = replace(NOTHING, **{"vertical_mirror_probability" if vertical else "mirror_probability": 1.0})
-    plan = draw_plan((48, 64), boxes, np.random.default_rng(0), config)
+    plan = draw_plan((48, 64), boxes, np.random.default_rng(0), replace(NOTHING, **{f"{stage}_probability": 1.0}))
     moved, kept = transform_boxes(item.boxes, plan)
     assert kept.all()
-    seen = render(image, plan, (48, 64), MEAN)
-    x1, y1, x2, y2 = np.rint(moved[0] * (64, 48, 64, 48)).astype(int)
+    height, width = (64, 48) if stage == "transpose" else (48, 64)
+    seen = render(image, plan, (height, width), MEAN)
+    assert seen.shape == (height, width, 3)
+    x1, y1, x2, y2 = np.rint(moved[0] * (width, height, width, height)).astype(int)
+    assert (y2 - y1, x2 - x1) == ((32, 12) if stage == "transpose" else (12, 32))
     assert (seen[y1:y2, x1:x2] == 255).all()
     assert (seen == 255).sum() == 3 * (y2 - y1) * (x2 - x1)
+
+
+def test_a_transposed_picture_has_its_rows_as_columns():
+    image = np.random.default_rng(5).integers(0, 256, (48, 64, 3), np.uint8)
+    plan = draw_plan((48, 64), np.empty((0, 4)), np.random.default_rng(0), replace(NOTHING, transpose_probability=1.0))
+    np.testing.assert_array_equal(render(image, plan, (64, 48), MEAN), image.transpose(1, 0, 2))
 
 
 def test_boxes_follow_the_pixels_through_expansion_and_crop():
@@ -347,7 +355,8 @@ SIZES = st.integers(1, 90)
 @given(SIZES, SIZES, st.integers(0, 6), st.integers(0, 2**32 - 1), st.sampled_from([(64, 64), (64, 192)]))
 def test_whatever_comes_in_a_sound_sample_comes_out(height, width, count, seed, size):
     item = sample(height, width, count, seed)
-    augment = TrainAugment(size, Preprocessing(), replace(OFFICIAL, vertical_mirror_probability=0.5))
+    config = replace(OFFICIAL, vertical_mirror_probability=0.5, transpose_probability=0.5)
+    augment = TrainAugment(size, Preprocessing(), config)
     tensor, boxes, labels, difficult = augment(item, np.random.default_rng(seed))
     assert tensor.shape == (3, *size)
     assert tensor.dtype == torch.float32

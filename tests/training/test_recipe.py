@@ -1,5 +1,6 @@
 """Recipes: every shipped one says what the paper's solver says, and every mistake is named."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from refinedet.choices import BACKBONES, DATA_FORMATS, METRICS, SIZE_STEP, WEIGH
 from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import RecipeError
 from refinedet.models.backbones import _BACKBONES
+from refinedet.presets import OFFICIAL
 from refinedet.protocols import PROTOCOLS, parse_protocol
 from refinedet.training.read import parse_recipe, read_recipe, with_settings
 from refinedet.training.recipe import _toml, differences
@@ -48,10 +50,11 @@ PAPER_RECIPES = sorted(
     {f"{data}_{size}" for data in ("vgg16_voc07", "vgg16_voc12", "vgg16_coco", "resnet101_coco") for size in (320, 512)}
     | {f"{data}_{size}_finetune" for data in ("vgg16_voc07", "vgg16_voc12") for size in (320, 512)}
 )
+SMALL_RECIPES = ["bccd", "deeppcb", "neu_det"]
 
 
-def test_shipped_recipes_are_those_of_the_paper_and_the_demo():
-    assert recipe_names() == sorted([*PAPER_RECIPES, "bccd"])
+def test_shipped_recipes_are_those_of_the_paper_and_of_small_data():
+    assert recipe_names() == sorted([*PAPER_RECIPES, *SMALL_RECIPES])
 
 
 @pytest.mark.parametrize("name", PAPER_RECIPES)
@@ -69,12 +72,12 @@ def test_paper_recipe_has_the_official_solver(name):
     assert recipe.data.classes == (VOC_CLASSES if "voc" in name else None)
 
 
-@pytest.mark.parametrize("name", [*PAPER_RECIPES, "bccd"])
+@pytest.mark.parametrize("name", [*PAPER_RECIPES, *SMALL_RECIPES])
 def test_shipped_recipe_has_all_its_settings(name):
     assert json.loads(json.dumps(read_recipe(name).to_dict())) == SHIPPED[name]
 
 
-@pytest.mark.parametrize("name", [*PAPER_RECIPES, "bccd"])
+@pytest.mark.parametrize("name", [*PAPER_RECIPES, *SMALL_RECIPES])
 def test_toml_round_trip(name, tmp_path):
     recipe = read_recipe(name)
     path = tmp_path / f"{name}.toml"
@@ -154,6 +157,11 @@ def test_ablations_of_table_2_are_settings():
     assert (preset.objectness_threshold, preset.cascade, preset.tcb) == (0.0, False, False)
 
 
+def test_a_recipe_sets_the_nms_of_its_model():
+    assert parse().model.full_preset == OFFICIAL
+    assert parse(model={"nms_iou": 0.4}).model.full_preset == dataclasses.replace(OFFICIAL, nms_iou=0.4)
+
+
 def test_the_recipe_of_the_shipped_model_has_its_classes_and_weights_for_caffes_input():
     recipe = read_recipe("bccd")
     assert recipe.model.weights_input == "caffe"
@@ -199,6 +207,7 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"model": {"weights_input": "bgr"}}, r"model\.weights_input is 'bgr'; choose one of torchvision, caffe"),
         ({"model": {"preset": "caffe"}}, r"model\.preset is 'caffe'; choose one of official, paper"),
         ({"model": {"objectness_threshold": 1.5}}, r"model\.objectness_threshold is 1\.5; it must be >= 0 and <= 1"),
+        ({"model": {"nms_iou": -0.1}}, r"model\.nms_iou is -0\.1; it must be >= 0 and <= 1"),
         ({"data": {"format": "yolo"}}, r"data\.format is 'yolo'; choose one of voc, coco"),
         ({"data": {"train_split": []}}, r"data\.train_split is empty"),
         ({"evaluate": {"metric": "map"}}, r"evaluate\.metric is 'map'; choose one of voc, voc07, coco"),
