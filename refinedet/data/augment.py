@@ -5,7 +5,8 @@ drawn first (``Plan``), then carried out on the pixels that survive: the crop is
 the expanded canvas is never made whole. The result is the one of the stages in their order, because distortion works on
 single pixels (OpenCV's conversion to HSV and back may round differently at the end of a row, by one level). Images stay
 uint8 until the mean is subtracted; the official code's intermediate JPEG encoding is left out. A crop is a rectangle of
-whole pixels from the start, so that the IoU bound and the boxes refer to exactly what is cut.
+whole pixels from the start, so that the IoU bound and the boxes refer to exactly what is cut. Vertical mirroring and
+transposition are ours, and off unless asked for.
 
 Order of the draws from the generator: distortion (order; then per step of that order, whether and how much),
 expansion (whether; ratio, offset y, offset x), crop (one block of scale, aspect ratio, x, y for every trial of every
