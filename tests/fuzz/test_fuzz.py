@@ -71,11 +71,25 @@ def test_planted_hang_is_found(tmp_path):
     assert planted(tmp_path, work, seconds=0.1)["hang"] > 0
 
 
-def test_planted_appetite_is_found(tmp_path):
-    def eat(path):
-        bytearray(64 << 20)[::4096] = b"x" * (64 << 20 >> 12)
+def eat_64_mebibytes(path):
+    bytearray(64 << 20)[::4096] = b"x" * (64 << 20 >> 12)
 
-    assert planted(tmp_path, eat, memory=lambda size: 2 * size + (16 << 20))["memory"] > 0
+
+def leave_a_hole_in_the_heap():
+    """A free run of 120 MiB that stays in the process: freeing one such block has glibc take the next from its heap."""
+    for count in (1, 4):
+        fill = [bytearray(b"x") * (30 << 20) for _ in range(count)]
+        fence = [bytearray(1000) for _ in range(2000)]  # behind the run, or its end would be given back
+        fill.clear()
+    return fence
+
+
+@pytest.mark.parametrize("prepare", [lambda: None, leave_a_hole_in_the_heap], ids=["as it is", "with a hole"])
+def test_planted_appetite_is_found(tmp_path, prepare):
+    fence = prepare()
+    outcomes = planted(tmp_path, eat_64_mebibytes, memory=lambda size: 2 * size + (16 << 20))
+    assert outcomes.get("memory", 0) > 0, outcomes
+    del fence
 
 
 def test_planted_death_is_found(tmp_path):
