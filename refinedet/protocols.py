@@ -136,8 +136,9 @@ class Protocol:
     """How images are tested: at every one of ``scales``, with ``thresholds``, the boxes of all merged by ``merge``.
 
     ``merge``: one of `MERGES`; its boxes are in pixels, its IoU counts the last pixel. ``merge_iou``: 0.30 for
-    soft-NMS, 0.45 for votes, unless given. ``merge_score_threshold``: below it soft-NMS drops, and a soft vote does not
-    give back; None: the score threshold. ``merge_sigma``: of Gaussian soft-NMS; None: the linear one.
+    soft-NMS, 0.45 for votes, unless given. ``merge_score_threshold``: a box that a better one meets is dropped by
+    soft-NMS below it, and one that met another is not given back by a soft vote; None: the score threshold.
+    ``merge_sigma``: of Gaussian soft-NMS; None: the linear one.
 
     Raises InputError for a value out of range.
     """
@@ -273,11 +274,13 @@ def get_protocol(protocol: str | os.PathLike[str] | Protocol, folder: Path = Pat
         return protocol
     if not isinstance(protocol, (str, os.PathLike)):
         raise InputError(f"protocol is {show(protocol)}; give a name, a TOML file or a Protocol")
-    if protocol in PROTOCOLS:
-        return PROTOCOLS[str(protocol)]
-    path = folder / protocol
+    name, path = os.fspath(protocol), folder / protocol
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder; give a TOML file or the name of a shipped protocol")
     if not os.path.isfile(path):
-        name, shipped = os.fspath(protocol), ", ".join(PROTOCOLS)
+        shipped = ", ".join(PROTOCOLS)
         raise InputError(
             f"there is no protocol {show(name)};{suggestion(name, PROTOCOLS)} give a TOML file or one of: {shipped}"
         )

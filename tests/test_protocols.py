@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -248,8 +249,12 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
             InputError, match=rf"mine\.toml cannot be read as TOML: .*{message}|mine\.toml cannot be read"
         ):
             get_protocol(file)
-    with pytest.raises(InputError, match=r"there is no protocol '.*'; .*give a TOML file or one of: voc, coco, "):
+    with pytest.raises(InputError, match=r"is a folder; give a TOML file or the name of a shipped protocol"):
         get_protocol(tmp_path)
+
+
+def test_a_shipped_name_may_be_a_path():
+    assert get_protocol(Path("voc")) is PROTOCOLS["voc"]
 
 
 @pytest.mark.parametrize(

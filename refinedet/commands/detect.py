@@ -27,6 +27,7 @@ from refinedet.errors import InputError, printable
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
 
+SURE = 0.5  # score of what is shown, unless another is asked for
 FEW = 8  # images of which each object is shown; of more each image is a line
 
 
@@ -64,8 +65,7 @@ def add_parser(commands: Commands) -> None:
         "--score-threshold",
         metavar="T",
         type=_fraction,
-        default=0.5,
-        help="leave out lower scores everywhere (default: 0.5)",
+        help=f"leave out lower scores everywhere (default: {SURE}, or that of the protocol or model if it is higher)",
     )
     parser.add_argument(
         "-v",
@@ -87,17 +87,23 @@ def run(arguments: argparse.Namespace) -> int:
     from refinedet.commands.annotate import Annotator
     from refinedet.commands.inputs import find_inputs, plan_outputs
     from refinedet.ops.devices import choose_device
+    from refinedet.protocols import of_preset
 
     _refuse_swapped(arguments.checkpoint, arguments.inputs)
     say, note = speaker(arguments), noter(arguments)
     images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)
     targets = plan_outputs([*images, *videos], arguments.out)
     device = choose_device(arguments.device)
+    detector = refinedet.load(arguments.checkpoint).to(device)
+    threshold = arguments.score_threshold
+    if threshold is None:
+        testing = protocol or of_preset(detector.preset)
+        threshold = max(SURE, testing.thresholds.score_threshold)
     annotator = Annotator(
-        detector=refinedet.load(arguments.checkpoint).to(device),
+        detector=detector,
         targets=targets,
         protocol=protocol,
-        score_threshold=arguments.score_threshold,
+        score_threshold=threshold,
         batch_size=arguments.batch_size,
         say=say,
         note=note,

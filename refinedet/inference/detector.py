@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from refinedet import ops
-from refinedet.errors import InputError
+from refinedet.errors import InputError, show
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
 from refinedet.inference.scales import Rows, group_by_input, make_inputs, merge, to_images
 from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.preprocessing import Preprocessing, normalize
-from refinedet.presets import Preset
+from refinedet.presets import Preset, is_fraction
 from refinedet.progress import Progress, show_progress
-from refinedet.protocols import Protocol, Thresholds, get_protocol, of_preset
+from refinedet.protocols import Protocol, Scale, Thresholds, get_protocol, of_preset
 from refinedet.records import Detections, LevelOutput, RawOutput
 from refinedet.weights.checkpoint import load_network
 
@@ -132,9 +133,9 @@ class Detector:
         the preset's). ``progress``: a bar on stderr.
 
         ``protocol``: a testing protocol of `refinedet.protocols`, its name or a TOML file, in place of the preset's
-        thresholds at ``size``. ``score_threshold`` then stands for its own; of boxes that are voted it is asked in the
-        end. A batch has no more pixels than ``batch_size`` images of ``size``, but always an image with its mirror
-        image.
+        thresholds at ``size``. ``score_threshold`` then stands for its own, but not for a higher one of a single scale;
+        of boxes that are voted it is asked in the end. A batch has no more pixels than ``batch_size`` images of
+        ``size``, but always an image with its mirror image.
 
         Raises InputError for an argument of the wrong kind and DataError for a file that is absent or no image; both
         name the image, and (but for a damaged file) come before any image is processed.
@@ -225,7 +226,6 @@ class Detector:
         with timed(seconds, "load"):
             normalized = [normalize(array, self.preprocessing) for array in arrays]
         sizes = [array.shape[:2] for array in arrays]
-        early = score_threshold if protocol.merge in ("none", "soft_nms") else None  # a vote has every box
         looks: list[list[Rows]] = [[] for _ in arrays]
         for number, scale in enumerate(protocol.scales, 1):
             for size, members in group_by_input(scale, sizes, self.size, len(arrays)):
@@ -238,7 +238,8 @@ class Detector:
                     raw = self.run(inputs)
                 with timed(seconds, "select", self.device):
                     thresholds = scale.thresholds or protocol.thresholds
-                    selected = select(raw, self._anchors_for(size), self.preset, thresholds, early)
+                    lowest = _lowest_score(scale, protocol, score_threshold)
+                    selected = select(raw, self._anchors_for(size), self.preset, thresholds, lowest)
                     rows = to_images(selected, scale, [sizes[i] for i in members])
                 for k, i in enumerate(members):
                     looks[i].append(Rows(*(column[k] for column in rows)))
@@ -271,12 +272,22 @@ def scale_teller(bar: Progress) -> OnScale:
     return tell
 
 
+def _lowest_score(scale: Scale, protocol: Protocol, asked: Threshold) -> float:
+    """What boxes at a scale have to pass: its own threshold, or the one asked for, which only a higher one of this
+    scale withstands. A vote has every box."""
+    common = protocol.thresholds.score_threshold
+    own = common if scale.thresholds is None else scale.thresholds.score_threshold
+    if asked is None or protocol.merge in ("vote", "soft_vote"):
+        return own
+    return max(own, asked) if own > common else asked
+
+
 def check_options(score_threshold: Threshold, batch_size: int) -> None:
     """Raise InputError unless the threshold, where given, is from 0 to 1 and a batch holds at least one image."""
-    if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
-        raise InputError(f"score_threshold is {score_threshold}; give a value from 0 to 1")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give at least 1")
+    if score_threshold is not None and not is_fraction(score_threshold):
+        raise InputError(f"score_threshold is {show(score_threshold)}; give a value from 0 to 1")
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise InputError(f"batch_size is {show(batch_size)}; give a whole number, at least 1")
 
 
 @contextmanager

@@ -54,11 +54,16 @@ def soft_nms(
         InputError: shapes that do not fit, labels that are not int64, another ``method``, a negative or NaN
             ``iou_threshold``, a ``sigma`` that is not above 0, or a ``score_threshold`` that is NaN.
     """
-    if method not in METHODS:
-        raise InputError(f"refinedet.soft_nms: method is {show(method)}; choose {' or '.join(METHODS)}")
+    check_method(method)
     gaussian = method == "gaussian"
     decayed = call("soft_nms", boxes, scores, labels, gaussian, iou_threshold, sigma, score_threshold, official)
     return ranked(boxes, decayed, labels)
+
+
+def check_method(method: str) -> None:
+    """Raise InputError for what is no method."""
+    if method not in METHODS:
+        raise InputError(f"refinedet.soft_nms: method is {show(method)}; choose {' or '.join(METHODS)}")
 
 
 @extension.register_fake("soft_nms")

@@ -54,6 +54,18 @@ def test_detect_draws_and_tells_what_the_protocol_finds(picture, own, tmp_path, 
     assert (tmp_path / "out" / "picture.png").is_file()
 
 
+@pytest.mark.parametrize(("given", "count"), [([], 0), (["--score-threshold", "0.5"], 1)])
+def test_a_higher_threshold_of_the_protocol_stays_unless_another_is_asked_for(
+    fixed, picture, tmp_path, capsys, given, count
+):
+    protocol = tmp_path / "sure.toml"
+    protocol.write_text("score_threshold = 0.95\n[[scales]]\n")
+    arguments = ["detect", "any", str(picture), "--out", str(tmp_path / "out"), "--json", "--protocol", str(protocol)]
+    assert cli.main([*arguments, *given]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["images"]
+    assert len(found["detections"]) == count
+
+
 def test_frames_of_videos_are_tested_by_it_too(fixed, tmp_path, capsys):
     """The mirror image of a box in the middle is one pixel to the right: W - x."""
     source = make_video(tmp_path / "clip.avi", frames=3)

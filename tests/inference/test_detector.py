@@ -363,10 +363,21 @@ def test_a_missing_file_is_named_before_any_work(tmp_path):
     assert fixed.network.inputs == []
 
 
-@pytest.mark.parametrize("options", [{"score_threshold": -0.1}, {"score_threshold": float("nan")}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score_threshold": -0.1},
+        {"score_threshold": float("nan")},
+        {"score_threshold": "0.5"},
+        {"score_threshold": True},
+        {"batch_size": 0},
+        {"batch_size": 1.5},
+        {"batch_size": "8"},
+    ],
+)
 def test_options_out_of_range_are_named_with_their_value(options):
     name, value = next(iter(options.items()))
-    with pytest.raises(InputError, match=f"{name} is {value}"):
+    with pytest.raises(InputError, match=f"{name} is {value!r}; give a (value from 0 to 1|whole number, at least 1)"):
         fixed_detector().detect(image(), **options)
 
 

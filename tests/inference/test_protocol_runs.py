@@ -217,6 +217,27 @@ def test_a_lower_score_threshold_is_asked_of_soft_nms_too(network):
     assert len(few.scores) < len(many.scores)
 
 
+@pytest.mark.parametrize("merge", ["none", "soft_nms", "vote"])
+def test_a_score_threshold_does_not_lower_a_higher_one_of_a_single_scale(merge):
+    """A box of score 0.8 is found by both looks, of which the second one asks for more."""
+    detector = Detector(FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.8]))
+    scales = Scale(), Scale(thresholds=Thresholds(score_threshold=0.9))
+    for protocol_scales, count in ((scales, 1), (scales[1:], 0)):
+        protocol = Protocol("mine", protocol_scales, merge=merge)
+        for threshold in (None, 0.005, 0.5):
+            (found,) = detector.detect(PICTURES[0], protocol=protocol, score_threshold=threshold)
+            assert len(found.scores) == count
+
+
+def test_a_score_threshold_lowers_all_that_no_scale_has_of_its_own():
+    detector = Detector(FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.8]))
+    strict = Thresholds(score_threshold=0.9)
+    for scale in (Scale(), Scale(thresholds=replace(strict, top_k=7)), Scale(thresholds=Thresholds())):
+        protocol = Protocol("mine", (scale,), strict)
+        (found,) = detector.detect(PICTURES[0], protocol=protocol, score_threshold=0.5)
+        assert len(found.scores) == 1
+
+
 def test_boxes_of_mirror_images_stay_in_the_image():
     network = FixedNetwork([[-1.0, -1.0, 2.0, 2.0]], [1], [0.9])
     (found,) = Detector(network).detect(PICTURES[0], protocol=Protocol("mine", (Scale(flipped=True),)))

@@ -9,12 +9,14 @@ from refinedet.ops.detect import Detected
 from refinedet.ops.ranked import ranked
 from refinedet.ops.reference import portable
 from refinedet.ops.reference.twin import twin_of
+from refinedet.ops.soft_nms import check_method
 from refinedet.ops.soft_nms import soft_nms as face
 
 
 @twin_of(face)
 def soft_nms(given: Any) -> Detected:
     """Plain-PyTorch twin of :func:`refinedet.ops.soft_nms`; looks at one class of one image after the other."""
+    check_method(given.method)
     boxes, scores = given.boxes.float(), given.scores.float()
     usable = (given.labels > 0) & boxes.isfinite().all(dim=-1) & ~scores.isnan()
     if not given.official:
