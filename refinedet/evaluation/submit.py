@@ -164,8 +164,8 @@ def _check_classes(dataset: DetectionDataset, wanted: Sequence[str], server: str
 
 
 def _voc_year(dataset: VOCDataset) -> str:
-    """The name of the challenge, which is that of the data folder."""
-    year = dataset.root.resolve().name
+    """The name of the challenge, which is that of the data folder, or of the link to it."""
+    year = Path(os.path.abspath(dataset.root)).name
     if not re.fullmatch(r"VOC20\d\d", year):
         raise InputError(f"{dataset.root}: the server wants the challenge's name, such as VOC2012; call the folder so")
     return year

@@ -37,8 +37,8 @@ _ANY_SIZE = (64, 64)  # no weight depends on it
 KNOWN_CLASSES = {len(VOC_CLASSES): VOC_CLASSES, len(COCO_CLASSES): COCO_CLASSES}
 _CLASSIFIERS = {"vgg16": "fc8", "resnet101": "fc1000"}  # ImageNet's, which a detector has no use for
 _OF_THE_BENCHMARK = ("name", "score_threshold", "nms_iou", "top_k", "keep_top_k", "soft_nms_iou")  # of a preset
-_SQUARE = re.compile(r"(?<!\d)(\d{2,4})x\1(?!\d)")  # refinedet_vgg16_320x320
-_PAPERS_SIZE = re.compile(r"(?<!\d)(320|512)(?!\d)")  # RefineDet320_VOC_final
+_SIDES = re.compile(r"(?<![\dx])(\d{2,4})x(\d{2,4})(?![\dx])")  # refinedet_vgg16_320x320: width, height
+_PAPERS_SIDE = re.compile(r"(?<!\d)(?<!\dx)(320|512)(?!x?\d)")  # RefineDet320_VOC_final
 
 
 @dataclass(frozen=True)
@@ -301,17 +301,16 @@ def _find_size(
     if inside is not None and _is_size(inside):
         return inside, "the file's layers"
     resolved = path.absolute()
-    places = {
-        "the network's name": network,
-        "the file's name": resolved.stem,
-        "the folder's name": resolved.parent.name,
-    }
-    for pattern in (_SQUARE, _PAPERS_SIZE):
-        for place, text in places.items():
-            for found in pattern.finditer(text):
-                side = int(found[1])
-                if _is_size((side, side)) and not (pattern is _PAPERS_SIZE and place == "the folder's name"):
-                    return (side, side), place
+    places = (
+        ("the network's name", network, (_SIDES, _PAPERS_SIDE)),
+        ("the file's name", resolved.stem, (_SIDES, _PAPERS_SIDE)),
+        ("the folder's name", resolved.parent.name, (_SIDES,)),
+    )
+    for place, text, patterns in places:
+        for found in (match for pattern in patterns for match in pattern.finditer(text)):
+            width, height = int(found[1]), int(found[found.re.groups])
+            if _is_size((height, width)):
+                return (height, width), place
     raise InputError(
         f"{path}: neither its layers nor its name tell the size of the network's input, for which its weights are no "
         "matter; give it: --size 320 or --size 512"

@@ -107,6 +107,13 @@ def coco_model(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("coco") / "tiny_coco.safetensors", classes=COCO_CLASSES)
 
 
+def test_the_challenge_may_be_the_name_of_a_link(tmp_path):
+    root = tmp_path / "VOC2012"
+    root.symlink_to(voc_test(tmp_path / "elsewhere"), target_is_directory=True)
+    submission = submit(found([0], [15], [[0, 0, 9, 9]], [0.5]), open_test(root), tmp_path / "out")
+    assert set(read_archive(submission.file)) == {f"results/VOC2012/Main/comp4_det_test_{n}.txt" for n in VOC_CLASSES}
+
+
 def test_a_case_by_hand_for_voc(tmp_path):
     """The first pixel is 1, the best score comes first, and every class has its file."""
     dataset = open_test(voc_test(tmp_path / "VOC2012"))

@@ -196,15 +196,25 @@ def test_a_real_network_loads_and_carries_its_origin(tmp_path):
         ("VOC0712_refinedet_vgg16_320x320_ft_final", b"", (320, 320), "the file's name"),
         ("coco_refinedet_vgg16_512x512", b"", (512, 512), "the file's name"),
         ("RefineDet512_VOC_final", b"", (512, 512), "the file's name"),
+        ("refinedet_vgg16_1024x512", b"", (512, 1024), "the file's name"),
+        ("folder_320x320/RefineDet512_VOC_final", b"", (512, 512), "the file's name"),
         ("net", data_layer(320, 512), (320, 512), "the file's layers"),
         ("net_512x512", data_layer(320, 320), (320, 320), "the file's layers"),
         ("net_512x512", data_layer(300, 300), (512, 512), "the file's name"),
     ],
 )
 def test_size(narrow, tmp_path, name, content, size, told_by):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     source = write(tmp_path / f"{name}.caffemodel", caffemodel(narrow_blobs("vgg16", VOC_CLASSES), extra=content))
     found = convert(source, tmp_path / "a.safetensors")
     assert (found.config.size, found.size_from) == (size, told_by)
+
+
+def test_a_size_that_is_no_square_comes_back(narrow, tmp_path):
+    source = write(tmp_path / "net.caffemodel", caffemodel(narrow_blobs("vgg16", VOC_CLASSES)))
+    wide = convert(source, tmp_path / "wide.safetensors", size=(320, 512)).output
+    caffe = convert(wide, tmp_path / "wide.caffemodel").output
+    assert convert(caffe, tmp_path / "back.safetensors").config.size == (320, 512)
 
 
 def test_size_from_the_networks_and_the_folders_name_and_the_user(narrow, tmp_path):
