@@ -85,30 +85,40 @@ def run(arguments: argparse.Namespace) -> int:
         "batch_size": arguments.batch_size,
     }
 
+    measured: list[Evaluation] = []
+
+    def tell(evaluation: Evaluation, submission: Submission | None = None) -> None:
+        deliver(arguments, _document(evaluation, submission))
+        if arguments.submit is None or evaluation.mean_ap is not None:
+            say(evaluation.table())
+
     def save(evaluation: Evaluation) -> None:
+        measured.append(evaluation)
         if arguments.out is not None:
             evaluation.save(arguments.out)
 
-    submission: Submission | None = None
     if arguments.submit is None:
         for option in ("competition", "algorithm"):
             if getattr(arguments, option) is not None:
                 raise InputError(f"--{option} says how to submit; give --submit DIR too")
         evaluation = evaluate_checkpoint(*given, **options)
         save(evaluation)
+        tell(evaluation)
     else:
-        evaluation, submission = submit_checkpoint(
-            *given,
-            arguments.submit,
-            competition=arguments.competition,
-            algorithm=arguments.algorithm,
-            save=save,
-            **options,
-        )
-    deliver(arguments, _document(evaluation, submission))
-    if submission is None or submission.annotated:
-        say(evaluation.table())
-    if submission is not None:
+        try:
+            evaluation, submission = submit_checkpoint(
+                *given,
+                arguments.submit,
+                competition=arguments.competition,
+                algorithm=arguments.algorithm,
+                save=save,
+                **options,
+            )
+        except BaseException:  # the server's file alone may have failed
+            if measured:
+                tell(measured[0])
+            raise
+        tell(evaluation, submission)
         say(_describe(submission))
     if arguments.out is not None:
         noter(arguments)(f"Numbers, detections and precision-recall curves: {printable(arguments.out)}")

@@ -207,8 +207,17 @@ def test_the_numbers_survive_where_the_file_of_the_server_cannot_be_written(tmp_
     monkeypatch.setattr("refinedet.evaluation.submit._write_voc", full)
     root, numbers = voc_test(tmp_path / "VOC2012"), tmp_path / "numbers"
     arguments = ["evaluate", str(voc_model), "--data", str(root), "--submit", str(tmp_path / "out"), "--device", "cpu"]
-    assert cli.main([*arguments, "--out", str(numbers)]) == 2
+    assert cli.main([*arguments, "--out", str(numbers), "--json", str(tmp_path / "numbers.json")]) == 2
     assert json.loads((numbers / "detections.json").read_text())
+    assert "submission" not in json.loads((tmp_path / "numbers.json").read_text())
+
+
+def test_the_table_is_shown_when_the_file_for_the_server_fails(tmp_path, voc_model, capsys):
+    root = voc_test(tmp_path / "VOC2007", annotated=IDS)
+    (tmp_path / "out" / "comp4_det_test.tar.gz").mkdir(parents=True)
+    arguments = ["evaluate", str(voc_model), "--data", str(root), "--submit", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main(arguments) == 2
+    assert "mean AP@0.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("metric", ["voc", "coco"])
