@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from refinedet.weights.convert import Conversion
 
 FORMATS = {"caffemodel": "a model of Caffe", "luuuyi": "a model of the luuuyi port", "refinedet": "a checkpoint"}
-RECIPES = {"vgg16": "vgg16_voc07_320", "resnet101": "resnet101_coco_320"}  # that start from a backbone
+# Recipes that start from a backbone, and where their data usually lie.
+TRAININGS = {"vgg16": ("vgg16_voc07_320", "VOCdevkit"), "resnet101": ("resnet101_coco_320", "COCO")}
 _LIST = "voc, coco, or a file with one name per line"
 
 
@@ -62,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     say(describe(found))
     say(f"Written: {printable(found.output)}")
     if found.config is None:
-        options = f"--weights {printable(found.output)} --weights-input caffe"
-        say(f"Start a training from it: refinedet train {RECIPES[found.backbone]} {options}")
+        recipe, data = TRAININGS[found.backbone]
+        command = ["refinedet", "train", recipe, "--data", data, "--weights", str(found.output)]
+        say(f"Start a training from it: {printable(shlex.join([*command, '--weights-input', 'caffe']))}")
     deliver(arguments, document(found))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ class Prepared:
     def _describe(self, join: JoinCheck) -> str:
         if join.lacks:
             return f"{join.name}: not ready, it lacks {', '.join(map(printable, join.lacks))}"
-        command = f"refinedet train {join.join.recipes[0]} --data {printable(self.root)}"
+        command = printable(shlex.join(["refinedet", "train", join.join.recipes[0], "--data", str(self.root)]))
         others = ", ".join(join.join.recipes[1:])
         return f"{join.name}: ready, {join.images:,} images, for {command}{others and f' (or {others})'}"
 

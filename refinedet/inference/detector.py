@@ -287,7 +287,7 @@ def check_options(score_threshold: Threshold, batch_size: int) -> None:
     if score_threshold is not None and not is_fraction(score_threshold):
         raise InputError(f"score_threshold is {show(score_threshold)}; give a value from 0 to 1")
     if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise InputError(f"batch_size is {show(batch_size)}; give a whole number, at least 1")
+        raise InputError(f"batch_size is {show(batch_size)}; give at least 1, a whole number")
 
 
 @contextmanager

@@ -85,8 +85,11 @@ def test_a_backbone_tells_a_recipe_that_starts_from_it(narrow, backbone, tmp_pat
     new = tuple(f"backbone.{part}" for part in NEW_PARTS[backbone])
     known = {blob for name, blob in names.items() if name.startswith("backbone.") and not name.startswith(new)}
     blobs = {blob: values for blob, values in narrow_blobs(backbone, VOC_CLASSES).items() if blob in known}
-    assert convert(write(tmp_path / "a.caffemodel", caffemodel(blobs)), "--out", tmp_path / "a.safetensors") == 0
-    (recipe,) = re.findall(r"refinedet train (\S+) --weights", capsys.readouterr().out)
+    out = tmp_path / "my backbone.safetensors"
+    assert convert(write(tmp_path / "a.caffemodel", caffemodel(blobs)), "--out", out) == 0
+    shown = capsys.readouterr().out
+    (recipe,) = re.findall(r"refinedet train (\S+) --data (?:VOCdevkit|COCO) --weights ", shown)
+    assert f" --weights '{out}' --weights-input caffe" in shown
     assert read_recipe(recipe).model.backbone == backbone
 
 

@@ -377,7 +377,7 @@ def test_a_missing_file_is_named_before_any_work(tmp_path):
 )
 def test_options_out_of_range_are_named_with_their_value(options):
     name, value = next(iter(options.items()))
-    with pytest.raises(InputError, match=f"{name} is {value!r}; give a (value from 0 to 1|whole number, at least 1)"):
+    with pytest.raises(InputError, match=f"{name} is {value!r}; give (a value from 0 to 1|at least 1, a whole number)"):
         fixed_detector().detect(image(), **options)
 
 

@@ -79,7 +79,7 @@ def test_progress_shows_the_scales_of_a_protocol(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"score_threshold": 2.0}, {"batch_size": 0}])
 def test_options_out_of_range_are_told_before_the_video_is_read(tmp_path, options):
-    with pytest.raises(InputError, match=r"score_threshold is 2\.0; give a value|batch_size is 0; give a whole"):
+    with pytest.raises(InputError, match=r"score_threshold is 2\.0; give a value|batch_size is 0; give at"):
         detect_video(fixed_detector(), tmp_path / "absent.avi", tmp_path / "out.mp4", **options)
 
 
