@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,7 @@ from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.preprocessing import Preprocessing, normalize
-from refinedet.presets import Preset, is_fraction
+from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
 from refinedet.protocols import Protocol, Scale, Thresholds, get_protocol, of_preset
 from refinedet.records import Detections, LevelOutput, RawOutput
@@ -284,7 +284,8 @@ def _lowest_score(scale: Scale, protocol: Protocol, asked: Threshold) -> float:
 
 def check_options(score_threshold: Threshold, batch_size: int) -> None:
     """Raise InputError unless the threshold, where given, is from 0 to 1 and a batch holds at least one image."""
-    if score_threshold is not None and not is_fraction(score_threshold):
+    number = isinstance(score_threshold, Real) and not isinstance(score_threshold, bool)  # NumPy's float32, too
+    if score_threshold is not None and not (number and 0.0 <= score_threshold <= 1.0):
         raise InputError(f"score_threshold is {show(score_threshold)}; give a value from 0 to 1")
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise InputError(f"batch_size is {show(batch_size)}; give at least 1, a whole number")

@@ -381,6 +381,11 @@ def test_options_out_of_range_are_named_with_their_value(options):
         fixed_detector().detect(image(), **options)
 
 
+def test_options_may_be_numpys_numbers():
+    (found,) = fixed_detector().detect(image(), score_threshold=np.float32(0.5), batch_size=np.int64(8))
+    assert len(found.scores) == 2
+
+
 @pytest.mark.parametrize("images", [None, 7])
 def test_what_is_no_image_and_no_list_is_refused(images):
     with pytest.raises(InputError, match="image 0 is a "):
