@@ -58,7 +58,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     except OSError as error:
         if error.filename is None or temporary is None or Path(os.fsdecode(error.filename)) == temporary:
-            error.filename, error.filename2 = str(target), None
+            error.filename = str(target)
+            del error.filename2  # None would be shown as one
         raise
     finally:
         if temporary is not None:

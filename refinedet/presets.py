@@ -43,6 +43,7 @@ class Preset:
         self._require(isinstance(self.name, str), "name", "a text")
         for name in ("match_iou", "negative_iou", "objectness_threshold", "score_threshold"):
             self._require(is_fraction(getattr(self, name)), name, "a value from 0 to 1")
+        self._require(self.score_threshold < 1, "score_threshold", "a value below 1; no score is above 1")
         for name in ("nms_iou", "soft_nms_iou"):
             value = getattr(self, name)
             self._require(value is None or is_fraction(value), name, "a value from 0 to 1, or None")

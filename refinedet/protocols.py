@@ -289,7 +289,7 @@ def get_protocol(protocol: str | os.PathLike[str] | Protocol, folder: Path = Pat
     except ValueError as error:
         raise InputError(f"{path} cannot be read as TOML: {error}") from error
     try:
-        return parse_protocol(document, path.stem)
+        return parse_protocol(document, path.name if path.stem in PROTOCOLS else path.stem)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -20,6 +20,11 @@ def test_a_fraction_is_from_0_to_1(name: str, value: object) -> None:
         Preset(**{name: value})
 
 
+def test_a_score_threshold_lets_something_pass() -> None:
+    with pytest.raises(InputError, match=r"score_threshold is 1\.0; give a value below 1; no score is above 1"):
+        Preset(score_threshold=1.0)
+
+
 @pytest.mark.parametrize("name", OPTIONAL_FRACTIONS)
 @pytest.mark.parametrize("value", NO_FRACTIONS)
 def test_an_overlap_is_from_0_to_1_or_none(name: str, value: object) -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -101,6 +102,22 @@ def deliver(arguments: argparse.Namespace, document: Any) -> None:
         sys.stdout.flush()
     elif arguments.json:
         write_text(arguments.json, text)
+
+
+def check_apart(option: str, path: Path | None, data: Path | None) -> None:
+    """Raise InputError where the file that ``option`` is to write stands in a folder of the data: it is part of it.
+
+    Files beside those folders may be results of a run before, which are replaced.
+    """
+    if path is None or data is None or not path.is_file():
+        return
+    if data.resolve() in path.resolve().parent.parents:
+        raise InputError(f"{option} {path}: is a file of the data, which would be lost; give another place")
+
+
+def json_path(arguments: argparse.Namespace) -> Path | None:
+    """The file that ``--json`` names."""
+    return Path(arguments.json) if isinstance(arguments.json, str) else None
 
 
 def _positive(text: str) -> int:

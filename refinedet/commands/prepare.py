@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet.choices import DATA_FORMATS
-from refinedet.commands.options import add_json, deliver, noter, speaker
+from refinedet.commands.options import add_json, check_apart, deliver, json_path, noter, speaker
 from refinedet.errors import InputError, printable, show
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
     from refinedet.data.prepare import Prepared
 
-PAGE = "samples.jpg"
+PAGE = "refinedet_samples.jpg"  # no name that a user's own file has
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -42,6 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     say = speaker(arguments)
     if arguments.out is not None and arguments.out.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--out is {show(str(arguments.out))}; give a file that ends in {', '.join(_SUFFIXES)}")
+
+    check_apart("--out", arguments.out, arguments.data)
+    check_apart("--json", json_path(arguments), arguments.data)
 
     from refinedet.data.prepare_coco import prepare_coco
     from refinedet.data.prepare_voc import prepare_voc

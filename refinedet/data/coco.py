@@ -108,10 +108,8 @@ class COCODataset(DetectionDataset):
     def _read_images(self, items: list[dict[str, Any]], allow_outside: bool) -> dict[int | str, _Image]:
         """The images by id, in the file's order."""
         file = self.annotation_file
-        names = {read_id(item, "id", "image", file): read_text(item, "file_name", "image", file) for item in items}
-        if len(names) < len(items):
-            raise DataError(f"{file}: two images share an id; give each image its own")
-        paths = _find_images(self.root, self.split, list(names.values()), file, allow_outside)
+        names = read_image_names(items, file)
+        paths = find_images(self.root, self.split, list(names.values()), file, allow_outside)
         return {
             key: _Image(path, name, declared_size(item.get("height"), item.get("width")))
             for (key, name), path, item in zip(names.items(), paths, items, strict=True)
@@ -194,7 +192,7 @@ def image_folders(root: Path, split: str) -> list[Path]:
     return [root / place / name for name in (split, _IMAGE_FOLDERS.get(split, split)) for place in ("", "images")]
 
 
-def _find_images(root: Path, split: str, names: list[str], file: Path, allow_outside: bool) -> list[Path]:
+def find_images(root: Path, split: str, names: list[str], file: Path, allow_outside: bool = False) -> list[Path]:
     """The images' paths; DataError when one of them is in no candidate, or none of them is given."""
     if not names:
         raise DataError(f"{file}: the list of images is empty; add some or choose another split")
@@ -249,6 +247,14 @@ def _without_outline(item: dict[str, Any]) -> dict[str, Any]:
     """Nobody reads the outlines, and they are most of the memory that COCO's own files would take."""
     item.pop("segmentation", None)
     return item
+
+
+def read_image_names(items: list[dict[str, Any]], file: Path) -> dict[int | str, str]:
+    """Image id -> file_name, in the file's order; DataError where two images share an id."""
+    names = {read_id(item, "id", "image", file): read_text(item, "file_name", "image", file) for item in items}
+    if len(names) < len(items):
+        raise DataError(f"{file}: two images share an id; give each image its own")
+    return names
 
 
 def read_categories(items: list[dict[str, Any]], file: Path) -> dict[int | str, str]:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from refinedet.data.coco import (
     Object,
+    find_images,
     image_folders,
     read_annotations,
     read_categories,
-    read_id,
+    read_image_names,
     read_object,
-    read_text,
 )
 from refinedet.data.dataset import Findings, Record, existing_folder, make_record
 from refinedet.data.images import read_image
@@ -52,8 +52,8 @@ def prepare_coco(
 
     ``splits``, ``trainval35k`` and ``rest_images`` say what was published. Files are looked up in listings; no image
     but the samples is opened. Of the annotations one file at a time is in memory, but for 2014, which takes two. Files
-    of these names that come from elsewhere are kept. Raises DataError where none of the splits is there, and for
-    annotations that cannot be read.
+    of these names that come from elsewhere are kept, and used where they list the same images. Raises DataError where
+    none of the splits is there, and for annotations that cannot be read.
     """
     folder = existing_folder(root)
     work = _Work(folder, splits, rest_images)
@@ -94,6 +94,7 @@ class _Work:
         self.written: list[Path] = []
         self.kept: list[Path] = []
         self.made: dict[str, int] = {}  # split -> its images
+        self.unfit: dict[str, str] = {}  # split -> why a kept file is none
         self.strange = False  # whether minival2014 is not all in val2014
         self._rest_images = rest_images
         self._minival: set[Any] | None = None
@@ -103,7 +104,8 @@ class _Work:
         """Check a split, and make of it what can be made."""
         check = self.checks[name]
         file = annotations_file(self.root, name, published.annotated)
-        folder = next((path for path in image_folders(self.root, name) if os.path.isdir(path)), None)
+        folders = [path for path in image_folders(self.root, name) if os.path.isdir(path)]
+        folder = max(folders, key=lambda path: len(files_of(path)), default=None)  # an empty one may stand beside it
         if not os.path.isfile(file):
             check.faults.append(f"{file.relative_to(self.root)} is not there")
             check.images = None if folder is None else 0
@@ -159,13 +161,37 @@ class _Work:
 
     def _write(self, name: str, parts: list[_Part]) -> None:
         file = annotations_file(self.root, name)
-        self.made[name] = sum(len(part.content["images"]) for part in parts)
+        ids = {image["id"] for part in parts for image in part.content["images"]}
+        self.made[name] = len(ids)
         if os.path.isfile(file) and not _is_ours(file):
-            self.made[name] = len(_read(file, True)["images"])
             self.kept.append(file)
+            if fault := self._compare(file, name, ids):
+                self.unfit[name] = fault
             return
-        _write_split(file, name, parts, self.root)
+        try:
+            _write_split(file, name, parts, self.root)
+        except ValueError as error:
+            names = " and ".join(part.split for part in parts)
+            raise DataError(
+                f"{file} cannot be made of {names}: NaN or infinity is in their annotations, for which JSON has no "
+                "number; unpack them again"
+            ) from error
         self.written.append(file)
+
+    def _compare(self, file: Path, name: str, ids: set[Any]) -> str:
+        """What keeps a file of other origin from standing for the one that would have been made; "" if nothing."""
+        names = read_image_names(_read(file, True)["images"], file)
+        missing, others = ids - set(names), set(names) - ids
+        if missing or others:
+            return (
+                f"{len(missing):,} images of {name} in {file.relative_to(self.root)}, which prepare has not made and "
+                f"which lists {len(others):,} others; move it away, and it is made anew"
+            )
+        try:
+            find_images(self.root, name, list(names.values()), file)
+        except DataError as error:
+            return f"images where {file.relative_to(self.root)}, which prepare has not made, names them ({error})"
+        return ""
 
     def _sample(self, part: _Part, files: Collection[str]) -> None:
         """Some images with objects from all over the split."""
@@ -200,12 +226,10 @@ def annotations_file(root: Path, split: str, annotated: bool = True) -> Path:
 def _read(file: Path, annotated: bool) -> dict[str, list[dict[str, Any]]]:
     with busy(f"reading {file.name}", shown=file.stat().st_size > _LARGE):
         content = read_annotations(file, annotated)
-    ids = {read_id(image, "id", "image", file) for image in content["images"]}
-    for image in content["images"]:
-        read_text(image, "file_name", "image", file)
+    images = read_image_names(content["images"], file)
     categories = read_categories(content["categories"], file)
     for row in content["annotations"]:
-        read_object(row, ids, categories, file)
+        read_object(row, images, categories, file)
     return content
 
 
@@ -233,6 +257,7 @@ def _check_join(join: Join, work: _Work) -> JoinCheck:
             lacks.append(f"images of {MINIVAL} in val2014")
     elif images != join.images:
         lacks.append(f"{join.images - images:,} of {join.images:,} images")
+    lacks += [work.unfit[name] for name in (TRAINING, MINIVAL) if name in work.unfit]
     return JoinCheck(TRAINING, join, images, lacks)
 
 

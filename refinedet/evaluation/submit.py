@@ -138,17 +138,24 @@ def submission_file(
     """The file that `submit` writes; raises as it does for what is known before any image is run."""
     if os.path.lexists(out) and not os.path.isdir(out):
         raise InputError(f"{os.fspath(out)}: is a file; give a folder for the server's file")
+    file = Path(out) / _file_name(dataset, competition, algorithm)
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder, where the server's file is to be; move it, or give another folder")
+    return file
+
+
+def _file_name(dataset: DetectionDataset, competition: str, algorithm: str) -> str:
     if isinstance(dataset, VOCDataset):
         if competition not in COMPETITIONS:
             raise InputError(f"competition is {competition!r}; choose one of {', '.join(COMPETITIONS)}")
         _check_classes(dataset, VOC_CLASSES, "VOC")
         _voc_year(dataset)
-        return Path(out) / f"{competition}_det_{dataset.split}.tar.gz"
+        return f"{competition}_det_{dataset.split}.tar.gz"
     if isinstance(dataset, COCODataset):
         if not re.fullmatch(r"[A-Za-z0-9.-]+", algorithm):
             raise InputError(f"algorithm is {show(algorithm)}; give a name of letters, digits, dots and hyphens")
         _check_classes(dataset, COCO_CLASSES, "COCO")
-        return Path(out) / f"detections_{dataset.split}_{algorithm}_results.zip"
+        return f"detections_{dataset.split}_{algorithm}_results.zip"
     raise InputError(f"{dataset.name}: there are servers for VOC and COCO; open the split of one of them alone")
 
 
@@ -192,7 +199,10 @@ def _check_boxes(evaluation: Evaluation) -> ScoredBoxes:
     """The detections, exactly inside their images; InputError where boxes, scores or labels are out of range."""
     images, labels, boxes, scores = evaluation.found
     if not len(scores):
-        raise InputError("there is no detection at all, and servers refuse an empty file; lower the score threshold")
+        raise InputError(
+            "there is no detection at all, and servers refuse an empty file; take a model that "
+            "finds something, or a protocol with a lower score_threshold"
+        )
     sizes = np.asarray(evaluation.image_sizes)[images]  # height, width
     last = sizes[:, [1, 0, 1, 0]] - 1.0  # 0-based inclusive pixels
     inside = np.clip(boxes, 0.0, last)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from refinedet import ops
 from refinedet.errors import InputError, show
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
-from refinedet.inference.scales import Rows, group_by_input, make_inputs, merge, to_images
+from refinedet.inference.scales import Rows, Size, group_by_input, make_inputs, merge, to_images
 from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
+from refinedet.models.build import try_backbone
 from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
@@ -226,16 +227,18 @@ class Detector:
         with timed(seconds, "load"):
             normalized = [normalize(array, self.preprocessing) for array in arrays]
         sizes = [array.shape[:2] for array in arrays]
+        groups = [group_by_input(scale, sizes, self.size, len(arrays)) for scale in protocol.scales]
+        self._make_anchors(protocol, [{size for size, _ in inputs} for inputs in groups])
         looks: list[list[Rows]] = [[] for _ in arrays]
-        for number, scale in enumerate(protocol.scales, 1):
-            for size, members in group_by_input(scale, sizes, self.size, len(arrays)):
+        for number, (scale, inputs) in enumerate(zip(protocol.scales, groups, strict=True), 1):
+            for size, members in inputs:
                 if on_scale is not None and protocol.looks > 1:
                     on_scale(f"scale {number} of {len(protocol.scales)}, {size[0]}x{size[1]}")
                 with timed(seconds, "load"):
                     images = [normalized[i] for i in members]
-                    inputs = make_inputs(images, size, scale.flips, self.preprocessing)
+                    prepared = make_inputs(images, size, scale.flips, self.preprocessing)
                 with timed(seconds, "forward", self.device):
-                    raw = self.run(inputs)
+                    raw = self.run(prepared)
                 with timed(seconds, "select", self.device):
                     thresholds = scale.thresholds or protocol.thresholds
                     lowest = _lowest_score(scale, protocol, score_threshold)
@@ -246,12 +249,22 @@ class Detector:
         with timed(seconds, "select", self.device):
             return merge(looks, sizes, protocol, score_threshold)
 
-    def _anchors_for(self, size: tuple[int, int]) -> Tensor:
+    def _make_anchors(self, protocol: Protocol, sizes: list[set[Size]]) -> None:
+        """Those of the inputs of each scale, before any is run; InputError where the backbone does not take one."""
+        for number, of_scale in enumerate(sizes, 1):
+            for size in sorted(of_scale):
+                try:
+                    self._anchors_for(size)
+                except InputError as error:
+                    raise InputError(f"protocol {protocol.name}, scale {number}: {error}") from error
+
+    def _anchors_for(self, size: Size) -> Tensor:
         """Those of the network, made once for each size and device."""
         known = _ANCHORS.setdefault(self.network, {})
         if size == self.size:
             return self.network.anchors
         if (size, self.device) not in known:
+            try_backbone(self.network.config.backbone, size)
             known[size, self.device] = self.network.anchors_for(size)
         return known[size, self.device]
 

@@ -46,7 +46,7 @@ def build(
     height_width = parse_size((size, size) if isinstance(size, (int, Integral)) else size)
     names = _class_names(num_classes, classes)
     if isinstance(backbone, str):
-        _try_backbone(backbone, height_width)
+        try_backbone(backbone, height_width)
     features = make_backbone(backbone)
     config = ModelConfig(
         backbone, height_width, names, get_preset(preset), features.preprocessing, tcb_channels, anchor_ratio
@@ -59,7 +59,7 @@ def build(
 
 def from_config(config: ModelConfig) -> RefineDet:
     """Build the network of ``config`` with fresh parameters. Raises InputError as `build`."""
-    _try_backbone(config.backbone, parse_size(config.size))
+    try_backbone(config.backbone, parse_size(config.size))
     return RefineDet(config, make_backbone(config.backbone))
 
 
@@ -103,7 +103,7 @@ def _float32_by_default() -> Iterator[None]:
 
 
 @lru_cache(maxsize=16)
-def _try_backbone(backbone: str, size: tuple[int, int]) -> None:
+def try_backbone(backbone: str, size: tuple[int, int]) -> None:
     """Raise InputError when a network of timm does not give its maps for images of ``size``: some have blocks that
     divide them evenly, or maps of a fixed size. A pass without values tells."""
     if not backbone.startswith(TIMM):

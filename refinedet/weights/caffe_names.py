@@ -133,8 +133,12 @@ def from_caffe(
     for leading ones) or holds what no weight can be.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    backbone, classes = model.config.backbone, model.config.num_classes
+    network = f"RefineDet with {backbone} and {classes} classes (background included)"
+    if names is not None:
+        network = f"RefineDet's {backbone}" + (", whose fc6 and fc7 are convolutions" if backbone == "vgg16" else "")
     names = caffe_names(model) if names is None else names
-    _check_blobs(model, {blob: shapes[name] or (1,) for name, blob in names.items()}, arrays, source)
+    _check_blobs(network, {blob: shapes[name] or (1,) for name, blob in names.items()}, arrays, source)
     tensors = {}
     for name, blob in names.items():
         values = arrays[blob]
@@ -168,13 +172,13 @@ def to_caffe(model: RefineDet, tensors: Mapping[str, Tensor]) -> dict[BlobName, 
 
 
 def _check_blobs(
-    model: RefineDet,
+    network: str,
     expected: Mapping[BlobName, tuple[int, ...]],
     arrays: Mapping[BlobName, np.ndarray],
     source: str,
 ) -> None:
     if missing := [f"{layer}:{blob}" for layer, blob in expected if (layer, blob) not in arrays]:
-        raise CheckpointError(f"{source} lacks {shorten(missing)}; it is not RefineDet with {model.config.backbone}")
+        raise CheckpointError(f"{source} lacks {shorten(missing)}; it is not {network}")
     layers = {layer for layer, _ in expected}
     misfits = [
         f"{layer}:{blob} too much" for layer, blob in arrays if layer in layers and (layer, blob) not in expected
@@ -185,10 +189,7 @@ def _check_blobs(
         if without_leading_ones(arrays[layer, blob].shape, len(shape)) != shape
     ]
     if misfits:
-        raise CheckpointError(
-            f"{source} has {shorten(misfits)}; it is not for {model.config.num_classes} classes "
-            f"(background included) with {model.config.backbone}"
-        )
+        raise CheckpointError(f"{source} has {shorten(misfits)}; it is not {network}")
 
 
 def without_leading_ones(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:

@@ -93,6 +93,10 @@ def convert(
     path, out = Path(path), Path(out)
     if out.suffix not in (SUFFIX, CAFFE_SUFFIX):
         raise InputError(f"{out} tells no format to write; end its name in {SUFFIX} or {CAFFE_SUFFIX}")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give a file in it")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise InputError(f"{out} is the file to be converted, which would be lost; give another place")
     with show_progress(f"converting {path.name}", "step", 3, delay=SHORT, leave=False) as progress:
         source = _read(path, size, classes)
         progress.update()

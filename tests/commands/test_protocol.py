@@ -89,6 +89,8 @@ def test_evaluate_measures_and_names_it(own, tmp_path, capsys):
     assert sum(row["detections"] for row in document["rows"]) > 0
     assert "2 images, protocol mine, " in capsys.readouterr().out
     assert evaluate_checkpoint(checkpoint, voc, progress=False).protocol is None
+    like_coco = own.rename(own.with_name("coco.toml"))  # no shipped protocol, and not called as one
+    assert evaluate_checkpoint(checkpoint, voc, protocol=like_coco, progress=False).protocol == "coco.toml"
 
 
 BAD = {

@@ -363,6 +363,48 @@ def test_files_that_are_not_ours_are_kept(tmp_path):
     assert sorted(boxes_of(open_dataset(root, "trainval35k"))) == [3, 4, 5, 6, 7]
 
 
+def test_a_file_of_other_origin_that_lists_other_images_is_not_ready(tmp_path):
+    """Such as a list of another data set, or one cut short."""
+    root = coco_tree(tmp_path, (2017,))
+    file = root / "annotations" / "instances_minival2014.json"
+    content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    content["images"][0]["id"] = 99
+    content["annotations"] = []
+    file.write_text(json.dumps(content))
+    prepared = prepare_coco(root, **COCO_EXPECTED)
+    assert prepared.kept == [file]
+    assert not prepared.sound
+    assert (
+        "trainval35k: not ready, it lacks 1 images of minival2014 in annotations/instances_minival2014.json, which "
+        "prepare has not made and which lists 1 others; move it away" in prepared.table()
+    )
+    content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    file.write_text(json.dumps(content))  # lies in val2014 by its name, where no image is
+    prepared = prepare_coco(root, **COCO_EXPECTED)
+    assert not prepared.sound
+    assert "it lacks images where annotations/instances_minival2014.json, which prepare has not" in prepared.table()
+    file.unlink()
+    assert prepare_coco(root, **COCO_EXPECTED).sound
+
+
+def test_an_empty_folder_beside_that_of_the_images(tmp_path):
+    root = coco_tree(tmp_path, (2017,), "images")
+    for name in ("train2017", "val2017"):
+        (root / name).mkdir()
+    assert prepare_coco(root, **COCO_EXPECTED).sound
+
+
+def test_nan_in_coco_is_one_error(tmp_path):
+    root = coco_tree(tmp_path, (2017,))
+    file = root / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["height"] = float("nan")
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"trainval35k\.json cannot be made of train2017: NaN or infinity is in"):
+        prepare_coco(root, **COCO_EXPECTED)
+    assert not (root / "annotations" / "instances_trainval35k.json").exists()
+
+
 def test_2014_without_the_list_of_minival(tmp_path):
     root = coco_tree(tmp_path, (2014,))
     prepared = prepare_coco(root, **COCO_EXPECTED)
@@ -424,6 +466,11 @@ def test_each_count_of_coco_is_compared(tmp_path, key):
             '{"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 1, "name": "dog"}], "annotations": '
             '[{"image_id": 1, "category_id": 1, "bbox": [1, 2]}]}',
             r"has bbox \[1, 2\]",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": [], '
+            '"annotations": []}',
+            "two images share an id",
         ),
     ],
 )
@@ -500,6 +547,36 @@ def test_a_page_that_cannot_be_written_costs_nothing_else(tmp_path, made_up, cap
     document = json.loads(results.read_text())
     assert document["page"] is None
     assert document["training_sets"][0]["ready"] is True
+
+
+@pytest.mark.parametrize(("layout", "own"), [("voc", "VOC2007/JPEGImages/000005.jpg"), ("coco", "val2017/{:012d}.jpg")])
+def test_the_page_takes_no_place_of_the_datas_files(tmp_path, made_up, capsys, layout, own):
+    root = voc_tree(tmp_path) if layout == "voc" else coco_tree(tmp_path, (2017,))
+    own = root / own.format(1)
+    before = own.read_bytes()
+    assert cli.main(["prepare", layout, str(root), "--out", str(own)]) == 2
+    assert f"--out {own}: is a file of the data, which would be lost; give another place" in capsys.readouterr().err
+    assert own.read_bytes() == before
+    page = root / "refinedet_samples.jpg"
+    for _ in range(2):  # what stands beside the folders of the data is replaced
+        assert cli.main(["prepare", layout, str(root)]) == 0
+        assert cv2.imread(str(page)) is not None
+
+
+def test_results_take_no_place_of_annotations(tmp_path, made_up, capsys):
+    root = coco_tree(tmp_path, (2017,))
+    own = root / "annotations" / "instances_val2017.json"
+    before = own.read_bytes()
+    commands = (
+        ["prepare", "coco", str(root)],
+        ["evaluate", "bccd", "--data", str(root)],
+        ["train", "bccd", "--data", str(root), "--out", str(tmp_path / "run")],
+    )
+    for command in commands:
+        assert cli.main([*command, "--json", str(own)]) == 2
+        assert f"--json {own}: is a file of the data" in capsys.readouterr().err
+    assert own.read_bytes() == before
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_says_what_it_did(tmp_path, made_up, capsys):

@@ -212,9 +212,12 @@ def test_the_numbers_survive_where_the_file_of_the_server_cannot_be_written(tmp_
     assert "submission" not in json.loads((tmp_path / "numbers.json").read_text())
 
 
-def test_the_table_is_shown_when_the_file_for_the_server_fails(tmp_path, voc_model, capsys):
+def test_the_table_is_shown_when_the_file_for_the_server_fails(tmp_path, voc_model, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refinedet.evaluation.submit._write_voc", full)
     root = voc_test(tmp_path / "VOC2007", annotated=IDS)
-    (tmp_path / "out" / "comp4_det_test.tar.gz").mkdir(parents=True)
     arguments = ["evaluate", str(voc_model), "--data", str(root), "--submit", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main(arguments) == 2
     assert "mean AP@0.5" in capsys.readouterr().out
@@ -331,6 +334,9 @@ def test_names_and_classes_are_checked_before_any_image_is_run(tmp_path, voc_mod
     with pytest.raises(InputError, match=r"competition is 'comp4', which is of VOC's server; leave it out for .*coco"):
         submit_checkpoint(coco_model, coco, "test-dev2017", out, competition="comp4")
     assert not out.exists()
+    (tmp_path / "taken" / "comp4_det_test.tar.gz").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"comp4_det_test\.tar\.gz: is a folder, where the server's file is to be"):
+        submit_checkpoint(voc_model, root, "test", tmp_path / "taken")
     with pytest.raises(NotADirectoryError, match="file/deep"):
         submit_checkpoint(voc_model, root, "test", tmp_path / "file" / "deep")
 

@@ -17,6 +17,7 @@ from refinedet.errors import InputError
 from refinedet.evaluation.evaluate import evaluate, evaluate_checkpoint
 from refinedet.inference import detector as detector_module
 from refinedet.inference.detector import Detector
+from refinedet.models import ModelConfig, allocate
 from refinedet.preprocessing import prepare
 from refinedet.presets import COCO, OFFICIAL
 from refinedet.protocols import PROTOCOLS, Protocol, Scale, Thresholds
@@ -259,6 +260,17 @@ def test_progress_shows_images_and_scales(network, monkeypatch):
     assert "3/3" in shown
     for text in ("scale 1 of 4, 64x128", "scale 2 of 4, 128x64", "scale 3 of 4, 128x128", "scale 4 of 4, 64x64"):
         assert text in shown
+
+
+def test_a_size_that_the_backbone_does_not_take_is_told_before_any_is_run(monkeypatch):
+    """Inception's convolutions do not pad: of 64 pixels nothing is left."""
+    network = allocate(ModelConfig("timm:inception_v3", (320, 320), CLASSES, tcb_channels=8))
+    monkeypatch.setattr(network, "forward", None)
+    protocol = Protocol("mine", (Scale(320), Scale(64)), LOOSE)
+    with pytest.raises(
+        InputError, match="protocol mine, scale 2: backbone 'timm:inception_v3' does not take images of"
+    ):
+        Detector(network).detect(PICTURES, protocol=protocol)
 
 
 BAD = ("voc_multi", Protocol, 3)

@@ -600,7 +600,9 @@ def test_caffe_model_of_another_class_count(caffe: tuple) -> None:
     arrays["P3_mbox_conf", 0] = np.zeros((63, 8, 3, 3), np.float32)
     with pytest.raises(CheckpointError) as error:
         load_caffe_arrays(model, arrays)
-    assert "P3_mbox_conf:0 [63, 8, 3, 3] instead of [9, 8, 3, 3]; it is not for 3 classes" in str(error.value)
+    assert "P3_mbox_conf:0 [63, 8, 3, 3] instead of [9, 8, 3, 3]; it is not RefineDet with vgg16 and 3 cl" in str(
+        error.value
+    )
     assert model.backbone.conv1_1.weight.any()  # nothing was assigned
 
 

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_a_size_that_the_network_does_not_take(tmp_path, monkeyp
         raise AssertionError("divides nothing")
 
     monkeypatch.setattr(TimmBackbone, "forward", lambda self, images: refuse(images))
-    checkpoint.allocate.__globals__["_try_backbone"].cache_clear()
+    checkpoint.allocate.__globals__["try_backbone"].cache_clear()
     with pytest.raises(
         CheckpointError, match=r"m\.safetensors: its model cannot be built: .*\(AssertionError: divides"
     ):

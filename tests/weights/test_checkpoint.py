@@ -328,6 +328,14 @@ def test_full_disk_without_a_previous_checkpoint(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_in_place_of_the_file(model, tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"cannot write .*model\.safetensors, which is a folder; give a file in it"
+    ):
+        save_model(model, tmp_path / "model.safetensors")
+
+
 def test_no_space_left_on_device(model, saved, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -340,6 +340,28 @@ def test_a_backbone_starts_a_training(tmp_path, backbone, classifier):
         convert(source, tmp_path / "a.caffemodel")
 
 
+def test_the_vgg_of_imagenet_itself_is_told_from_the_reduced_one(tmp_path):
+    blobs = backbone_blobs("vgg16") | {("fc6", 0): np.zeros((1024, 25), np.float32)}  # 4096 x 25088 in the real one
+    blobs = dict(sorted(blobs.items(), key=lambda item: item[0][1]))
+    with pytest.raises(CheckpointError, match="it is not RefineDet's vgg16, whose fc6 and fc7 are convolutions"):
+        convert(write(tmp_path / "VGG_ILSVRC_16_layers.caffemodel", caffemodel(blobs)), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_model_is_not_converted_onto_itself_nor_onto_a_folder(tmp_path, link):
+    state = tiny_checkpoint(tmp_path / "last.safetensors")
+    before, out = state.read_bytes(), state
+    if link:
+        out = tmp_path / "model.safetensors"
+        out.symlink_to(state)
+    with pytest.raises(InputError, match="is the file to be converted, which would be lost"):
+        convert(state, out)
+    assert state.read_bytes() == before
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(InputError, match=r"folder\.safetensors is a folder; give a file in it"):
+        convert(state, tmp_path / "folder.safetensors")
+
+
 def test_a_caffe_model_is_not_taken_as_it_is(vgg):
     network = allocate(ModelConfig("vgg16", (64, 64), VOC_CLASSES))
     with pytest.raises(
@@ -499,7 +521,7 @@ def test_missing_layers(narrow, tmp_path, drop, words):
 @pytest.mark.parametrize(
     ("blob_name", "values", "words"),
     [
-        (("fc6", 0), np.zeros((2, 2, 7, 7)), r"has fc6:0 \[2, 2, 7, 7\] instead of \[2, 2, 3, 3\]; it is not for 21"),
+        (("fc6", 0), np.zeros((2, 2, 7, 7)), r"has fc6:0 \[2, 2, 7, 7\] instead .*; it is not RefineDet with .* 21 cl"),
         (("fc6", 1), np.zeros((2, 1)), r"has fc6:1 \[2, 1\] instead of \[2\]"),
         (("fc6", 2), np.zeros(2), "has fc6:2 too much"),
         (("P3_mbox_conf", 0), np.zeros((64, 2, 3, 3)), "P3_mbox_conf has shape .* no classes of 3 anchors"),
