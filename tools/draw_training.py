@@ -2,7 +2,8 @@
 
     python tools/draw_training.py OUT.png NAME=RUN [NAME=RUN ...]
 
-A RUN is the folder of a training, or its log.jsonl. A training that measured nothing has no line at the right.
+A RUN is the folder of a training, or its log.jsonl. Runs of one NAME, such as those of other seeds, have one colour. A
+training that measured nothing has no line at the right.
 """
 
 import json
@@ -35,12 +36,15 @@ def main(out: str, runs: list[str]) -> None:
     """Draw ``runs``, each NAME=FOLDER, into the image ``out``."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, precision = figure.subplots(1, 2)
+    colours: dict[str, str] = {}
     for name, run in (text.split("=", 1) for text in runs):
         log = read_log(Path(run))
-        loss.plot(*losses(log), label=name)
+        label = None if name in colours else name
+        colour = colours.setdefault(name, f"C{len(colours)}")
+        loss.plot(*losses(log), label=label, color=colour)
         measured = [(line["step"], line["mean_ap"]) for line in log if "mean_ap" in line]
         if measured:
-            precision.plot(*zip(*measured, strict=True), marker="o", label=name)
+            precision.plot(*zip(*measured, strict=True), marker="o", color=colour)
     for axes, label in ((loss, f"loss (mean of {STEPS} steps)"), (precision, "mAP@0.5")):
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)

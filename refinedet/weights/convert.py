@@ -333,10 +333,13 @@ def _select(source: _Source, config: ModelConfig, names: Sequence[str], path: Pa
     """The model with classifiers of those classes alone."""
     if absent := [name for name in names if class_rows(config.classes, [name]) is None]:
         raise InputError(f"{path} has no class {shorten(absent)}; select of {shorten(list(config.classes))}")
+    rows = class_rows(config.classes, names) or []
+    if same := [name for name, row in zip(names, rows[1:], strict=True) if rows.count(row) > 1]:
+        raise InputError(f"{shorten(same)} are one class of {path}; select it once")
     tensors = select_classes(source.tensors, config.classes, names)
-    preset, usual = config.preset, _preset_of(config.classes)
-    if preset == _detecting_as(usual, preset):
-        preset = _detecting_as(_preset_of(names), preset)
+    preset = config.preset
+    if set(names) == set(VOC_CLASSES) and preset == _detecting_as(_preset_of(config.classes), preset):
+        preset = _detecting_as(OFFICIAL, preset)
     return source._replace(config=replace(config, classes=tuple(names), preset=preset), tensors=tensors)
 
 

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 
+from matplotlib.figure import Figure
 from support.commands import TIMEOUT
 from support.paths import ROOT
 
@@ -36,3 +37,14 @@ def test_it_draws_runs_with_and_without_measurements(tmp_path):
     arguments = [sys.executable, TOOL, tmp_path / "out.png", *(f"{run.name}={run}" for run in runs)]
     subprocess.run(list(map(str, arguments)), check=True, timeout=TIMEOUT)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_have_one_colour_and_one_place_in_the_legend(tmp_path, monkeypatch):
+    line = {"group": "train", "step": 10, "total": 1.0}
+    runs = [write_log(tmp_path / name, [line]) for name in ("a0", "a1", "b0")]
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    runpy.run_path(str(TOOL))["main"]("out.png", [f"{run.name[0]}={run}" for run in runs])
+    loss = drawn[0].axes[0]
+    assert [line.get_color() for line in loss.lines] == ["C0", "C0", "C1"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["a", "b"]

@@ -50,7 +50,7 @@ PAPER_RECIPES = sorted(
     {f"{data}_{size}" for data in ("vgg16_voc07", "vgg16_voc12", "vgg16_coco", "resnet101_coco") for size in (320, 512)}
     | {f"{data}_{size}_finetune" for data in ("vgg16_voc07", "vgg16_voc12") for size in (320, 512)}
 )
-SMALL_RECIPES = ["bccd", "deeppcb", "neu_det"]
+SMALL_RECIPES = ["bccd", "bccd_finetune", "deeppcb", "neu_det"]
 
 
 def test_shipped_recipes_are_those_of_the_paper_and_of_small_data():
@@ -278,7 +278,10 @@ def write(tmp_path):
 def test_a_recipe_extends_a_shipped_one(write):
     recipe = read_recipe(write("mine.toml", 'extends = "bccd"\n[model]\nsize = 512\n[train]\nlr = 1e-3\n'))
     assert recipe.name == "mine"
-    assert differences(read_recipe("bccd"), recipe) == {"model.size": "320, now 512", "train.lr": "0.002, now 0.001"}
+    assert differences(read_recipe("bccd"), recipe) == {
+        "model.size": "(384, 512), now 512",
+        "train.lr": "0.002, now 0.001",
+    }
 
 
 def test_a_chain_of_files_is_merged_key_by_key(write):
@@ -291,7 +294,7 @@ def test_a_chain_of_files_is_merged_key_by_key(write):
 
 def test_a_file_of_a_shipped_name_may_extend_that(write):
     path = write("bccd.toml", 'extends = "bccd"\n[train]\nsteps = 7\n')
-    assert differences(read_recipe("bccd"), read_recipe(path)) == {"train.steps": "2600, now 7"}
+    assert differences(read_recipe("bccd"), read_recipe(path)) == {"train.steps": "1700, now 7"}
 
 
 def test_a_circle_is_named(write):
@@ -378,10 +381,10 @@ def changed(*texts):
     ("text", "change"),
     [
         ("train.lr=0.5", {"train.lr": "0.002, now 0.5"}),
-        (" train.steps = 7 ", {"train.steps": "2600, now 7"}),
-        ("train.milestones=[1, 2]", {"train.milestones": "(1800, 2300), now (1, 2)"}),
+        (" train.steps = 7 ", {"train.steps": "1700, now 7"}),
+        ("train.milestones=[1, 2]", {"train.milestones": "(1150, 1500), now (1, 2)"}),
         ("train.amp=true", {"train.amp": "False, now True"}),
-        ("model.size=[128,64]", {"model.size": "320, now (128, 64)"}),
+        ("model.size=[128,64]", {"model.size": "(384, 512), now (128, 64)"}),
         ("model.backbone=timm:resnet18", {"model.backbone": "'squeezenet', now 'timm:resnet18'"}),
         ('model.backbone="vgg16"', {"model.backbone": "'squeezenet', now 'vgg16'"}),
         ("data.root=/a folder/x=y#1", {"data.root": "None, now '/a folder/x=y#1'"}),
@@ -401,7 +404,7 @@ def test_set_reads_its_value_as_toml_or_as_a_bare_word(text, change):
 def test_the_last_setting_wins():
     assert changed("train.lr=0.5", "train.steps=7", "train.lr=0.25") == {
         "train.lr": "0.002, now 0.25",
-        "train.steps": "2600, now 7",
+        "train.steps": "1700, now 7",
     }
 
 

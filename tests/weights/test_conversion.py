@@ -267,6 +267,8 @@ def test_voc_out_of_coco(narrow, tmp_path):
     assert changed == {(f"P{level}_mbox_conf", index) for level in range(3, 7) for index in (0, 1)}
     with pytest.raises(InputError, match=r"has no class cell, nucleus; select of person, bicycle"):
         convert(source, tmp_path / "a.safetensors", select=["person", "cell", "nucleus"])
+    with pytest.raises(InputError, match=r"tv, tvmonitor are one class of .*; select it once"):
+        convert(source, tmp_path / "a.safetensors", select=["tv", "person", "tvmonitor"])
 
 
 def test_a_checkpoint_of_other_classes_or_size(narrow, tmp_path):
@@ -275,7 +277,7 @@ def test_a_checkpoint_of_other_classes_or_size(narrow, tmp_path):
     found = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", size=(512, 512), select=["dog", "cat"])
     config, tensors = read_model(tmp_path / "b.safetensors")
     assert found.config == config
-    assert (config.size, config.classes) == ((512, 512), ("dog", "cat"))
+    assert (config.size, config.classes, config.preset) == ((512, 512), ("dog", "cat"), COCO)
     _, before = read_model(tmp_path / "a.safetensors")
     expected = select_classes(before, COCO_CLASSES, ["dog", "cat"])
     assert all(torch.equal(tensors[name], expected[name]) for name in tensors)

@@ -19,8 +19,9 @@ def run(job: Job) -> None:
     size = 64 if job.dry_run else 320
     vgg = Detector(refinedet.build("vgg16", size=size, num_classes=21).eval()).to(job.device)
     bccd = refinedet.load("bccd").to(job.device)
+    sides = "x".join(map(str, bccd.size))
     for batch in (1,) if job.dry_run else (1, FILES):
-        measure(job, f"bccd (SqueezeNet 320), batch {batch}", bccd, batch, 0.5)
+        measure(job, f"bccd (SqueezeNet {sides}), batch {batch}", bccd, batch, 0.5)
         measure(job, f"VGG-16 {size}, random weights, batch {batch}", vgg, batch, 0.9)
 
 
