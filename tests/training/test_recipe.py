@@ -50,7 +50,7 @@ PAPER_RECIPES = sorted(
     {f"{data}_{size}" for data in ("vgg16_voc07", "vgg16_voc12", "vgg16_coco", "resnet101_coco") for size in (320, 512)}
     | {f"{data}_{size}_finetune" for data in ("vgg16_voc07", "vgg16_voc12") for size in (320, 512)}
 )
-SMALL_RECIPES = ["bccd", "bccd_finetune", "deeppcb", "neu_det"]
+SMALL_RECIPES = ["bccd", "bccd_finetune", "deeppcb", "neu_det", "neu_det_small"]
 
 
 def test_shipped_recipes_are_those_of_the_paper_and_of_small_data():
