@@ -215,10 +215,7 @@ _MERGE_SETTINGS = {
 
 def of_preset(preset: Preset) -> Protocol:
     """What a preset says: the model's size, the preset's thresholds, soft-NMS where it has it."""
-    try:
-        protocol = Protocol(preset.name, thresholds=Thresholds.of(preset))
-    except InputError as error:  # a preset may have a score threshold of 1
-        raise InputError(f"preset {preset.name}: {error}") from None
+    protocol = Protocol(preset.name, thresholds=Thresholds.of(preset))
     if preset.soft_nms_iou is None:
         return protocol
     return replace(protocol, merge="soft_nms", merge_iou=preset.soft_nms_iou)

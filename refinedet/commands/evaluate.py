@@ -14,10 +14,8 @@ from refinedet.commands.options import (
     add_device,
     add_json,
     add_protocol,
-    check_apart,
     chosen_protocol,
     deliver,
-    json_path,
     noter,
     speaker,
 )
@@ -72,8 +70,6 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write what is to be written, and show the table."""
     protocol = chosen_protocol(arguments)
-    check_apart("--json", json_path(arguments), arguments.data)
-
     from refinedet.evaluation.evaluate import evaluate_checkpoint
     from refinedet.evaluation.submit import submit_checkpoint
     from refinedet.ops.devices import choose_device

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -19,6 +19,9 @@ from refinedet.protocols import PROTOCOLS, Protocol, get_protocol
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_COCO = re.compile(rb'"file_name"\s*:|"(annotations|categories)"\s*:\s*\[')
+_START = 1 << 16  # bytes
 
 STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
 
@@ -104,22 +107,6 @@ def deliver(arguments: argparse.Namespace, document: Any) -> None:
         write_text(arguments.json, text)
 
 
-def check_apart(option: str, path: Path | None, data: Path | None) -> None:
-    """Raise InputError where the file that ``option`` is to write stands in a folder of the data: it is part of it.
-
-    Files beside those folders may be results of a run before, which are replaced.
-    """
-    if path is None or data is None or not path.is_file():
-        return
-    if data.resolve() in path.resolve().parent.parents:
-        raise InputError(f"{option} {path}: is a file of the data, which would be lost; give another place")
-
-
-def json_path(arguments: argparse.Namespace) -> Path | None:
-    """The file that ``--json`` names."""
-    return Path(arguments.json) if isinstance(arguments.json, str) else None
-
-
 def _positive(text: str) -> int:
     if not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"{show(text)} is not a whole number from 1 to 999999")
@@ -136,4 +123,15 @@ def _json_file(text: str) -> str:
     """The suffix is required: `--json IMAGE` or `--json CHECKPOINT` must never overwrite what was meant as an input."""
     if not text.endswith(".json"):
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; to print JSON, put --json last")
+    if os.path.isfile(text) and _holds_annotations(text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds annotations, which would be lost; give another place")
     return text
+
+
+def _holds_annotations(path: str) -> bool:
+    """Whether a file begins as those of COCO's layout do."""
+    try:
+        with open(path, "rb") as file:
+            return _COCO.search(file.read(_START)) is not None
+    except OSError:  # writing will tell
+        return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet.choices import DATA_FORMATS
-from refinedet.commands.options import add_json, check_apart, deliver, json_path, noter, speaker
+from refinedet.commands.options import add_json, deliver, noter, speaker
 from refinedet.errors import InputError, printable, show
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from refinedet.data.prepare import Prepared
 
 PAGE = "refinedet_samples.jpg"  # no name that a user's own file has
+_IMAGES = re.compile(r"JPEGImages|Segmentation(Class|Object)|(train|val|test)20\d\d")  # folders of VOC and COCO
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -43,8 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and arguments.out.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--out is {show(str(arguments.out))}; give a file that ends in {', '.join(_SUFFIXES)}")
 
-    check_apart("--out", arguments.out, arguments.data)
-    check_apart("--json", json_path(arguments), arguments.data)
+    if (
+        arguments.out is not None
+        and arguments.out.is_file()
+        and _IMAGES.fullmatch(arguments.out.absolute().parent.name)
+    ):
+        raise InputError(f"--out {arguments.out} is an image of the data, which would be lost; give another place")
 
     from refinedet.data.prepare_coco import prepare_coco
     from refinedet.data.prepare_voc import prepare_voc

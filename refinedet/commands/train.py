@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from refinedet.choices import WEIGHTS_INPUTS
-from refinedet.commands.options import add_device, add_json, check_apart, deliver, json_path, speaker
+from refinedet.commands.options import add_device, add_json, deliver, speaker
 from refinedet.errors import DataError
 from refinedet.interrupt import Stopped, TrainingInterrupted
 from refinedet.training.folder import STATE_FILE
@@ -69,8 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
     say = speaker(arguments)
     out = _run_folder(arguments)
     recipe = read_recipe(arguments.recipe, [given.layer for given in arguments.settings])
-
-    check_apart("--json", json_path(arguments), Path(recipe.data.root) if recipe.data.root else None)
 
     from refinedet.training.run import RunStopped, train  # loads torch: a mistake in the recipe is told by now
 

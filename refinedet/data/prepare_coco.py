@@ -190,7 +190,10 @@ class _Work:
         try:
             find_images(self.root, name, list(names.values()), file)
         except DataError as error:
-            return f"images where {file.relative_to(self.root)}, which prepare has not made, names them ({error})"
+            return (
+                f"images where {file.relative_to(self.root)}, which prepare has not made, names them ({error}); move "
+                "it away, and it is made anew"
+            )
         return ""
 
     def _sample(self, part: _Part, files: Collection[str]) -> None:
@@ -257,7 +260,7 @@ def _check_join(join: Join, work: _Work) -> JoinCheck:
             lacks.append(f"images of {MINIVAL} in val2014")
     elif images != join.images:
         lacks.append(f"{join.images - images:,} of {join.images:,} images")
-    lacks += [work.unfit[name] for name in (TRAINING, MINIVAL) if name in work.unfit]
+    lacks += work.unfit.values()
     return JoinCheck(TRAINING, join, images, lacks)
 
 

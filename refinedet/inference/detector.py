@@ -224,21 +224,20 @@ class Detector:
         on_scale: OnScale | None,
     ) -> ops.Detected:
         """The merged rows of all scales, in pixels. A batch has as many inputs of ``size`` as there are images."""
+        self._make_anchors(protocol)
         with timed(seconds, "load"):
             normalized = [normalize(array, self.preprocessing) for array in arrays]
         sizes = [array.shape[:2] for array in arrays]
-        groups = [group_by_input(scale, sizes, self.size, len(arrays)) for scale in protocol.scales]
-        self._make_anchors(protocol, [{size for size, _ in inputs} for inputs in groups])
         looks: list[list[Rows]] = [[] for _ in arrays]
-        for number, (scale, inputs) in enumerate(zip(protocol.scales, groups, strict=True), 1):
-            for size, members in inputs:
+        for number, scale in enumerate(protocol.scales, 1):
+            for size, members in group_by_input(scale, sizes, self.size, len(arrays)):
                 if on_scale is not None and protocol.looks > 1:
                     on_scale(f"scale {number} of {len(protocol.scales)}, {size[0]}x{size[1]}")
                 with timed(seconds, "load"):
                     images = [normalized[i] for i in members]
-                    prepared = make_inputs(images, size, scale.flips, self.preprocessing)
+                    inputs = make_inputs(images, size, scale.flips, self.preprocessing)
                 with timed(seconds, "forward", self.device):
-                    raw = self.run(prepared)
+                    raw = self.run(inputs)
                 with timed(seconds, "select", self.device):
                     thresholds = scale.thresholds or protocol.thresholds
                     lowest = _lowest_score(scale, protocol, score_threshold)
@@ -249,12 +248,12 @@ class Detector:
         with timed(seconds, "select", self.device):
             return merge(looks, sizes, protocol, score_threshold)
 
-    def _make_anchors(self, protocol: Protocol, sizes: list[set[Size]]) -> None:
-        """Those of the inputs of each scale, before any is run; InputError where the backbone does not take one."""
-        for number, of_scale in enumerate(sizes, 1):
-            for size in sorted(of_scale):
+    def _make_anchors(self, protocol: Protocol) -> None:
+        """Those of every scale, before any image is run; InputError where the backbone does not take its size."""
+        for number, scale in enumerate(protocol.scales, 1):
+            for image in ((1, 2), (2, 1)):  # wider than high, and the others
                 try:
-                    self._anchors_for(size)
+                    self._anchors_for(scale.input_size(image, self.size))
                 except InputError as error:
                     raise InputError(f"protocol {protocol.name}, scale {number}: {error}") from error
 

@@ -350,9 +350,9 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         with atomic_write(path) as temporary:
             save_file(stored, temporary, {"format": "pt", **metadata})
     except (OSError, SafetensorError) as error:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise CheckpointError(f"cannot write {path}, which is a folder; give a file in it") from error
-        kept = f"; the previous {path.name} is untouched" if path.exists() else ""
+        kept = f"; the previous {path.name} is untouched" if os.path.exists(path) else ""
         raise CheckpointError(f"cannot write {path}: {error}{kept}. Free space or choose another folder") from error
 
 

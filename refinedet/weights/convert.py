@@ -93,12 +93,12 @@ def convert(
     path, out = Path(path), Path(out)
     if out.suffix not in (SUFFIX, CAFFE_SUFFIX):
         raise InputError(f"{out} tells no format to write; end its name in {SUFFIX} or {CAFFE_SUFFIX}")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise InputError(f"{out} is a folder; give a file in it")
-    if out.exists() and path.exists() and out.samefile(path):
-        raise InputError(f"{out} is the file to be converted, which would be lost; give another place")
     with show_progress(f"converting {path.name}", "step", 3, delay=SHORT, leave=False) as progress:
         source = _read(path, size, classes)
+        if os.path.exists(out) and out.samefile(resolve(path)):
+            raise InputError(f"{out} is the file to be converted, which would be lost; give another place")
         progress.update()
         if source.config is None and (size or classes or select):
             raise InputError(f"{path} is a backbone without a size and classes; leave their options out")

@@ -383,6 +383,7 @@ def test_a_file_of_other_origin_that_lists_other_images_is_not_ready(tmp_path):
     prepared = prepare_coco(root, **COCO_EXPECTED)
     assert not prepared.sound
     assert "it lacks images where annotations/instances_minival2014.json, which prepare has not" in prepared.table()
+    assert "move it away" in prepared.table()
     file.unlink()
     assert prepare_coco(root, **COCO_EXPECTED).sound
 
@@ -555,7 +556,7 @@ def test_the_page_takes_no_place_of_the_datas_files(tmp_path, made_up, capsys, l
     own = root / own.format(1)
     before = own.read_bytes()
     assert cli.main(["prepare", layout, str(root), "--out", str(own)]) == 2
-    assert f"--out {own}: is a file of the data, which would be lost; give another place" in capsys.readouterr().err
+    assert f"--out {own} is an image of the data, which would be lost; give another place" in capsys.readouterr().err
     assert own.read_bytes() == before
     page = root / "refinedet_samples.jpg"
     for _ in range(2):  # what stands beside the folders of the data is replaced
@@ -564,19 +565,28 @@ def test_the_page_takes_no_place_of_the_datas_files(tmp_path, made_up, capsys, l
 
 
 def test_results_take_no_place_of_annotations(tmp_path, made_up, capsys):
-    root = coco_tree(tmp_path, (2017,))
+    root = coco_tree(tmp_path / "disk", (2017,))
     own = root / "annotations" / "instances_val2017.json"
-    before = own.read_bytes()
+    content = json.loads(own.read_text())
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "annotations").symlink_to(root / "annotations")
+    reordered = root / "val.json"
+    reordered.write_text(json.dumps({key: content[key] for key in ("categories", "annotations", "images", "info")}))
     commands = (
         ["prepare", "coco", str(root)],
         ["evaluate", "bccd", "--data", str(root)],
         ["train", "bccd", "--data", str(root), "--out", str(tmp_path / "run")],
     )
+    before = {file: file.read_bytes() for file in (own, reordered)}
     for command in commands:
-        assert cli.main([*command, "--json", str(own)]) == 2
-        assert f"--json {own}: is a file of the data" in capsys.readouterr().err
-    assert own.read_bytes() == before
+        for file in (own, reordered, tmp_path / "linked" / "annotations" / own.name):
+            assert cli.main([*command, "--json", str(file)]) == 2
+            assert f"'{file}' holds annotations, which would be lost" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in before} == before
     assert not (tmp_path / "run").exists()
+    results = root / "annotations" / "found.json"
+    for _ in range(2):  # results are replaced wherever they lie
+        assert cli.main(["prepare", "coco", str(root), "--json", str(results)]) == 0
 
 
 def test_the_command_says_what_it_did(tmp_path, made_up, capsys):

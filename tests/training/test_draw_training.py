@@ -41,10 +41,12 @@ def test_it_draws_runs_with_and_without_measurements(tmp_path):
 
 def test_runs_of_one_name_have_one_colour_and_one_place_in_the_legend(tmp_path, monkeypatch):
     line = {"group": "train", "step": 10, "total": 1.0}
-    runs = [write_log(tmp_path / name, [line]) for name in ("a0", "a1", "b0")]
+    measured = {"group": "test", "step": 10, "mean_ap": 0.5}
+    runs = [write_log(tmp_path / name, [line, measured]) for name in ("a0", "a1", "b0")]
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     runpy.run_path(str(TOOL))["main"]("out.png", [f"{run.name[0]}={run}" for run in runs])
-    loss = drawn[0].axes[0]
-    assert [line.get_color() for line in loss.lines] == ["C0", "C0", "C1"]
+    loss, precision = drawn[0].axes
+    for axes in (loss, precision):
+        assert [line.get_color() for line in axes.lines] == ["C0", "C0", "C1"]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["a", "b"]
