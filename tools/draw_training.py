@@ -1,9 +1,9 @@
-"""Draws what trainings went through: the loss (left) and the mean average precision (right), a line for each.
+"""Draws what trainings went through: the loss and, where one was measured, the mean average precision; a line for each.
 
     python tools/draw_training.py OUT.png NAME=RUN [NAME=RUN ...]
 
 A RUN is the folder of a training, or its log.jsonl. Runs of one NAME, such as those of other seeds, have one colour. A
-training that measured nothing has no line at the right.
+training that measured nothing has no line of precision.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 STEPS = 50  # whose mean is one point of the loss: single steps hide the trend
+LABELS = (f"loss (mean of {STEPS} steps)", "mAP@0.5")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -32,23 +33,26 @@ def losses(log: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
     return [(window + 1) * STEPS for window in windows], [sum(values) / len(values) for values in windows.values()]
 
 
+def precisions(log: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    """Steps at which the run was measured, and the mean average precisions."""
+    measured = [line for line in log if "mean_ap" in line]
+    return [line["step"] for line in measured], [line["mean_ap"] for line in measured]
+
+
 def main(out: str, runs: list[str]) -> None:
     """Draw ``runs``, each NAME=FOLDER, into the image ``out``."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    loss, precision = figure.subplots(1, 2)
-    colours: dict[str, str] = {}
-    for name, run in (text.split("=", 1) for text in runs):
-        log = read_log(Path(run))
-        label = None if name in colours else name
-        colour = colours.setdefault(name, f"C{len(colours)}")
-        loss.plot(*losses(log), label=label, color=colour)
-        measured = [(line["step"], line["mean_ap"]) for line in log if "mean_ap" in line]
-        if measured:
-            precision.plot(*zip(*measured, strict=True), marker="o", color=colour)
-    for axes, label in ((loss, f"loss (mean of {STEPS} steps)"), (precision, "mAP@0.5")):
+    logs = [(name, read_log(Path(run))) for name, run in (text.split("=", 1) for text in runs)]
+    parts = [losses, precisions] if any(precisions(log)[0] for _, log in logs) else [losses]
+    figure = Figure(figsize=(5.5 * len(parts), 4), layout="constrained")
+    for part, axes, label in zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], LABELS, strict=False):
+        colours: dict[str, str] = {}
+        for name, log in logs:
+            legend = None if name in colours else name
+            colour = colours.setdefault(name, f"C{len(colours)}")
+            axes.plot(*part(log), label=legend, color=colour, marker="o" if part is precisions else "")
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-    loss.legend()
+    figure.axes[0].legend()
     figure.savefig(out, dpi=110)
 
 
