@@ -1,6 +1,7 @@
 """A COCO model as the start of a VOC model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from support.synthetic import make_voc, tiny_checkpoint, tiny_model
 import refinedet
 from refinedet.data import COCO_CLASSES, VOC_CLASSES
 from refinedet.errors import CheckpointError
+from refinedet.training.folder import STATE_FILE
 from refinedet.training.read import read_recipe
 from refinedet.training.run import train
 from refinedet.training.sources import recipe_names
@@ -66,7 +68,7 @@ def test_a_checkpoint_whose_classifiers_are_for_other_classes(coco_checkpoint, t
 
 
 def test_the_shipped_fine_tuning_recipes_begin_where_the_coco_recipes_end():
-    names = [name for name in recipe_names() if name.endswith("_finetune")]
+    names = [name for name in recipe_names() if name.startswith("vgg16") and name.endswith("_finetune")]
     assert len(names) == 4
     for name in names:
         recipe = read_recipe(name)
@@ -76,6 +78,12 @@ def test_the_shipped_fine_tuning_recipes_begin_where_the_coco_recipes_end():
         assert (recipe.model.backbone, recipe.model.size) == (start.backbone, start.size)
         assert (recipe.model.preset, start.preset) == ("official", "coco")
         assert class_rows(COCO_CLASSES, recipe.data.classes) == [0, *OFFICIAL]
+
+
+def test_the_second_stage_of_the_shipped_model_begins_where_the_first_ends():
+    first, second = read_recipe("bccd"), read_recipe("bccd_finetune")
+    assert second.model == replace(first.model, weights=f"runs/bccd/{STATE_FILE}")
+    assert second.data == first.data
 
 
 def test_training_starts_from_the_selected_classifiers(coco_checkpoint, tmp_path):
