@@ -20,10 +20,9 @@ from refinedet.protocols import PROTOCOLS, Protocol, get_protocol
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_COCO = re.compile(rb'"file_name"\s*:|"(annotations|categories)"\s*:\s*\[')
-_START = 1 << 16  # bytes
-
 STDOUT = True  # `--json` without a file; no text, which argparse would check as a file name
+_COCO_KEYS = re.compile(rb'"file_name"\s*:|"(annotations|categories)"\s*:\s*\[')  # in none of our own documents
+_START = 1 << 16  # bytes that are looked through for them
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +131,6 @@ def _holds_annotations(path: str) -> bool:
     """Whether a file begins as those of COCO's layout do."""
     try:
         with open(path, "rb") as file:
-            return _COCO.search(file.read(_START)) is not None
+            return _COCO_KEYS.search(file.read(_START)) is not None
     except OSError:  # writing will tell
         return False

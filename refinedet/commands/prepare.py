@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from refinedet.data.prepare import Prepared
 
 PAGE = "refinedet_samples.jpg"  # no name that a user's own file has
-_IMAGES = re.compile(r"JPEGImages|Segmentation(Class|Object)|(train|val|test)20\d\d")  # folders of VOC and COCO
+_IMAGE_FOLDERS = re.compile(r"JPEGImages|Segmentation(Class|Object)|(train|val|test)20\d\d")  # VOC's and COCO's
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -42,15 +42,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, make, draw, and say what is there; 1 where something is short or nothing can be trained on."""
     say = speaker(arguments)
-    if arguments.out is not None and arguments.out.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"--out is {show(str(arguments.out))}; give a file that ends in {', '.join(_SUFFIXES)}")
-
-    if (
-        arguments.out is not None
-        and arguments.out.is_file()
-        and _IMAGES.fullmatch(arguments.out.absolute().parent.name)
-    ):
-        raise InputError(f"--out {arguments.out} is an image of the data, which would be lost; give another place")
+    _check_page(arguments.out)
 
     from refinedet.data.prepare_coco import prepare_coco
     from refinedet.data.prepare_voc import prepare_voc
@@ -69,6 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
     if page is not None:
         noter(arguments)(f"Samples with their boxes: {printable(page)}")
     return 0 if prepared.sound else 1
+
+
+def _check_page(path: Path | None) -> None:
+    """Raise InputError for a place where no page of samples can be, or where an image of the data is."""
+    if path is None:
+        return
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"--out is {show(str(path))}; give a file that ends in {', '.join(_SUFFIXES)}")
+    if path.is_file() and _IMAGE_FOLDERS.fullmatch(path.absolute().parent.name):
+        raise InputError(f"--out {path} is an image of the data, which would be lost; give another place")
 
 
 def _draw(prepared: Prepared, path: Path) -> Path | None:
