@@ -3,8 +3,8 @@
     python tools/compare_builds.py OTHER_TREE [--only TEXT ...] [--threads 1] [--rounds 25]
 
 Each tree is a process of its own, for both register the same operators. Both get the same inputs, have to give the same
-results, and then take turns: a turn is as many calls as take some milliseconds. Printed are the medians of the turns, CPU
-time of all threads, and how many times this tree is faster. Each tree has to be compiled
+results, and then take turns: a turn is as many calls as take some milliseconds. Printed are the medians of the turns in
+CPU time of all threads, and how many times this tree is faster. Each tree has to be compiled
 (`python setup.py build_ext --inplace`).
 """
 
