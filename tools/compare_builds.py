@@ -30,9 +30,8 @@ Case = dict[str, Any]  # operator, arguments, options
 
 def make_cases() -> dict[str, Case]:
     """The cases by name: what the benchmarks run."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
-    from ops.bench_mine import problem
-    from problems import crowd, golden_outputs, ground_truth, random_boxes
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from benchmarks.problems import crowd, golden_outputs, ground_truth, random_boxes
 
     from refinedet import generate_anchors
 
@@ -52,10 +51,19 @@ def make_cases() -> dict[str, Case]:
     anchors = generate_anchors((320, 320))
     for batch in (1, 32):
         cases[f"match batch {batch}"] = _case("match", anchors, *ground_truth(batch))
-    logits, *others = problem(6375, 21, True)
+    logits, *others = _mining(32, 6375)
     cases["mine batch 32 logits"] = _case("mine", logits, *others)
     cases["mine batch 32 losses"] = _case("mine", -logits.log_softmax(dim=-1)[..., 0], *others)
     return cases
+
+
+def _mining(*size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of mine as in training: 0.5 % of the anchors matched, objectness below the threshold for most."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(size, generator=generator) < 0.005).long()
+    ious = torch.rand(size, generator=generator) ** 4
+    objectness = torch.rand(size, generator=generator) ** 30
+    return torch.randn(*size, 21, generator=generator), labels, ious, objectness
 
 
 def _case(operator: str, *arguments: Any, **options: Any) -> Case:
@@ -100,7 +108,7 @@ class Build:
     """The process of a tree."""
 
     def __init__(self, tree: Path, folder: Path, cases: dict[str, Case], threads: int) -> None:
-        self._file = folder / "cases"
+        self._tree, self._file = tree, folder / "cases"
         folder.mkdir()
         torch.save(cases, self._file)
         command = [sys.executable, __file__, str(tree), "--serve", str(self._file), "--threads", str(threads)]
@@ -126,7 +134,7 @@ class Build:
         self._process.stdin.write(f"{name}\t{calls}\n")
         answer = self._process.stdout.readline()
         if not answer:
-            raise SystemExit(f"compare_builds: {' '.join(map(str, self._process.args[2:3]))} ended at case {name}")
+            raise SystemExit(f"compare_builds: the operators of {self._tree} ended at case {name}")
         return float(answer)
 
 
