@@ -32,7 +32,6 @@ def make_cases() -> dict[str, Case]:
     """The cases by name: what the benchmarks run."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from benchmarks.problems import crowd, golden_outputs, ground_truth, random_boxes
-
     from refinedet import generate_anchors
 
     golden = {name: golden_outputs(name) for name in DETECT}
