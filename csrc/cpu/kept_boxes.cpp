@@ -7,31 +7,36 @@
 
 namespace refinedet::cpu {
 
-void KeptBoxes::add(Corners box) {
-  if (lane_ == kLanes) {
-    // A free place holds an inverted box, which overlaps nothing.
-    Block& block = blocks_.emplace_back();
-    std::fill_n(block.x1, kLanes, std::numeric_limits<float>::infinity());
-    std::fill_n(block.y1, kLanes, std::numeric_limits<float>::infinity());
-    lane_ = 0;
-  }
-  Block& block = blocks_.back();
-  block.x1[lane_] = box.x1;
-  block.y1[lane_] = box.y1;
-  block.x2[lane_] = box.x2;
-  block.y2[lane_] = box.y2;
-  block.area[lane_] = area(box);
-  ++lane_;
+// A free place holds an inverted box, which overlaps nothing.
+KeptBoxes::Block::Block() {
+  std::fill_n(x1, kLanes, std::numeric_limits<float>::infinity());
+  std::fill_n(y1, kLanes, std::numeric_limits<float>::infinity());
+  std::fill_n(x2, kLanes, 0.0f);
+  std::fill_n(y2, kLanes, 0.0f);
+  std::fill_n(area, kLanes, 0.0f);
 }
 
-bool KeptBoxes::suppresses(Corners box, float threshold) const {
-  return any_overlap(blocks_.data(), blocks_.size(), box, threshold);
+void KeptBoxes::add(int64_t list, Corners box, float box_area) {
+  List& entry = lists_[list];
+  if (entry.lane == kLanes) {
+    const auto added = static_cast<int32_t>(blocks_.size());
+    blocks_.emplace_back();
+    (entry.first == kNone ? entry.first : blocks_[entry.last].next) = added;
+    entry.last = added;
+    entry.lane = 0;
+  }
+  Block& block = blocks_[entry.last];
+  const int lane = entry.lane++;
+  block.x1[lane] = box.x1;
+  block.y1[lane] = box.y1;
+  block.x2[lane] = box.x2;
+  block.y2[lane] = box.y2;
+  block.area[lane] = box_area;
 }
 
 REFINEDET_VECTOR_CLONES
-bool KeptBoxes::any_overlap(const Block* blocks, size_t count, Corners box, float threshold) {
-  const float box_area = area(box);
-  for (size_t i = 0; i < count; ++i) {
+bool KeptBoxes::any_overlap(const Block* blocks, int32_t first, Corners box, float box_area, float threshold) {
+  for (int32_t i = first; i != kNone; i = blocks[i].next) {
     const Block& kept = blocks[i];
     int32_t hit = 0;
     for (int lane = 0; lane < kLanes; ++lane) {

@@ -13,6 +13,8 @@
 
 namespace refinedet::cpu {
 
+int64_t num_threads();  // of torch
+
 using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 
 // Runs `function` on disjoint ranges that cover [begin, end), on the threads of torch (torch.set_num_threads). Ranges

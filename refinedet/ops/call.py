@@ -17,7 +17,7 @@ _BOUNDARY = re.compile(r" \(originally from .*")  # the place in torch's headers
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Run ``torch.ops.refinedet.<name>`` on detached tensors: no operator is differentiable.
+    """Run ``torch.ops.refinedet.<name>``: in C++ but for what an error needs, for a call is half of a small problem.
 
     Raises:
         InputError: csrc/checks.h rejects an argument, or one is of the wrong type.
@@ -26,7 +26,6 @@ def call(name: str, *arguments: Any) -> Any:
         RuntimeError: a kernel cannot be launched.
     """
     extension.require()
-    arguments = tuple(_detached(value) for value in arguments)
     try:
         return getattr(torch.ops.refinedet, name).default(*arguments)
     except RuntimeError as error:
@@ -69,8 +68,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 def _kind(tensor: torch.Tensor) -> str:
     return f"{str(tensor.layout).removeprefix('torch.')} {tensor.dtype} on {tensor.device}"
 
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    return [_detached(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -81,7 +81,10 @@ def detect(
     """
     outputs = call(
         "detect",
-        *(_to_levels(output) for output in (arm_loc, arm_conf, odm_loc, odm_conf)),
+        _to_levels(arm_loc),
+        _to_levels(arm_conf),
+        _to_levels(odm_loc),
+        _to_levels(odm_conf),
         anchors,
         objectness_threshold,
         score_threshold,
@@ -94,9 +97,9 @@ def detect(
 
 
 def _to_levels(output: Levels | None) -> Sequence[Tensor]:
-    if output is None:
-        return []
-    return [output] if isinstance(output, Tensor) else output
+    if isinstance(output, Tensor):
+        return [output]
+    return [] if output is None else output
 
 
 def _level(outputs: dict[str, Sequence[Tensor]], i: int) -> dict[str, tuple[str, Tensor]]:

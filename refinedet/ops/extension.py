@@ -42,6 +42,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _module: ModuleType | None = None
 _problem: tuple[str, str] | None = None  # cause, fix
 _operators: list[str] = []
+_autograd = torch.library.Library("refinedet", "IMPL")
 
 
 def _fix(environment: str = "") -> str:
@@ -195,7 +196,10 @@ def operators() -> tuple[str, ...]:
 
 
 def register_fake(name: str) -> Callable[[_Function], _Function]:
-    """``torch.library.register_fake`` for the operator ``refinedet::name``; registers nothing without the extension."""
+    """``torch.library.register_fake`` for the operator ``refinedet::name``; registers nothing without the extension.
+
+    No operator is differentiable: autograd lets its tensors through, and what it returns never requires a gradient.
+    """
 
     def register(fake: _Function) -> _Function:
         global _problem
@@ -205,6 +209,7 @@ def register_fake(name: str) -> Callable[[_Function], _Function]:
             _problem = (f"the compiled extension is older than the Python files (it has no operator {name})", _fix())
             return fake
         _operators.append(name)
+        _autograd.impl(name, torch.library.fallthrough_kernel, "Autograd")
         registered: _Function = torch.library.register_fake(f"refinedet::{name}", fake)
         return registered
 

@@ -125,7 +125,7 @@ using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Results new_results(const Tensor& like, int64_t batch, int64_t rows) {
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
-    return torch::stable::new_empty(like, shape, type);
+    return new_result(like, shape, type);
   };
   return {result({batch, rows, 4}, ScalarType::Float), result({batch, rows}, ScalarType::Float),
           result({batch, rows}, ScalarType::Long), result({batch, rows}, ScalarType::Long),

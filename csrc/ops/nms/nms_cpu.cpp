@@ -49,11 +49,13 @@ std::vector<size_t> class_bounds(const std::vector<Candidate>& candidates) {
 std::vector<uint64_t> suppress_class(const float* boxes, const Candidate* begin, const Candidate* end,
                                      float threshold) {
   KeptBoxes kept;
+  kept.reset(1);
   std::vector<uint64_t> kept_keys;
   for (const Candidate* candidate = begin; candidate != end; ++candidate) {
     const Corners box = load(boxes, key_index(candidate->key));
-    if (kept.suppresses(box, threshold)) continue;
-    kept.add(box);
+    const float box_area = area(box);
+    if (kept.suppresses(0, box, box_area, threshold)) continue;
+    kept.add(0, box, box_area);
     kept_keys.push_back(candidate->key);
   }
   return kept_keys;
