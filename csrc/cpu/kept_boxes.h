@@ -1,5 +1,5 @@
-// The boxes that a greedy suppression has kept so far, in lists: one for each class, or part of the image. They are laid
-// out so that one candidate meets 16 of them per vector step.
+// The boxes that a greedy suppression has kept so far, in lists: one for each class, or part of the image. They are
+// laid out so that one candidate meets 16 of them per vector step.
 #pragma once
 
 #include <cstdint>

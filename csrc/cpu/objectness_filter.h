@@ -1,5 +1,5 @@
-// Which anchors pass the filter of the refinement stage: objectness(background, object) >= threshold, decided for nearly
-// all of them by the difference of the two logits, without an exponential.
+// Which anchors pass the filter of the refinement stage: objectness(background, object) >= threshold, decided for
+// nearly all of them by the difference of the two logits, without an exponential.
 #pragma once
 
 #include <cstdint>

@@ -33,7 +33,8 @@ void sort_keys(uint64_t* keys, int64_t count, SortScratch& scratch) {
   if (count <= kFew) return sort_few(keys, count);
   const auto [lowest, highest] = std::minmax_element(keys, keys + count);
   const uint64_t base = *lowest, range = *highest - base;
-  const int bits = static_cast<int>(std::bit_width(range)) - static_cast<int>(std::bit_width(static_cast<uint64_t>(count)));
+  const int bits =
+      static_cast<int>(std::bit_width(range)) - static_cast<int>(std::bit_width(static_cast<uint64_t>(count)));
   const int shift = std::max(bits, 0);
   const auto buckets = static_cast<int64_t>((range >> shift) + 1);
   uint32_t* const ends = scratch.ends.reserve(buckets);  // first the number of keys, then where the next one goes

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstring>
 #include <numeric>
-#include <vector>
+
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #include "cpu/kept_boxes.h"
 #include "cpu/objectness_filter.h"
@@ -15,12 +19,18 @@
 namespace refinedet::cpu {
 namespace {
 
-constexpr int kLanes = 16;              // anchors that go through a vector function together
-constexpr int64_t kMinChunk = 256;      // candidates sorted at a time
-constexpr int64_t kMinScores = 1 << 15;  // of an image, for which it pays to wake another thread
+constexpr int kLanes = 16;                // anchors that go through a vector function together
+constexpr int64_t kMinChunk = 256;        // candidates sorted at a time
+constexpr int64_t kTaskScores = 1 << 15;  // of an image: so many pay for another thread
 
 // One row per class or coordinate, one column per anchor.
 using TileRow = float[kLanes];
+
+// A row as one value, with operators: GCC leaves some short loops over a row scalar. Aligned as a float.
+using Lanes [[gnu::vector_size(sizeof(TileRow)), gnu::aligned(alignof(float)), gnu::may_alias]] = float;
+using IntLanes [[gnu::vector_size(sizeof(TileRow)), gnu::aligned(alignof(float)), gnu::may_alias]] = int32_t;
+
+inline Lanes& lanes(TileRow& row) { return reinterpret_cast<Lanes&>(row); }
 
 const float* floats(const void* elements) { return static_cast<const float*>(elements); }
 
@@ -36,31 +46,30 @@ struct LevelAnchors {
 struct Candidates {
   Scratch<uint64_t> keys;
   int64_t count = 0;
+  Scratch<float> tile;  // scores of 16 anchors
 
   uint64_t* room_for(int64_t more) { return keys.reserve(count + more, count) + count; }
+  int64_t bytes() const { return keys.bytes() + tile.bytes(); }
 };
 
 struct DetectScratch {
   Scratch<uint32_t> anchors;
-  Scratch<float> tile;
-  Scratch<uint32_t> likely;
   Candidates candidates;
   SortScratch sort;
   KeptBoxes kept;
   Scratch<int64_t> seen;
 
-  int64_t bytes() const {
-    return anchors.bytes() + tile.bytes() + likely.bytes() + candidates.keys.bytes() + sort.bytes() + kept.bytes() +
-           seen.bytes();
-  }
+  int64_t bytes() const { return anchors.bytes() + candidates.bytes() + sort.bytes() + kept.bytes() + seen.bytes(); }
 };
 
 // --- Scores -----------------------------------------------------------------------------------------------------------
 
-// The levels of an image; the numbers of their anchors come into `storage`.
-std::array<LevelAnchors, kMaxLevels> filter_image(const DetectInputs& in, const ObjectnessFilter& filter, int64_t image,
-                                                  Scratch<uint32_t>& storage) {
-  std::array<LevelAnchors, kMaxLevels> levels{};
+using ImageAnchors = std::array<LevelAnchors, kMaxLevels>;
+
+// The numbers of the anchors come into `storage`.
+ImageAnchors filter_image(const DetectInputs& in, const ObjectnessFilter& filter, int64_t image,
+                          Scratch<uint32_t>& storage) {
+  ImageAnchors levels{};
   uint32_t* next = storage.reserve(in.num_anchors);
   int64_t first_anchor = 0;
   for (int l = 0; l < in.num_levels; ++l) {
@@ -79,35 +88,49 @@ std::array<LevelAnchors, kMaxLevels> filter_image(const DetectInputs& in, const 
   return levels;
 }
 
-// Turns the logits of 16 anchors into scores of the classes in which some of them may be candidates: bit l of likely[c]
-// says that of anchor l.
+// 16 rows of numbers become columns.
+[[gnu::always_inline]] inline void load_tile(const float* const* rows, int64_t width, TileRow* tile) {
+  int64_t begin = 0;  // of the numbers that are left
+#ifdef __SSE__
+  for (; begin + 4 <= width; begin += 4) {
+    for (int lane = 0; lane < kLanes; lane += 4) {
+      __m128 a = _mm_loadu_ps(rows[lane] + begin), b = _mm_loadu_ps(rows[lane + 1] + begin);
+      __m128 c = _mm_loadu_ps(rows[lane + 2] + begin), d = _mm_loadu_ps(rows[lane + 3] + begin);
+      _MM_TRANSPOSE4_PS(a, b, c, d);
+      _mm_storeu_ps(tile[begin] + lane, a);
+      _mm_storeu_ps(tile[begin + 1] + lane, b);
+      _mm_storeu_ps(tile[begin + 2] + lane, c);
+      _mm_storeu_ps(tile[begin + 3] + lane, d);
+    }
+  }
+#endif
+  for (int64_t i = begin; i < width; ++i) {
+    for (int lane = 0; lane < kLanes; ++lane) tile[i][lane] = rows[lane][i];
+  }
+}
+
+// Turns the logits of 16 anchors into exponentials and gives their sums. Bit c % 32 of likely[c / 32][l] says that
+// anchor l may be a candidate in class c.
 REFINEDET_VECTOR_CLONES
-void score_tile(const float* logits, const int64_t* rows, int64_t num_classes, float likely_from, TileRow* tile,
-                uint32_t* likely) {
-  TileRow highest, total, bound;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    tile[0][lane] = highest[lane] = logits[rows[lane]];
-    total[lane] = 0.0f;
-  }
-  for (int64_t c = 1; c < num_classes; ++c) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      tile[c][lane] = logits[rows[lane] + c];
-      highest[lane] = tile[c][lane] > highest[lane] ? tile[c][lane] : highest[lane];
-    }
-  }
+void exponentials(const float* const* rows, int64_t num_classes, float likely_from, TileRow* tile, TileRow& total,
+                  TileRow* likely) {
+  load_tile(rows, num_classes, tile);
+  Lanes highest = lanes(tile[0]), sum{};
+  for (int64_t c = 1; c < num_classes; ++c) highest = lanes(tile[c]) > highest ? lanes(tile[c]) : highest;
   for (int64_t c = 0; c < num_classes; ++c) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      tile[c][lane] = portable_exp(tile[c][lane] - highest[lane]);
-      total[lane] += tile[c][lane];
-    }
+    TileRow shifted;
+    lanes(shifted) = lanes(tile[c]) - highest;
+    for (int lane = 0; lane < kLanes; ++lane) tile[c][lane] = portable_exp(shifted[lane]);
+    sum += lanes(tile[c]);
   }
-  for (int lane = 0; lane < kLanes; ++lane) bound[lane] = likely_from * total[lane];
-  for (int64_t c = 1; c < num_classes; ++c) {
-    uint32_t mask = 0;
-    for (int lane = 0; lane < kLanes; ++lane) mask |= static_cast<uint32_t>(tile[c][lane] > bound[lane]) << lane;
-    likely[c] = mask;
-    if (mask == 0) continue;
-    for (int lane = 0; lane < kLanes; ++lane) tile[c][lane] /= total[lane];
+  lanes(total) = sum;
+  const Lanes bound = likely_from * sum;
+  for (int64_t first = 0; first < num_classes; first += 32, ++likely) {
+    IntLanes bits{};
+    for (int64_t c = first; c < std::min(first + 32, num_classes); ++c) {
+      bits |= (lanes(tile[c]) > bound) & static_cast<int32_t>(1u << (c - first));
+    }
+    reinterpret_cast<IntLanes&>(*likely) = bits;
   }
 }
 
@@ -115,28 +138,66 @@ void score_tile(const float* logits, const int64_t* rows, int64_t num_classes, f
 // between 1 and C; the margin is more than the error of product and quotient, where they are not subnormal.
 float likely_from(float threshold) { return threshold > 1e-30f ? threshold * (1 - 1.0f / (1 << 20)) : -1.0f; }
 
-void append_candidates(const LevelAnchors& level, int64_t num_classes, float threshold, DetectScratch& scratch,
-                       Candidates& candidates) {
-  auto* const tile = reinterpret_cast<TileRow*>(scratch.tile.reserve(num_classes * kLanes));
-  uint32_t* const likely = scratch.likely.reserve(num_classes);
+void append_candidates(const LevelAnchors& level, int64_t num_classes, float threshold, Candidates& candidates) {
+  const int64_t words = (num_classes + 31) / 32;  // of bits
+  auto* const tile = reinterpret_cast<TileRow*>(candidates.tile.reserve((num_classes + words) * kLanes));
+  TileRow* const likely = tile + num_classes;
   const float from = likely_from(threshold);
   for (int64_t first = 0; first < level.count; first += kLanes) {
     const int used = static_cast<int>(std::min<int64_t>(kLanes, level.count - first));
-    int64_t rows[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) rows[lane] = level.begin[first + std::min(lane, used - 1)] * num_classes;
-    score_tile(level.odm_conf, rows, num_classes, from, tile, likely);
-    const uint32_t used_lanes = (1u << used) - 1;
-    const int64_t first_score = level.first_anchor * num_classes;
+    const uint32_t* const anchors = level.begin + first;
+    const float* rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      rows[lane] = level.odm_conf + anchors[std::min(lane, used - 1)] * num_classes;
+    TileRow total;
+    exponentials(rows, num_classes, from, tile, total, likely);
     uint64_t* const begin = candidates.room_for(used * num_classes);
     uint64_t* next = begin;
-    for (int64_t c = 1; c < num_classes; ++c) {
-      for (uint32_t mask = likely[c] & used_lanes; mask != 0; mask &= mask - 1) {
-        const int lane = std::countr_zero(mask);
-        *next = descending_key(tile[c][lane], static_cast<uint32_t>(first_score + rows[lane] + c));
-        next += tile[c][lane] > threshold;
+    for (int lane = 0; lane < used; ++lane) {
+      const auto first_score = static_cast<uint32_t>((level.first_anchor + anchors[lane]) * num_classes);
+      for (int64_t w = 0; w < words; ++w) {
+        const uint32_t background = w == 0 ? 1 : 0;
+        for (uint32_t bits = float_bits(likely[w][lane]) & ~background; bits != 0; bits &= bits - 1) {
+          const auto c = static_cast<uint32_t>(32 * w + std::countr_zero(bits));
+          const float score = tile[c][lane] / total[lane];
+          *next = descending_key(score, first_score + c);
+          next += score > threshold;
+        }
       }
     }
     candidates.count += next - begin;
+  }
+}
+
+// Those of an image that has the threads for itself, on all of them.
+void share_candidates(const ImageAnchors& image, int64_t num_classes, float threshold, Candidates& candidates) {
+  const int64_t size = (kTaskScores / num_classes + kLanes) / kLanes * kLanes;
+  std::vector<LevelAnchors> tasks;
+  for (const LevelAnchors& level : image) {
+    for (int64_t begin = 0; begin < level.count; begin += size) {
+      tasks.push_back({level.odm_conf, level.first_anchor, level.begin + begin, std::min(size, level.count - begin)});
+    }
+  }
+  std::vector<Candidates> found(tasks.size());
+  parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) append_candidates(tasks[i], num_classes, threshold, found[i]);
+  });
+  for (const Candidates& part : found) {
+    std::copy_n(part.keys.data(), part.count, candidates.room_for(part.count));
+    candidates.count += part.count;
+  }
+}
+
+void find_candidates(const DetectInputs& in, const DetectOptions& options, const ImageAnchors& image,
+                     Candidates& candidates) {
+  int64_t scores = 0;
+  for (const LevelAnchors& level : image) scores += level.count * in.num_classes;
+  if (in.batch == 1 && scores >= 2 * kTaskScores && num_threads() > 1) {
+    share_candidates(image, in.num_classes, options.score_threshold, candidates);
+  } else {
+    for (const LevelAnchors& level : image) {
+      append_candidates(level, in.num_classes, options.score_threshold, candidates);
+    }
   }
 }
 
@@ -146,22 +207,29 @@ struct BoxTile {
   TileRow x1, y1, x2, y2, area;
 };
 
-// Rows cx, cy, w, h of anchors and offsets, which they come to move.
-REFINEDET_VECTOR_CLONES
-void decode_tile(TileRow* anchors, const TileRow* offsets, Variances variances) {
+// Moves boxes, rows cx, cy, w, h, by the offsets of a stage.
+[[gnu::always_inline]] inline void move_tile(const float* const* stage, Variances variances, TileRow* centers) {
+  TileRow offsets[4];
+  load_tile(stage, 4, offsets);
   for (int lane = 0; lane < kLanes; ++lane) {
-    const Center anchor{anchors[0][lane], anchors[1][lane], anchors[2][lane], anchors[3][lane]};
+    const Center anchor{centers[0][lane], centers[1][lane], centers[2][lane], centers[3][lane]};
     const Center offset{offsets[0][lane], offsets[1][lane], offsets[2][lane], offsets[3][lane]};
     const Center moved = decode(anchor, offset, variances);
-    anchors[0][lane] = moved.cx;
-    anchors[1][lane] = moved.cy;
-    anchors[2][lane] = moved.w;
-    anchors[3][lane] = moved.h;
+    centers[0][lane] = moved.cx;
+    centers[1][lane] = moved.cy;
+    centers[2][lane] = moved.w;
+    centers[3][lane] = moved.h;
   }
 }
 
+// The boxes of 16 anchors, moved by the offsets of one stage or, with `arm`, two.
 REFINEDET_VECTOR_CLONES
-void to_corners_tile(const TileRow* centers, BoxTile* boxes) {
+void decode_tile(const float* const* anchors, const float* const* arm, const float* const* odm, Variances variances,
+                 BoxTile* boxes) {
+  TileRow centers[4];
+  load_tile(anchors, 4, centers);
+  if (arm != nullptr) move_tile(arm, variances, centers);
+  move_tile(odm, variances, centers);
   for (int lane = 0; lane < kLanes; ++lane) {
     const Corners box = to_corners({centers[0][lane], centers[1][lane], centers[2][lane], centers[3][lane]});
     boxes->x1[lane] = box.x1;
@@ -230,21 +298,17 @@ class ImageSuppression {
 
   void decode_boxes(const uint32_t* anchors, BoxTile* boxes) const {
     const bool cascade = in_.levels[0].arm_loc != nullptr;
-    TileRow centers[4], arm[4], odm[4];
+    const float *plain[kLanes], *arm[kLanes], *odm[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const DetectLevel* level = in_.levels;
       int64_t row = anchors[lane];
       for (; row >= level->num_anchors; ++level) row -= level->num_anchors;
       row += image_ * level->num_anchors;
-      for (int i = 0; i < 4; ++i) {
-        centers[i][lane] = in_.anchors[4 * int64_t{anchors[lane]} + i];
-        odm[i][lane] = floats(level->odm_loc)[4 * row + i];
-        if (cascade) arm[i][lane] = floats(level->arm_loc)[4 * row + i];
-      }
+      plain[lane] = in_.anchors + 4 * int64_t{anchors[lane]};
+      odm[lane] = floats(level->odm_loc) + 4 * row;
+      arm[lane] = cascade ? floats(level->arm_loc) + 4 * row : nullptr;
     }
-    if (cascade) decode_tile(centers, arm, options_.variances);
-    decode_tile(centers, odm, options_.variances);
-    to_corners_tile(centers, boxes);
+    decode_tile(plain, cascade ? arm : nullptr, odm, options_.variances, boxes);
   }
 
   void write(float score, Corners box, uint32_t label, uint32_t anchor) {
@@ -285,13 +349,19 @@ std::string detect_limits(const DetectInputs& in, const DetectOptions&) {
 
 void detect(const DetectInputs& in, const DetectOptions& options, const DetectOutputs& out) {
   const ObjectnessFilter filter(options.objectness_threshold);
-  for (int64_t image = 0; image < in.batch; ++image) {
+  const auto run = [&](int64_t begin, int64_t end) {
     const ThreadScratch<DetectScratch> scratch;
-    const auto levels = filter_image(in, filter, image, scratch->anchors);
-    Candidates& candidates = scratch->candidates;
-    candidates.count = 0;
-    for (int l = 0; l < in.num_levels; ++l) append_candidates(levels[l], in.num_classes, options.score_threshold, *scratch, candidates);
-    ImageSuppression(in, options, out, image, *scratch).run(candidates.keys.data(), candidates.count);
+    for (int64_t image = begin; image < end; ++image) {
+      Candidates& candidates = scratch->candidates;
+      candidates.count = 0;
+      find_candidates(in, options, filter_image(in, filter, image, scratch->anchors), candidates);
+      ImageSuppression(in, options, out, image, *scratch).run(candidates.keys.data(), candidates.count);
+    }
+  };
+  if (in.batch == 1) {
+    run(0, 1);  // on this thread, which may call others
+  } else {
+    parallel_for(0, in.batch, 1, run);
   }
 }
 
