@@ -218,6 +218,36 @@ def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
 # --- The operator in torch: threads, strides, refusals, tracing -------------------------------------------------------
 
 
+def estimated_cases(seed: int, anchors: int, classes: int) -> Tensor:
+    """Logits [1, anchors, classes] that are hard to rank by an estimate: most losses differ by less than it is off, some
+    by rounding or not at all; and it cannot take large, infinite and NaN logits."""
+    random = torch.Generator().manual_seed(seed)
+    logits = near_ties(seed, anchors, classes)[0] + torch.rand(1, anchors, 1, generator=random) * 0.1
+    logits[..., 1:] += torch.linspace(0, 0.2, anchors)[:, None]
+    for value in (59.0, 60.0, -60.0, 88.0, 200.0, -200.0, INF, -INF, NAN):
+        rows = torch.randint(anchors, (max(1, anchors // 200),), generator=random)
+        logits[0, rows, torch.randint(classes, rows.shape, generator=random)] = value
+    return logits
+
+
+@pytest.mark.parametrize("classes", [7, 8, 9, 15, 16, 17, 21, 32, 81, 4096, 4097])
+@pytest.mark.parametrize("ratio", [0.5, 3.0])
+def test_estimates_decide_as_the_losses_on_the_cpu(classes: int, ratio: float) -> None:
+    anchors = 40 if classes > 4000 else 700
+    logits = estimated_cases(classes, anchors, classes)
+    _, *conditions = random_inputs(1, 1, anchors, positives=0.05)
+    inputs = logits, *conditions
+    assert torch.equal(ops.mine(*inputs, negative_ratio=ratio), reference.mine(*inputs, negative_ratio=ratio))
+
+
+@pytest.mark.parametrize("classes", [None, 2, 21])
+@pytest.mark.parametrize("anchors", [1, 15, 16, 17, 2047, 2048, 2049, 4100])
+def test_any_number_of_anchors_on_the_cpu(anchors: int, classes: int | None) -> None:
+    """Numbers around the lanes of a vector and the anchors of a work item."""
+    inputs = random_inputs(anchors, 2, anchors, classes)
+    assert torch.equal(ops.mine(*inputs), reference.mine(*inputs))
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     threads = torch.get_num_threads()
     expected = reference.mine(*batch())

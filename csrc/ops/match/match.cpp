@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/memory.h"
 #include "kernels.h"
 
 #ifdef REFINEDET_WITH_CUDA
@@ -55,6 +56,8 @@ void check_offsets(const Tensor& offsets, int64_t num_boxes) {
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
+int64_t bytes_of_results(const MatchInputs& in) { return in.batch * in.num_anchors * (8 + 16 + 8 + 4); }
+
 Results new_results(const Tensor& like, const MatchInputs& in) {
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
     return torch::stable::new_empty(like, shape, type);
@@ -85,6 +88,7 @@ Results match(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_la
   if (!on_gpu(anchors)) {
     check_labels(dense_labels);
     check_offsets(dense_offsets, inputs.num_truths);
+    cpu::keep_memory(bytes_of_results(inputs));
   }
   inputs.anchors = dense_anchors.const_data_ptr<float>();
   inputs.gt_boxes = dense_boxes.const_data_ptr<float>();
