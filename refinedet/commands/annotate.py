@@ -200,12 +200,11 @@ class Speed:
     def text(self, done: int) -> str:
         """The line that tells it; ``done``: the images whose copies were written."""
         if not self._images:
-            return (
-                f"{_number(done, 'image')}, all in the first call, which warms up; refinedet benchmark tells the speed"
-            )
+            return f"{_number(done, 'image')}, all in the first call, which warms up; refinedet benchmark tells speed"
         stages = ", ".join(f"{stage} {1000 * self.seconds[stage] / self._images:.1f}" for stage in TIMED)
         took = time.perf_counter() - self._start
-        return f"{_number(done, 'image')} in {took:.2f} s; ms per image, the first call of {self._first} left out: {stages}"
+        first = f"the first call of {self._first} left out"
+        return f"{_number(done, 'image')} in {took:.2f} s; ms per image, {first}: {stages}"
 
 
 class _Account:

@@ -136,10 +136,7 @@ def test_a_first_call_alone_is_no_speed(fixed, photos, tmp_path, capsys, images)
     assert cli.main(["detect", "any", *paths, "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     (told,) = [line for line in lines if line.startswith(f"{images} image")]
-    assert (
-        re.sub(r"^\d images?", "", told)
-        == ", all in the first call, which warms up; refinedet benchmark tells the speed"
-    )
+    assert told.endswith(", all in the first call, which warms up; refinedet benchmark tells speed")
     assert not any(" ms " in line for line in lines)
 
 
