@@ -53,7 +53,7 @@ def add_parser(commands: Commands) -> None:
         "--classes",
         metavar="N",
         type=positive,
-        help="of a network with random weights, without background (default: 20)",
+        help="of a network with random weights, no background (default: 20)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the network (default: float32)")
     add_device(parser)
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             note(f"{name}: {text}")
         if arguments.html is not None:
             write_text(arguments.html, page(report))
-            say(f"Page: {printable(arguments.html)}")
+            note(f"Page: {printable(arguments.html)}")
     finally:
         deliver(arguments, report.document())
     stop.obey("interrupted; the numbers are of the calls until then")
@@ -120,6 +120,7 @@ def _measure(arguments: argparse.Namespace, imported: float, stop: StopRequest) 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
+    machine = describe(device)
     photographs = open_photographs(_find_photographs(arguments.images))
     resident = PeakMemory(device).resident()
     with stop.at_once():
@@ -138,7 +139,7 @@ def _measure(arguments: argparse.Namespace, imported: float, stop: StopRequest) 
         measured = measure_batches(
             detector, photographs, arguments.batch, arguments.seconds, tell, stop=lambda: stop.made
         )
-    return Report(model, describe(device), photographs.what, imported, loaded, resident, measured)
+    return Report(model, machine, photographs.what, imported, loaded, resident, measured)
 
 
 def _find_photographs(given: list[str] | None) -> list[Path]:

@@ -36,6 +36,7 @@ class Machine:
     cuda: str | None  # version that torch was built for
     cudnn: str | None
     driver: str | None
+    load_average: float | None  # of the last minute: processes that wanted to run
 
     def text(self) -> str:
         """In two lines."""
@@ -71,6 +72,7 @@ def describe(device: torch.device) -> Machine:
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(torch.backends.cudnn.version()) if on_gpu else None,
         driver=_driver() if on_gpu else None,
+        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
 
 

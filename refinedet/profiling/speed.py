@@ -3,7 +3,7 @@
 Of every batch size calls follow one another, and each is one measurement:
 
 * *everything*: from files in memory to annotated pictures: decode, `Detector.detect_batch`, draw;
-* *detect*: `Detector.detect_batch` alone, from decoded images to boxes on the host;
+* *detector*: `Detector.detect_batch` alone, from decoded images to boxes on the host;
 * *network*: one prepared input, already on the device, to raw output, as Caffe's ``caffe time`` measures.
 
 The first two are of the same calls. Reading files from disk is never counted.
@@ -65,7 +65,7 @@ class BatchSpeed:
 
     batch: int
     everything: Times
-    detect: Times
+    detector: Times
     network: Times
     stages: list[Seconds] = field(default_factory=list)  # of each call, by `SPLIT`
     first: float | None = None  # seconds of the first call, everything
@@ -168,16 +168,16 @@ class _Run:
         """One call, whole. Its stages are those of the same call, but on a GPU, which is waited for after each of
         them, those of another one."""
         seconds: Seconds = dict.fromkeys((*STAGES, *PARTS, "draw"), 0.0)
-        everything, detect = self._call(None if self._on_gpu else seconds)
+        everything, detector = self._call(None if self._on_gpu else seconds)
         if self._on_gpu:
             self._call(seconds)
         seconds["TCB and heads"] = seconds["network"] - seconds["backbone"]
         self.speed.stages.append(seconds)
         self.speed.everything.seconds.append(everything)
-        self.speed.detect.seconds.append(detect)
+        self.speed.detector.seconds.append(detector)
 
     def _call(self, seconds: Seconds | None) -> tuple[float, float]:
-        """Seconds of everything and of detect. The latter ends with the boxes on the host, and so with the GPU idle."""
+        """Seconds of everything and of the detector, which ends with the boxes on the host and so with the GPU idle."""
         indices = self._photographs.batch(self._calls, self.speed.batch)
         self._calls += 1
         self._on_call(f"batch {self.speed.batch}, everything")

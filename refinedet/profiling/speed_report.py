@@ -15,16 +15,18 @@ from refinedet.profiling.speed import NEEDED, SPLIT, BatchSpeed, Times
 SCHEMA = "refinedet-benchmark-1"
 REST = "rest"  # of the time of a call, in no stage
 
+BUSY = 0.5  # load average from which it is told
+
 PAPER = {(320, 320): 24.8, (512, 512): 41.5}  # milliseconds of VGG-16 at batch 1 (paper, table 1; spec section 10.6)
 PAPER_DEVICE = "Titan X (Maxwell), cuDNN 6"
 
 CONVENTIONS = {
     "everything": "from files in memory to annotated pictures: decode, detect, draw. Reading from disk and writing are "
     "not counted.",
-    "detect": "Detector.detect_batch on decoded images, until the boxes are on the host: prepare to download. Of the "
+    "detector": "Detector.detect_batch on decoded images, until the boxes are on the host: prepare to download. Of the "
     "same calls as everything. The model's own thresholds.",
-    "network": "one prepared input that is on the device, to raw output; neither decoding nor suppression. What Caffe's "
-    "`caffe time` measures, and most likely the paper's milliseconds (spec section 10.6); on a GPU between two events.",
+    "network": "one prepared input, already on the device, to raw output: neither decoding nor suppression. So `caffe "
+    "time` measures, and most likely the paper did (spec section 10.6). On a GPU between two events.",
     "images/s": "all images by all the time of the calls, warm-up left out.",
     "percentiles": "of a call, by nearest rank: p99 is the time that 99 of 100 calls stay within. "
     f"{NEEDED[90]} calls are needed for p90, {NEEDED[99]} for p99.",
@@ -104,8 +106,13 @@ class Report:
 
     def text(self) -> str:
         """For a terminal."""
-        parts = [self._head(), self._cold(), self._calls(), self._split(), self._memory(), self._paper_text()]
-        return "\n".join([*parts, *(f"batch {each.batch}: {each.error}" for each in self.batches if each.error)])
+        parts = ["\n".join(self.facts()), self._calls(), self._split(), "\n".join(self.remarks())]
+        return "\n\n".join(filter(None, parts))
+
+    def remarks(self) -> list[str]:
+        """Cold start, memory, the paper, and what went wrong: a line each."""
+        errors = [f"batch {each.batch}: {each.error}" for each in self.batches if each.error]
+        return [self._cold(), self._memory(), self._paper_text(), *errors]
 
     def _batch_document(self, speed: BatchSpeed) -> dict[str, Any]:
         return {
@@ -134,16 +141,20 @@ class Report:
         """What was measured, where, on which images: a line each."""
         model = self.model
         weights = "random weights" if model.random else "trained weights"
+        network = (
+            f"{model.name}: {model.backbone} at {model.size[0]}x{model.size[1]}, {model.classes} classes, {weights}"
+        )
         lines = [
-            f"{model.name}: {model.backbone} at {model.size[0]}x{model.size[1]}, {model.classes} classes, {weights}, "
-            f"{model.dtype} on {self.machine.device}; {model.parameters:,} parameters, {model.gflop:.2f} GFLOP per image",
+            f"{network}, {model.dtype} on {self.machine.device}; {model.parameters:,} parameters, {model.gflop:.2f} "
+            "GFLOP per image",
             *self.machine.text().splitlines(),
             f"images: {self.images}{self._load()}",
         ]
         if model.random:
-            lines.append(
-                "With random weights nearly all anchors survive: detect has more to do than in a trained model."
-            )
+            lines.append("With random weights nearly all anchors survive, so that detect has more to do than usual.")
+        average = self.machine.load_average
+        if average is not None and average > BUSY:
+            lines.append(f"Other work kept the machine busy (load average {average}): times are longer than alone.")
         return lines
 
     def _load(self) -> str:
@@ -155,14 +166,9 @@ class Report:
         anchors = "" if surviving is None else f"{surviving:.0f} of {self.model.anchors} anchors survive the ARM, "
         return f"; per image {anchors}{found:.1f} objects are above the score threshold"
 
-    def _head(self) -> str:
-        return "\n".join([*self.facts(), ""])
-
     def _cold(self) -> str:
-        first = [
-            f"first call {each.first:.2f} s (batch {each.batch})" for each in self.batches if each.first is not None
-        ]
-        return "cold: " + ", ".join([f"import {self.imported:.2f} s, load {self.loaded:.2f} s", *first]) + "\n\nwarm:"
+        first = [f"first call of {each.batch} {each.first:.2f} s" for each in self.batches if each.first is not None]
+        return "cold: " + ", ".join([f"import {self.imported:.2f} s, load {self.loaded:.2f} s", *first])
 
     def _calls(self) -> str:
         rows = [["batch", "what", "images/s", "p50 ms", "p90 ms", "p99 ms", "calls"]]
@@ -177,9 +183,9 @@ class Report:
         rows = [["ms per image", *(f"batch {each.batch}" for each in known)]]
         splits = [split_with_rest(each) for each in known]
         for stage in (*SPLIT, REST):
-            rows.append([stage, *(f"{split[stage]:.2f}  {share(split, stage):4.0%}" for split in splits)])
-        rows.append(["everything", *(f"{sum(split.values()):.2f}      " for split in splits)])
-        return "\n" + _columns(rows, left=1)
+            rows.append([stage, *(f"{split[stage]:.2f}  {share(split, stage):5.1%}" for split in splits)])
+        rows.append(["everything", *(f"{sum(split.values()):.2f}       " for split in splits)])
+        return _columns(rows, left=1)
 
     def _memory(self) -> str:
         told = []
@@ -188,7 +194,7 @@ class Report:
             host = "host n/a" if above is None else f"host {above / 2**20:.0f} MiB"
             gpu = "" if speed.on_gpu is None else f", GPU {speed.on_gpu / 2**20:.0f} MiB"
             told.append(f"batch {speed.batch}: {host}{gpu}")
-        return f"\npeak memory: {'; '.join(told)}"
+        return f"peak memory: {'; '.join(told)}"
 
     def _paper(self) -> float | None:
         return PAPER.get(self.model.size) if self.model.backbone == "vgg16" else None
@@ -210,7 +216,7 @@ class Report:
 
 def calls(speed: BatchSpeed) -> dict[str, Times]:
     """The three kinds of calls, by name."""
-    return {"everything": speed.everything, "detect": speed.detect, "network": speed.network}
+    return {"everything": speed.everything, "detector": speed.detector, "network": speed.network}
 
 
 def split_with_rest(speed: BatchSpeed) -> dict[str, float]:
@@ -252,8 +258,7 @@ def _columns(rows: Sequence[Sequence[str]], left: int) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        padded = [
-            text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
+        texts = [text.ljust(width) for text, width in zip(row[:left], widths[:left], strict=True)]
+        numbers = [text.rjust(width) for text, width in zip(row[left:], widths[left:], strict=True)]
+        lines.append("  ".join([*texts, *numbers]).rstrip())
     return "\n".join(lines)
