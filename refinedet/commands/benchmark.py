@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refinedet.choices import MAX_SIDE, SIZE_STEP
-from refinedet.commands.options import add_device, add_json, deliver, noter, positive, speaker
+from refinedet.choices import SIZE_STEP
+from refinedet.commands.options import add_device, add_json, deliver, noter, positive, size, speaker
 from refinedet.errors import InputError, printable, show
 from refinedet.progress import SHORT, show_progress
 
@@ -44,10 +43,10 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--size",
-        metavar="N|HxW",
-        type=_size,
-        help=f"pixels to which images are warped, multiples of {SIZE_STEP} (default: the checkpoint's; without weights "
-        "320)",
+        metavar="N",
+        type=size,
+        help=f"side of the network's input in pixels, or HEIGHTxWIDTH, multiples of {SIZE_STEP} (default: the "
+        "checkpoint's; without weights 320)",
     )
     parser.add_argument(
         "--classes",
@@ -137,7 +136,13 @@ def _measure(arguments: argparse.Namespace, imported: float, stop: StopRequest) 
             bar.update()
 
         measured = measure_batches(
-            detector, photographs, arguments.batch, arguments.seconds, tell, stop=lambda: stop.made
+            detector,
+            photographs,
+            arguments.batch,
+            arguments.seconds,
+            bytes_per_image=model.largest_layer_bytes if device.type == "cpu" else 0,
+            on_call=tell,
+            stop=lambda: stop.made,
         )
     return Report(model, machine, photographs.what, imported, loaded, resident, measured)
 
@@ -156,21 +161,6 @@ def _batches(text: str) -> tuple[int, ...]:
     if len(set(sizes)) < len(sizes):
         raise argparse.ArgumentTypeError(f"{show(text)} has a size twice")
     return tuple(sizes)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Height and width in pixels."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,5}", side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{show(text)} is no size; give 320, or height x width as in 384x512")
-    height, width = int(sides[0]), int(sides[-1])
-    if any(side % SIZE_STEP or not SIZE_STEP <= side <= MAX_SIDE for side in (height, width)):
-        nearest = [min(max(round(side / SIZE_STEP), 1) * SIZE_STEP, MAX_SIDE) for side in (height, width)]
-        raise argparse.ArgumentTypeError(
-            f"{show(text)}: both sides are multiples of {SIZE_STEP} up to {MAX_SIDE}; the nearest is "
-            f"{nearest[0]}x{nearest[1]}"
-        )
-    return height, width
 
 
 def _html_file(text: str) -> str:

@@ -113,6 +113,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, as an argument's type."""
+    matched = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    if matched is None:
+        raise argparse.ArgumentTypeError(f"{show(text)} is no size; give 320, or a height and a width such as 320x512")
+    return int(matched[1]), int(matched[2] or matched[1])
+
+
 def _device(text: str) -> str:
     if not is_device(text):
         raise argparse.ArgumentTypeError(f"{text!r} is none; give {DEVICES}")

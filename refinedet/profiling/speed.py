@@ -18,14 +18,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refinedet.errors import is_out_of_memory
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
-from refinedet.inference.timing import STAGES, Seconds, timed, timed_module
+from refinedet.inference.timing import STAGES, Seconds, noted_calls, timed, timed_module
+from refinedet.models import RefineDet
 from refinedet.ops.reference import portable
 from refinedet.preprocessing import prepare
+from refinedet.profiling import machine
 from refinedet.profiling.model import Photographs
 from refinedet.profiling.resident import PeakMemory
 from refinedet.records import LevelOutput
@@ -92,21 +94,34 @@ def measure_batches(
     photographs: Photographs,
     batches: Sequence[int],
     seconds: float,
+    bytes_per_image: int = 0,
     on_call: Callable[[str], object] = lambda what: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[BatchSpeed]:
     """Measure every batch size, each in its share of ``seconds``; what memory does not suffice for ends alone.
 
-    ``on_call`` is told before each call what it is of; once ``stop()`` is true no other begins.
+    ``bytes_per_image``: of the host, that are needed at least; a batch of more than there are is not tried, as Linux
+    would rather end the process than refuse them. ``on_call`` is told before each call what it is of; once ``stop()``
+    is true no other begins.
     """
     measured = []
     for batch in batches:
         if stop():
             break
-        run = _Run(detector, photographs, BatchSpeed.of(batch), on_call, stop)
-        run.measure(seconds / len(batches))
-        measured.append(run.speed)
+        speed = BatchSpeed.of(batch)
+        speed.error = _shortage(batch * bytes_per_image)
+        if speed.error is None:
+            _Run(detector, photographs, speed, on_call, stop).measure(seconds / len(batches))
+        measured.append(speed)
     return measured
+
+
+def _shortage(needed: int) -> str | None:
+    """Why so many bytes of the host's memory cannot be had, if they cannot."""
+    available = machine.available_memory()
+    if available is None or needed <= available:
+        return None
+    return f"needs {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are free; give a smaller batch"
 
 
 class _Run:
@@ -125,6 +140,7 @@ class _Run:
         self._on_gpu = detector.device.type == "cuda"
         self._calls = 0
         self._raw: LevelOutput | None = None
+        self._backbone: nn.Module = detector.network.backbone
 
     def measure(self, seconds: float) -> None:
         """Fill ``speed`` in so many seconds, or those of one call of each kind."""
@@ -142,7 +158,9 @@ class _Run:
 
     def _measure(self, seconds: float) -> None:
         start = time.perf_counter()
-        self.speed.first, _ = self._call(None)
+        with noted_calls(RefineDet) as called:  # the detector's network, or what it made of it to run faster
+            self.speed.first, _ = self._call(None)
+        self._backbone = called[-1].backbone
         for _ in range(min(WARM_UP, int(seconds / 10 / self.speed.first))):
             if not self._stop():
                 self._call(None)
@@ -188,7 +206,7 @@ class _Run:
         if seconds is None:
             found = self._detector.detect_batch(images, [None] * len(images), None)
         else:
-            with timed_module(seconds, "backbone", self._detector.network.backbone, self._detector.device):
+            with timed_module(seconds, "backbone", self._backbone, self._detector.device):
                 found = self._detector.detect_batch(images, [None] * len(images), None, seconds)
         end = time.perf_counter()
         with timed(seconds, "draw"):

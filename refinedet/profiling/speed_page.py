@@ -35,8 +35,8 @@ def page(report: Report) -> str:
     """The whole HTML document."""
     title = escape(printable(f"{report.model.name}: how fast"))
     body = [f"<h1>{title}</h1>", *(f"<p>{escape(printable(line))}</p>" for line in report.facts())]
-    body += ["<h2>Calls</h2>", _calls(report.batches), "<h2>Where the time goes</h2>", _split(report.batches)]
-    body += ["<h2>How the times lie</h2>", *(_histograms(each) for each in report.batches)]
+    body += ["<h2>Calls</h2>", _calls(report.tried), "<h2>Where the time goes</h2>", _split(report.tried)]
+    body += ["<h2>How the times lie</h2>", *(_histograms(each) for each in report.tried)]
     body += ["<h2>Cold start, memory, the paper</h2>", *(f"<p>{escape(line)}</p>" for line in report.remarks())]
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in CONVENTIONS.items())
     body += ["<h2>What is counted</h2>", f"<dl>{terms}</dl>"]

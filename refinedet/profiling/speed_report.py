@@ -57,11 +57,13 @@ class Model:
     anchors: int
     parameters: int
     gflop: float  # per image
+    largest_layer_bytes: int  # that it reads and writes for one image, weights included
 
 
 def describe_model(name: str, detector: Detector, random: bool) -> Model:
     """The detector's network, as it is; ``name``: what was asked for."""
     config = detector.network.config
+    layers = list_layers(detector.network, detector.size)
     return Model(
         name,
         config.backbone,
@@ -71,7 +73,8 @@ def describe_model(name: str, detector: Detector, random: bool) -> Model:
         random,
         len(detector.network.anchors),
         sum(each.numel() for each in detector.network.parameters()),
-        gigaflop(list_layers(detector.network, detector.size)),
+        gigaflop(layers),
+        max(layer.bytes for layer in layers),
     )
 
 
@@ -86,6 +89,11 @@ class Report:
     loaded: float
     resident: int | None  # before the model was loaded
     batches: Sequence[BatchSpeed]
+
+    @property
+    def tried(self) -> list[BatchSpeed]:
+        """The batch sizes of which a call was done."""
+        return [each for each in self.batches if each.first is not None]
 
     def document(self) -> dict[str, Any]:
         """For ``--json``; every name ends in its unit where it has one."""
@@ -112,7 +120,10 @@ class Report:
     def remarks(self) -> list[str]:
         """Cold start, memory, the paper, and what went wrong: a line each."""
         errors = [f"batch {each.batch}: {each.error}" for each in self.batches if each.error]
-        return [self._cold(), self._memory(), self._paper_text(), *errors]
+        rates = {each.batch: self._gflops(each) for each in self.batches}
+        told = [f"{rate:.1f} GFLOP/s at batch {batch}" for batch, rate in rates.items() if rate is not None]
+        network = f"network: {', '.join(told) or 'not measured'}"
+        return [network, self._cold(), self._memory(), self._paper_text(), *errors]
 
     def _batch_document(self, speed: BatchSpeed) -> dict[str, Any]:
         return {
@@ -172,7 +183,7 @@ class Report:
 
     def _calls(self) -> str:
         rows = [["batch", "what", "images/s", "p50 ms", "p90 ms", "p99 ms", "calls"]]
-        for speed in self.batches:
+        for speed in self.tried:
             rows += [[str(speed.batch), name, *cells(times)] for name, times in calls(speed).items()]
         return _columns(rows, left=2)
 
@@ -189,12 +200,12 @@ class Report:
 
     def _memory(self) -> str:
         told = []
-        for speed in self.batches:
+        for speed in self.tried:
             above = self.above_start(speed)
             host = "host n/a" if above is None else f"host {above / 2**20:.0f} MiB"
             gpu = "" if speed.on_gpu is None else f", GPU {speed.on_gpu / 2**20:.0f} MiB"
             told.append(f"batch {speed.batch}: {host}{gpu}")
-        return f"peak memory: {'; '.join(told)}"
+        return f"peak memory: {'; '.join(told) or 'not measured'}"
 
     def _paper(self) -> float | None:
         return PAPER.get(self.model.size) if self.model.backbone == "vgg16" else None
