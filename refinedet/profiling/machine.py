@@ -42,7 +42,7 @@ class Machine:
     def text(self) -> str:
         """In two lines."""
         vectors = f", {' '.join(self.instructions)}" if self.instructions else ""
-        processor = f"{self.cpu}, {self.threads} of torch's threads on {self.cores} cores{vectors}"
+        processor = f"{self.cpu}, {self.cores} cores, torch on {self.threads}{vectors}"
         gpu = f"{self.device}, driver {self.driver}, CUDA {self.cuda}, cuDNN {self.cudnn}; "
         return (
             f"{'' if self.driver is None else gpu}{processor}\n"

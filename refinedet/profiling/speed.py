@@ -98,20 +98,23 @@ def measure_batches(
     on_call: Callable[[str], object] = lambda what: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[BatchSpeed]:
-    """Measure every batch size, each in its share of ``seconds``; what memory does not suffice for ends alone.
+    """Measure every batch size, each in its share of what is left of ``seconds``; what is too large for the memory ends
+    alone.
 
     ``bytes_per_image``: of the host, that are needed at least; a batch of more than there are is not tried, as Linux
     would rather end the process than refuse them. ``on_call`` is told before each call what it is of; once ``stop()``
     is true no other begins.
     """
-    measured = []
+    measured: list[BatchSpeed] = []
+    end = time.perf_counter() + seconds
     for batch in batches:
         if stop():
             break
+        left = max(0.0, end - time.perf_counter())
         speed = BatchSpeed.of(batch)
         speed.error = _shortage(batch * bytes_per_image)
         if speed.error is None:
-            _Run(detector, photographs, speed, on_call, stop).measure(seconds / len(batches))
+            _Run(detector, photographs, speed, on_call, stop).measure(left / (len(batches) - len(measured)))
         measured.append(speed)
     return measured
 

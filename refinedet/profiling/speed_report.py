@@ -159,7 +159,8 @@ class Report:
             f"{network}, {model.dtype} on {self.machine.device}; {model.parameters:,} parameters, {model.gflop:.2f} "
             "GFLOP per image",
             *self.machine.text().splitlines(),
-            f"images: {self.images}{self._load()}",
+            f"images: {self.images}",
+            *self._load(),
         ]
         if model.random:
             lines.append("With random weights nearly all anchors survive, so that detect has more to do than usual.")
@@ -168,14 +169,14 @@ class Report:
             lines.append(f"Other work kept the machine busy (load average {average}): times are longer than alone.")
         return lines
 
-    def _load(self) -> str:
+    def _load(self) -> list[str]:
+        """What the images give the operators to do."""
         known = [each for each in self.batches if each.found]
         if not known:
-            return ""
-        found = statistics.fmean(known[0].found)
-        surviving = known[0].surviving
+            return []
+        found, surviving = statistics.fmean(known[0].found), known[0].surviving
         anchors = "" if surviving is None else f"{surviving:.0f} of {self.model.anchors} anchors survive the ARM, "
-        return f"; per image {anchors}{found:.1f} objects are above the score threshold"
+        return [f"per image {anchors}{found:.1f} objects are above the score threshold"]
 
     def _cold(self) -> str:
         first = [f"first call of {each.batch} {each.first:.2f} s" for each in self.batches if each.first is not None]
@@ -250,7 +251,7 @@ def cells(times: Times) -> list[str]:
     percentiles = [times.percentile(percent) for percent in NEEDED]
     return [
         "n/a" if rate is None else f"{rate:.2f}",
-        *(f"n/a ({count} runs)" if value is None else f"{value:.2f}" for value in percentiles),
+        *(f"n/a ({count} run{'s' * (count != 1)})" if value is None else f"{value:.2f}" for value in percentiles),
         str(count),
     ]
 
