@@ -35,11 +35,14 @@ WORDS = {
 ROOMS = {
     "words": ("what everyone speaks of", set()),
     "ops": ("the operators", {"words"}),
-    "profiling": ("what kernels need and cost", {"words", "ops"}),
     "models": ("the networks", {"words", "ops"}),
     "data": ("data sets", {"words", "ops"}),
     "weights": ("checkpoints and foreign weights", {"words", "ops", "models"}),
     "inference": ("from images to objects", {"words", "ops", "models", "data", "weights"}),
+    "profiling": (
+        "what kernels and networks need and cost",
+        {"words", "ops", "models", "data", "weights", "inference"},
+    ),
     "evaluation": ("from objects to metrics", {"words", "ops", "models", "data", "weights", "inference"}),
     "training": ("from a recipe to weights", {"words", "ops", "models", "data", "weights", "inference", "evaluation"}),
     "refinedet": (

@@ -5,11 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+Module = TypeVar("Module", bound=nn.Module)
 Seconds: TypeAlias = dict[str, float]  # by stage
+
+STAGES = ("decode", "prepare", "upload", "network", "detect", "download")
+"""From files to objects: read and decode; subtract the mean and warp; move to the device; the network; from its output
+to boxes in pixels; move back, and name the classes. The first is that of who has the files; `Detector.detect_batch`
+does the others."""
 
 
 @contextmanager
@@ -21,6 +29,48 @@ def timed(seconds: Seconds | None, stage: str, device: torch.device | None = Non
         return
     start = time.perf_counter()
     yield
+    wait_for(device)
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def timed_module(seconds: Seconds, stage: str, module: nn.Module, device: torch.device) -> Iterator[None]:
+    """In the block, add the time of every call of ``module``, the work it queues on a GPU included, to
+    ``seconds[stage]``."""
+    starts: list[float] = []
+
+    def begin(*_: object) -> None:
+        starts.append(time.perf_counter())
+
+    def end(*_: object) -> None:
+        wait_for(device)
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - starts.pop()
+
+    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def noted_calls(kind: type[Module]) -> Iterator[list[Module]]:
+    """Yields a list to which every module of that kind that is called in the block is added."""
+    called: list[Module] = []
+
+    def note(module: nn.Module, _: object) -> None:
+        if isinstance(module, kind):
+            called.append(module)
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield called
+    finally:
+        handle.remove()
+
+
+def wait_for(device: torch.device | None) -> None:
+    """Until a GPU has done all that was queued on it; at once where ``device`` is none."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,1 +1,1 @@
-"""What the kernels need and what they should cost."""
+"""What kernels and networks need and what they cost."""
