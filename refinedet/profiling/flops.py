@@ -49,7 +49,7 @@ def list_layers(network: nn.Module, size: tuple[int, int], batch: int = 1) -> li
     ``size``: height and width in pixels of ``batch`` images [batch,3,H,W] in the dtype of the network's weights, whose
     device does not matter. Views, which move nothing, are left out. The network stays as it is.
     """
-    counter = _Counter()
+    counter = Counter()
     with eval_mode(network), torch.inference_mode(False), torch.no_grad():
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         without_values = {name: tensor.to("meta") for name, tensor in tensors.items()}
@@ -64,7 +64,7 @@ def gigaflop(layers: list[Layer]) -> float:
     return sum(layer.flop for layer in layers) / 1e9
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Notes every operation in its block, under the module of a `following` network that calls it."""
 
     def __init__(self) -> None:
@@ -92,14 +92,18 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func is torch.ops.aten.convolution.default and any(map(_is_channels_last, args[:2])):
+        result = self.run(func, args, kwargs)
+        if func is torch.ops.aten.convolution.default and result.is_meta and any(map(_is_channels_last, args[:2])):
             result = result.to(memory_format=torch.channels_last)  # as on the CPU and on CUDA; meta tensors forget it
         if not _is_view(func):
-            self._note(func, args, kwargs, result)
+            self.note(func, args, kwargs, result)
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Carry an operation out."""
+        return func(*args, **kwargs)
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         written = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         read = {id(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         name = self._calls[-1] if self._calls else ""
