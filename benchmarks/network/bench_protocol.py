@@ -47,16 +47,16 @@ def plain_loop(detector: Detector, path: Path, protocol: Protocol, seconds: Stag
     found = []
     for scale in protocol.scales:
         for flipped in (False, True):
-            with timed(seconds, "load"):
+            with timed(seconds, "decode"):
                 image = cv2.imread(str(path))
                 assert image is not None
                 height, width = image.shape[:2]
                 size = scale.input_size((height, width), detector.size)
                 seen = cv2.flip(image, 1) if flipped else image
                 blob = prepare(seen, size, detector.preprocessing)[None]
-            with timed(seconds, "forward"):
+            with timed(seconds, "network"):
                 raw = detector.network(blob)
-            with timed(seconds, "select"):
+            with timed(seconds, "detect"):
                 boxes, scores, labels, _ = peers.detect(*raw, detector.network.anchors_for(size))[0]
                 pixels = boxes.numpy() * np.array([width, height, width, height], np.float32)
                 pixels = np.clip(pixels, 0, np.array([width - 1, height - 1, width - 1, height - 1], np.float32))
@@ -96,7 +96,7 @@ def ours(detector: Detector, paths: list[Path], protocol: Protocol, seconds: Sta
     """As `Detector.detect` does it, with the times of its stages."""
     found: list[Detections] = []
     for batch in batches(paths, 8):
-        with timed(seconds, "load"):
+        with timed(seconds, "decode"):
             arrays = [as_bgr(path, i) for i, path in enumerate(batch)]
         found += detector.detect_batch(arrays, [None] * len(batch), None, seconds, protocol)
     return found

@@ -19,14 +19,14 @@ from refinedet.files import atomic_write
 from refinedet.inference.detector import Detector, OnScale, scale_teller
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
-from refinedet.inference.timing import timed
+from refinedet.inference.timing import STAGES, timed
 from refinedet.inference.video import detect_video
 from refinedet.interrupt import StopRequest, stop_on_interrupt
 from refinedet.progress import SHORT, Progress, show_progress
 from refinedet.protocols import Protocol
 from refinedet.records import Detections
 
-STAGES = ("load", "forward", "select", "draw")  # the first three are those of an evaluation
+TIMED = (*STAGES, "draw")
 MOST_COLUMNS = 60  # for the path of an image; a longer one shifts its line
 
 _Batch: TypeAlias = list[tuple[Path, np.ndarray]]
@@ -105,7 +105,7 @@ class Annotator:
 
     @staticmethod
     def _next(stream: Iterator[_Batch], speed: Speed) -> _Batch:
-        with timed(speed.seconds, "load"):
+        with timed(speed.seconds, "decode"):
             return next(stream, [])
 
     def _readable(self, images: Sequence[Path], bar: Progress) -> Iterator[tuple[Path, np.ndarray]]:
@@ -140,13 +140,16 @@ class Annotator:
     def _run_video(self, path: Path) -> None:
         frames: list[dict[str, Any]] = []
         counts: Counter[str] = Counter()
+        warm = time.perf_counter()  # when the first batch of frames is done
 
         def on_frame(index: int, detections: Detections) -> None:
+            nonlocal warm
+            if index < self.batch_size:
+                warm = time.perf_counter()
             counts.update(detections.names)
             if self.keep_records:
                 frames.append({"frame": index, "detections": _rows(detections)})
 
-        started = time.perf_counter()
         try:
             result = detect_video(
                 self.detector,
@@ -162,11 +165,10 @@ class Annotator:
         except (DataError, OSError) as error:
             self.failures[path] = error
             return
-        seconds = time.perf_counter() - started
-        rate = result.frames / seconds
+        later = result.frames - self.batch_size
+        rate = f" ({later / (time.perf_counter() - warm):.1f} per second after the first call)" if later > 0 else ""
         self.say(
-            f"{printable(path)}: {result.frames} frames in {seconds:.2f} s ({rate:.1f} per second); objects, all "
-            f"frames together: {_count_text(counts)}"
+            f"{printable(path)}: {result.frames} frames{rate}; objects, all frames together: {_count_text(counts)}"
         )
         self.done.append(path)
         if result.damaged:
@@ -180,29 +182,28 @@ class Annotator:
 
 
 class Speed:
-    """The time of each stage per image. The first batch warms up: it counts only where it is the only one."""
+    """The time of each stage per image. The first batch warms up and does not count."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)  # added up by `timed`
+        self.seconds = dict.fromkeys(TIMED, 0.0)  # added up by `timed`
         self._start = time.perf_counter()
-        self._first = self._images = self._batches = 0
+        self._first = self._images = 0
 
     def count(self, images: int) -> None:
         """Count a batch of so many images, when it is done."""
-        self._batches += 1
-        if self._batches == 1:
-            self._first, self._first_seconds = images, self.seconds
-            self.seconds = dict.fromkeys(STAGES, 0.0)
+        if not self._first:
+            self._first = images
+            self.seconds = dict.fromkeys(TIMED, 0.0)
         else:
             self._images += images
 
     def text(self, done: int) -> str:
         """The line that tells it; ``done``: the images whose copies were written."""
-        only = not self._images
-        images, seconds = (self._first, self._first_seconds) if only else (self._images, self.seconds)
-        stages = ", ".join(f"{stage} {1000 * seconds[stage] / images:.1f}" for stage in STAGES)
-        first = f"the first call{'' if only else f' of {self._first}'} {'included' if only else 'left out'}"
+        if not self._images:
+            return f"{_number(done, 'image')}, all in the first call, which warms up; refinedet benchmark tells speed"
+        stages = ", ".join(f"{stage} {1000 * self.seconds[stage] / self._images:.1f}" for stage in TIMED)
         took = time.perf_counter() - self._start
+        first = f"the first call of {self._first} left out"
         return f"{_number(done, 'image')} in {took:.2f} s; ms per image, {first}: {stages}"
 
 

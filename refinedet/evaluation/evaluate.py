@@ -24,11 +24,11 @@ from refinedet.evaluation.report import Evaluation, class_row, measure, optional
 from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes, check_iou_threshold, mean_ap, voc_ap
 from refinedet.inference.detector import Detector, Testing, check_options, load, scale_teller
 from refinedet.inference.pictures import batches
-from refinedet.inference.timing import timed
+from refinedet.inference.timing import STAGES, timed
 from refinedet.progress import busy, show_progress
 from refinedet.protocols import Protocol, get_protocol
 
-STAGES = ("load", "forward", "select", "metric")
+PHASES = (*STAGES, "metric")
 
 
 def evaluate(
@@ -66,7 +66,7 @@ def evaluate(
     check_options(score_threshold, batch_size)
     testing = None if protocol is None else get_protocol(protocol)
     _check_classes(detector, dataset)
-    seconds = dict.fromkeys(STAGES, 0.0)
+    seconds = dict.fromkeys(PHASES, 0.0)
     collected = _collect(detector, dataset, testing, score_threshold, batch_size, seconds, progress)
     with timed(seconds, "metric"), busy("measuring average precision", shown=progress):
         curves = voc_ap(
@@ -159,7 +159,7 @@ def _collect(
     images: list[EvaluatedImage] = []
     with show_progress("evaluating", "image", len(dataset), shown=progress) as bar:
         for numbers in batches(range(len(dataset)), batch_size):
-            with timed(seconds, "load"):
+            with timed(seconds, "decode"):
                 samples = [dataset[number] for number in numbers]
             arrays, paths = [sample.image for sample in samples], [sample.path for sample in samples]
             detected = detector.detect_batch(arrays, paths, score_threshold, seconds, protocol, scale_teller(bar))

@@ -50,7 +50,7 @@ class Evaluation:
     protocol: str | None  # the name of the testing protocol; None: the thresholds of the model's preset, at its size
     rows: list[ClassRow]
     coco: dict[str, float | None] | None  # COCO's twelve numbers, None where nothing is to be found
-    seconds: dict[str, float]  # per stage: load, forward, select, metric
+    seconds: dict[str, float]  # by stage: `refinedet.inference.timing.STAGES` and metric
     curves: list[ClassResult] = field(repr=False)
     found: ScoredBoxes = field(repr=False)  # all detections: image numbers, labels, boxes in 0-based pixels, scores
     image_ids: list[int | str] = field(repr=False)  # by image number

@@ -203,9 +203,16 @@ class Detector:
         protocol: Protocol | None = None,
         on_scale: OnScale | None = None,
     ) -> list[Detections]:
-        """The objects of BGR images [H,W,3] uint8, all at once; the time of the stages load (preparing them), forward
-        and select is added to ``seconds``, where given. ``on_scale`` is told which scale of several comes next."""
+        """The objects of BGR images [H,W,3] uint8, all at once; the times of the stages from prepare to download
+        (`refinedet.inference.timing.STAGES`) are added to ``seconds``, where given, and a GPU is waited for after each.
+        ``on_scale`` is told which scale of several comes next."""
         found = self._find(arrays, score_threshold, protocol or of_preset(self.preset), seconds, on_scale)
+        with timed(seconds, "download"):
+            return self._download(found, arrays, paths)
+
+    def _download(
+        self, found: ops.Detected, arrays: Sequence[np.ndarray], paths: Sequence[str | None]
+    ) -> list[Detections]:
         boxes, scores, labels = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
         detections = []
         for i, (count, array, path) in enumerate(zip(found.counts.tolist(), arrays, paths, strict=True)):
@@ -225,7 +232,7 @@ class Detector:
     ) -> ops.Detected:
         """The merged rows of all scales, in pixels. A batch has as many inputs of ``size`` as there are images."""
         self._make_anchors(protocol)
-        with timed(seconds, "load"):
+        with timed(seconds, "prepare"):
             normalized = [normalize(array, self.preprocessing) for array in arrays]
         sizes = [array.shape[:2] for array in arrays]
         looks: list[list[Rows]] = [[] for _ in arrays]
@@ -233,20 +240,28 @@ class Detector:
             for size, members in group_by_input(scale, sizes, self.size, len(arrays)):
                 if on_scale is not None and protocol.looks > 1:
                     on_scale(f"scale {number} of {len(protocol.scales)}, {size[0]}x{size[1]}")
-                with timed(seconds, "load"):
+                with timed(seconds, "prepare"):
                     images = [normalized[i] for i in members]
                     inputs = make_inputs(images, size, scale.flips, self.preprocessing)
-                with timed(seconds, "forward", self.device):
+                with timed(seconds, "upload", self.device):
+                    inputs = self._upload(inputs)
+                with timed(seconds, "network", self.device):
                     raw = self.run(inputs)
-                with timed(seconds, "select", self.device):
+                with timed(seconds, "detect", self.device):
                     thresholds = scale.thresholds or protocol.thresholds
                     lowest = _lowest_score(scale, protocol, score_threshold)
                     selected = select(raw, self._anchors_for(size), self.preset, thresholds, lowest)
                     rows = to_images(selected, scale, [sizes[i] for i in members])
                 for k, i in enumerate(members):
                     looks[i].append(Rows(*(column[k] for column in rows)))
-        with timed(seconds, "select", self.device):
+        with timed(seconds, "detect", self.device):
             return merge(looks, sizes, protocol, score_threshold)
+
+    def _upload(self, inputs: Tensor) -> Tensor:
+        """The inputs where the network is. From pinned memory the copy to a GPU runs while the host goes on."""
+        if self.device.type == "cuda":
+            inputs = inputs.pin_memory()
+        return inputs.to(self.device, non_blocking=True)
 
     def _make_anchors(self, protocol: Protocol) -> None:
         """Those of every scale, before any image is run; InputError where the backbone does not take its size."""

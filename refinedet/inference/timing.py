@@ -11,6 +11,11 @@ import torch
 
 Seconds: TypeAlias = dict[str, float]  # by stage
 
+STAGES = ("decode", "prepare", "upload", "network", "detect", "download")
+"""From files to objects: read and decode; subtract the mean and warp; move to the device; the network; from its output
+to boxes in pixels; move back, and name the classes. The first is that of who has the files; `Detector.detect_batch`
+does the others."""
+
 
 @contextmanager
 def timed(seconds: Seconds | None, stage: str, device: torch.device | None = None) -> Iterator[None]:
