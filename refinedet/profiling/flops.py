@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from refinedet.inference.detector import eval_mode
 
+_FUSED = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_transpose_pointwise")  # oneDNN's, unknown to torch's
 _UNMOVED = "_unsafe_view"  # torch does not declare this one a view
 
 
@@ -107,16 +108,23 @@ class Counter(TorchDispatchMode):
         written = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         read = {id(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         name = self._calls[-1] if self._calls else ""
-        formula = flop_registry.get(func._overloadpacket)
         layer = Layer(
             name,
             func._overloadpacket.__name__,
             tuple(written[0].shape) if written else (),
-            int(formula(*args, **kwargs, out_val=result)) if formula else 0,
+            _flop(func, args, kwargs, result),
             self._parameters.pop(name, 0),
             sum(map(_bytes, read.values())) + sum(map(_bytes, written)),
         )
         self.layers.append(layer)
+
+
+def _flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    if func._schema.name in _FUSED:
+        weights = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == "W")
+        return int(conv_flop_count(args[0].shape, args[weights].shape, result.shape, "transpose" in func._schema.name))
+    formula = flop_registry.get(func._overloadpacket)
+    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
 def _is_view(func: Any) -> bool:
@@ -133,4 +141,6 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> int:
     """Of the values; those that are repeated by broadcasting count once."""
+    if tensor.layout is not torch.strided:  # oneDNN's, of weights in the order that it reads them in
+        return tensor.numel() * tensor.element_size()
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
