@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from refinedet import __version__
 from refinedet.commands.options import add_json, deliver, speaker
 from refinedet.files import CHECKPOINTS
+from refinedet.profiling.machine import cpu_name
 
 if TYPE_CHECKING:
     from refinedet._C import BuildInfo
@@ -112,20 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
 def report() -> Report:
     """Examines this Python environment and machine; never raises for what it finds."""
     importlib.import_module("importlib.metadata")  # here: it is slow to import, and --help needs none of it
-    found = Report(cpu=_cpu_name(), cpu_threads=os.cpu_count() or 1)
+    found = Report(cpu=cpu_name(), cpu_threads=os.cpu_count() or 1)
     _examine_torch(found)
     _examine_packages(found)
     _examine_files(found)
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _examine_torch(found: Report) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
+from torch import nn
 
 Seconds: TypeAlias = dict[str, float]  # by stage
 
@@ -26,6 +27,32 @@ def timed(seconds: Seconds | None, stage: str, device: torch.device | None = Non
         return
     start = time.perf_counter()
     yield
+    wait_for(device)
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def timed_module(seconds: Seconds, stage: str, module: nn.Module, device: torch.device) -> Iterator[None]:
+    """In the block, add the time of every call of ``module``, the work it queues on a GPU included, to
+    ``seconds[stage]``."""
+    starts: list[float] = []
+
+    def begin(*_: object) -> None:
+        starts.append(time.perf_counter())
+
+    def end(*_: object) -> None:
+        wait_for(device)
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - starts.pop()
+
+    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def wait_for(device: torch.device | None) -> None:
+    """Until a GPU has done all that was queued on it; at once where ``device`` is none."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
