@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf, isinf
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +46,69 @@ class Ceilings:
         """The smallest that holds the ``moved`` bytes of one call."""
         return next(memory for memory in self.memories if moved <= memory.room)
 
-    def milliseconds(self, flop: float, moved: float) -> float:
-        """The least time of a call of ``flop`` operations on ``moved`` bytes."""
-        return max(flop / self.compute, moved / self.memory_for(moved).bandwidth) / 1e6
+    def milliseconds(self, operations: float, moved: float) -> float:
+        """The least time of a call of so many operations on ``moved`` bytes."""
+        return max(operations / self.compute, moved / self.memory_for(moved).bandwidth) / 1e6
 
-    def bound(self, flop: float, moved: float) -> str:
-        """What that least time is spent on: "compute" or the name of a memory."""
-        memory = self.memory_for(moved)
-        return "compute" if flop / self.compute >= moved / memory.bandwidth else memory.name
+    def text(self) -> str:
+        """In one line."""
+        memories = ", ".join(f"{memory.name} {memory.bandwidth:.1f} GB/s" for memory in self.memories)
+        return (
+            f"ceilings measured here ({self.device}, {self.dtype}, {self.threads} threads): matrix product "
+            f"{self.compute:.1f} GFLOP/s, {memories}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Units are in the names; the memory's room is null."""
+        memories = [
+            {
+                "name": memory.name,
+                "bytes": None if isinf(memory.room) else memory.room,
+                "gb_per_second": memory.bandwidth,
+            }
+            for memory in self.memories
+        ]
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "gflop_per_second": self.compute,
+            "memories": memories,
+        }
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A call: its floating-point ``operations``, the bytes that it has to move, and its time."""
+
+    operations: float
+    moved: float
+    milliseconds: float
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.operations / self.moved
+
+    @property
+    def gflops(self) -> float:
+        """Billions of operations per second."""
+        return self.operations / self.milliseconds / 1e6
+
+    @property
+    def bandwidth(self) -> float:
+        """GB/s."""
+        return self.moved / self.milliseconds / 1e6
+
+    def share(self, ceilings: Ceilings) -> float:
+        """The least time that the machine allows, of the time taken."""
+        return ceilings.milliseconds(self.operations, self.moved) / self.milliseconds
+
+    def bound(self, ceilings: Ceilings) -> str:
+        """What the least time is spent on: "compute" or the name of a memory."""
+        memory = ceilings.memory_for(self.moved)
+        computing = self.operations / ceilings.compute >= self.moved / memory.bandwidth
+        return "compute" if computing else memory.name
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = SECONDS) -> Ceilings:
@@ -65,7 +122,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype = torch.float32, s
     caches = _gpu_caches(device) if device.type == "cuda" else _cpu_caches()
     largest = max(caches.values())
     sizes = [(name, room, room / 2) for name, room in sorted(caches.items(), key=lambda cache: cache[1])]
-    sizes.append(("memory", float("inf"), min(max(BEYOND * largest, LEAST), MOST)))
+    sizes.append(("memory", inf, min(max(BEYOND * largest, LEAST), MOST)))
     memories: list[Memory] = []
     for name, room, size in reversed(sizes):
         bandwidth = _bandwidth(size, device, seconds, watch)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refinedet.profiling.ceilings import Ceilings
+from refinedet.profiling.ceilings import Rate
 from refinedet.profiling.flops import Counter, Layer
 
 LEAST_RUNS, MOST_RUNS = 3, 30
@@ -27,32 +27,19 @@ class TimedLayer:
     milliseconds: float
 
     @property
-    def operations(self) -> float:
-        """Floating-point operations; of a layer without products (`Layer.flop` is 0) one per value that it puts out."""
-        return self.layer.flop or float(torch.Size(self.layer.output).numel())
-
-    @property
-    def gflops(self) -> float:
-        """Billions of them per second."""
-        return self.operations / self.milliseconds / 1e6
-
-    @property
-    def bandwidth(self) -> float:
-        """GB/s, by the bytes that the layer has to move."""
-        return self.layer.bytes / self.milliseconds / 1e6
-
-    def ceiling_share(self, ceilings: Ceilings) -> float:
-        """The least time that the machine allows, as a share of the time taken."""
-        return ceilings.milliseconds(self.operations, self.layer.bytes) / self.milliseconds
+    def rate(self) -> Rate:
+        """A layer without products (`Layer.flop` is 0) counts with one operation per value that it puts out."""
+        operations = self.layer.flop or torch.Size(self.layer.output).numel()
+        return Rate(operations, self.layer.bytes, self.milliseconds)
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """All layers of a forward pass, in the order they run, and the median of whole passes in milliseconds, without
-    anything measured inside them."""
+    """All layers of a forward pass, in the order they run; ``whole``: the median of passes in milliseconds without
+    clocks inside."""
 
     layers: list[TimedLayer]
-    network: float
+    whole: float
     runs: int
 
     @property
@@ -66,16 +53,16 @@ def time_layers(network: nn.Module, images: Tensor, seconds: float = SECONDS) ->
 
     Passes with and without clocks take turns. The network is to be in eval mode, and warm.
     """
-    whole: list[float] = []
+    alone: list[float] = []
     passes: list[_Clocks] = []
     end = time.perf_counter() + seconds
     with torch.inference_mode(False), torch.no_grad():
         while len(passes) < LEAST_RUNS or (time.perf_counter() < end and len(passes) < MOST_RUNS):
-            whole.append(_time_pass(network, images))
+            alone.append(_time_pass(network, images))
             passes.append(_clock_pass(network, images))
     times = [statistics.median(column) for column in zip(*(each.times() for each in passes), strict=True)]
     layers = [TimedLayer(*pair) for pair in zip(passes[0].layers, times, strict=True)]
-    return LayerTimes(_by_module(layers, network), statistics.median(whole), len(passes))
+    return LayerTimes(_by_module(layers, network), statistics.median(alone), len(passes))
 
 
 def _time_pass(network: nn.Module, images: Tensor) -> float:

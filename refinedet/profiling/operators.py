@@ -14,6 +14,7 @@ from refinedet import ops
 from refinedet.ops.reference import portable
 from refinedet.presets import Preset
 from refinedet.profiling import cost
+from refinedet.profiling.ceilings import Rate
 from refinedet.records import LevelOutput
 
 LEAST_RUNS = 5
@@ -26,12 +27,11 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class TimedOperator:
-    """An operator, on what it ran, the work that this needs, and its median time in milliseconds."""
+    """An operator, on what it ran, and its median rate at the work that this needs."""
 
     name: str
     case: str
-    work: cost.Work
-    milliseconds: float
+    rate: Rate
 
 
 def time_operators(
@@ -44,7 +44,8 @@ def time_operators(
     gets around some of it may seem faster than the machine.
     """
     for name, case, work, call in _calls(raw, anchors, preset):
-        yield TimedOperator(name, case, work, _milliseconds(call, anchors.device, seconds))
+        rate = Rate(work.operations, work.minimum, _milliseconds(call, anchors.device, seconds))
+        yield TimedOperator(name, case, rate)
 
 
 def _calls(raw: LevelOutput, anchors: Tensor, preset: Preset) -> Iterator[tuple[str, str, cost.Work, Call]]:
@@ -52,7 +53,8 @@ def _calls(raw: LevelOutput, anchors: Tensor, preset: Preset) -> Iterator[tuple[
     whole = raw.concatenate()
     net = _network(raw, len(anchors), preset)
     case = f"{batch} x {len(anchors)} anchors, {net.classes} classes, {net.survivors:.1%} survive"
-    yield "detect", case, cost.detect_work(net, batch, element), lambda: ops.detect(*raw, anchors)
+    options = {"objectness_threshold": preset.objectness_threshold, "score_threshold": preset.score_threshold}
+    yield "detect", case, cost.detect_work(net, batch, element), lambda: ops.detect(*raw, anchors, **options)
     offsets = whole.odm_loc if whole.arm_loc is None else whole.arm_loc
     case = f"{batch} x {len(anchors)} anchors"
     yield "refine", case, cost.refine_work(net, batch, element), lambda: ops.refine(anchors, offsets)

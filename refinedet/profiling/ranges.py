@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import nn
 from torch.profiler import record_function
 
-NETWORK = "network"  # the range of the whole network, whose name among its modules is empty
+from refinedet.models import RefineDet
+
+PARTS = ("backbone", "TCB and heads")  # of the network
 
 
 @contextmanager
@@ -28,20 +30,42 @@ def named_range(name: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def layer_ranges(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """In the block every call of a module of ``network`` is a range of its name in ``named_modules``, one in another."""
-    open_ranges: list[ExitStack] = []
+    """In the block every call of a module inside ``network`` is a range of its name in ``named_modules``, one in
+    another."""
+    opened: list[ExitStack] = []
 
     def enter(name: str) -> None:
-        stack = ExitStack()
-        stack.enter_context(named_range(name, device))
-        open_ranges.append(stack)
+        opened.append(ExitStack())
+        opened[-1].enter_context(named_range(name, device))
 
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name or NETWORK: enter(name)))  # type: ignore[misc]
-        handles.append(module.register_forward_hook(lambda *_: open_ranges.pop().close(), always_call=True))
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if name:
+                before = module.register_forward_pre_hook(lambda *_, name=name: enter(name))  # type: ignore[misc]
+                # Ahead of the hooks that are there: a range that was opened last is closed first.
+                after = module.register_forward_hook(lambda *_: opened.pop().close(), prepend=True, always_call=True)
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+        yield
+
+
+@contextmanager
+def around_parts(network: RefineDet, around: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+    """In the block every call of ``network`` runs in two parts, inside of ``around(part)`` for each of `PARTS`."""
+    current = ExitStack()
+
+    def enter(part: str) -> None:
+        current.close()
+        current.enter_context(around(part))
+
+    handles = [
+        network.backbone.register_forward_pre_hook(lambda *_: enter(PARTS[0])),
+        network.backbone.register_forward_hook(lambda *_: enter(PARTS[1])),
+        network.register_forward_hook(lambda *_: current.close()),
+    ]
     try:
         yield
     finally:
+        current.close()
         for handle in handles:
             handle.remove()

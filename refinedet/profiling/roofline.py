@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from refinedet.files import atomic_write
-from refinedet.profiling.ceilings import Ceilings
+from refinedet.profiling.ceilings import Ceilings, Rate
 
 SIZE = (11.0, 7.0)  # inches
 SMALLEST, LARGEST = 4.0, 18.0  # points: diameter of a mark, whose area goes with the time
@@ -28,30 +28,18 @@ _PLAIN = {"text.usetex": False, "svg.fonttype": "none", "svg.hashsalt": "refined
 
 @dataclass(frozen=True)
 class Point:
-    """A call. ``group``: a key of `STYLES`; ``operations`` floating-point ones, ``moved`` bytes."""
+    """A call on the picture; ``group``: a key of `STYLES`."""
 
     name: str
     group: str
-    operations: float
-    moved: float
-    milliseconds: float
-
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.operations / self.moved
-
-    @property
-    def gflops(self) -> float:
-        """Billions of operations per second."""
-        return self.operations / self.milliseconds / 1e6
+    rate: Rate
 
     def text(self, ceilings: Ceilings) -> str:
         """What is shown where the mouse rests on it."""
-        share = ceilings.milliseconds(self.operations, self.moved) / self.milliseconds
+        rate = self.rate
         return (
-            f"{self.name}: {self.milliseconds:.3g} ms, {self.gflops:.3g} GFLOP/s, {self.intensity:.3g} FLOP/byte, "
-            f"{share:.0%} of the ceiling ({ceilings.bound(self.operations, self.moved)})"
+            f"{self.name}: {rate.milliseconds:.3g} ms, {rate.gflops:.3g} GFLOP/s, {rate.intensity:.3g} FLOP/byte, "
+            f"{rate.share(ceilings):.0%} of the ceiling ({rate.bound(ceilings)})"
         )
 
 
@@ -80,17 +68,18 @@ def _mark(number: int) -> str:
 def _draw(points: Sequence[Point], ceilings: Ceilings, title: str) -> Figure:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    low = min([point.intensity for point in points] + [0.1]) / 2
-    high = max([point.intensity for point in points] + [ceilings.compute / ceilings.memories[-1].bandwidth]) * 2
+    low = min([point.rate.intensity for point in points] + [0.1]) / 2
+    high = max([point.rate.intensity for point in points] + [ceilings.compute / ceilings.memories[-1].bandwidth]) * 2
     _draw_ceilings(axes, ceilings, low, high)
-    longest = max(point.milliseconds for point in points)
+    longest = max(point.rate.milliseconds for point in points)
     for number, point in enumerate(points):
         colour, shape = STYLES[point.group]
-        size = SMALLEST + (LARGEST - SMALLEST) * (point.milliseconds / longest) ** 0.5
-        (mark,) = axes.plot(point.intensity, point.gflops, shape, color=colour, markersize=size, alpha=0.6, mew=0.5)
+        place = point.rate.intensity, point.rate.gflops
+        size = SMALLEST + (LARGEST - SMALLEST) * (point.rate.milliseconds / longest) ** 0.5
+        (mark,) = axes.plot(*place, shape, color=colour, markersize=size, alpha=0.6, mew=0.5)
         mark.set_gid(_mark(number))
         if point.group == "operator":
-            axes.annotate(point.name, (point.intensity, point.gflops), xytext=(6, 4), textcoords="offset points")
+            axes.annotate(point.name, place, xytext=(6, 4), textcoords="offset points")
     for group, (colour, shape) in STYLES.items():
         axes.plot([], [], shape, color=colour, label=f"{group}s")
     axes.set(xscale="log", yscale="log", xlim=(low, high), title=title)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from refinedet.files import write_text
 
-LOG_LEVEL = "KINETO_LOG_LEVEL"  # torch's profiler reads it when torch is imported
-SILENT = "99"  # else its starts and stops, and a GPU that is absent, are lines on stderr
 _PRIVATE = ("host_name", "traceName")  # of the machine, not of the model
 
 
