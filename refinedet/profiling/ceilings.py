@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import pairwise
 from math import inf, isinf
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,18 @@ class Ceilings:
     def text(self) -> str:
         """In one line."""
         memories = ", ".join(f"{memory.name} {memory.bandwidth:.1f} GB/s" for memory in self.memories)
-        return (
-            f"ceilings measured here ({self.device}, {self.dtype}, {self.threads} threads): matrix product "
-            f"{self.compute:.1f} GFLOP/s, {memories}"
-        )
+        return f"ceilings measured here, {self.where()}: matrix product {self.compute:.1f} GFLOP/s, {memories}"
+
+    def where(self) -> str:
+        """On what they were measured."""
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.device}{f', {threads}' if self.device == 'cpu' else ''}, {self.dtype}"
 
     def to_json(self) -> dict[str, Any]:
         """Units are in the names; the memory's room is null."""
         memories = [
-            {
-                "name": memory.name,
-                "bytes": None if isinf(memory.room) else memory.room,
-                "gb_per_second": memory.bandwidth,
-            }
-            for memory in self.memories
+            {"name": name, "bytes": None if isinf(room) else room, "gb_per_second": bandwidth}
+            for name, room, bandwidth in map(astuple, self.memories)
         ]
         return {
             "device": self.device,
@@ -115,8 +114,8 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype = torch.float32, s
     """Measure, in some ``seconds`` each, with the threads that torch has here.
 
     Bandwidths are those of STREAM's triad ``a + s * b`` and copy, the better of the two: each value that is read or
-    written counts once, as there; what a write fetches before does not. The best of several runs counts, not the median:
-    it is a ceiling. On a GPU a float32 product may use TF32 where the convolutions may.
+    written counts once, as there; what a write fetches before does not. The best of several runs counts, not the
+    median: it is a ceiling. On a GPU a float32 product may use TF32 where the convolutions may.
     """
     watch = _gpu_seconds if device.type == "cuda" else _cpu_seconds
     caches = _gpu_caches(device) if device.type == "cuda" else _cpu_caches()
@@ -196,5 +195,5 @@ def _gpu_seconds(call: Callable[[], Tensor], seconds: float) -> float:
             mark.record()
             call()
         torch.cuda.synchronize()
-        times += [start.elapsed_time(stop) / 1e3 for start, stop in zip(marks, marks[1:], strict=False)]
+        times += [start.elapsed_time(stop) / 1e3 for start, stop in pairwise(marks)]
     return min(times)

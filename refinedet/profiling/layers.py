@@ -54,7 +54,7 @@ def time_layers(network: nn.Module, images: Tensor, seconds: float = SECONDS) ->
     Passes with and without clocks take turns. The network is to be in eval mode, and warm.
     """
     alone: list[float] = []
-    passes: list[_Clocks] = []
+    passes: list[_Clocks | _GpuClocks] = []
     end = time.perf_counter() + seconds
     with torch.inference_mode(False), torch.no_grad():
         while len(passes) < LEAST_RUNS or (time.perf_counter() < end and len(passes) < MOST_RUNS):
@@ -73,8 +73,8 @@ def _time_pass(network: nn.Module, images: Tensor) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _clock_pass(network: nn.Module, images: Tensor) -> _Clocks:
-    clocks = _GpuClocks() if images.device.type == "cuda" else _Clocks()
+def _clock_pass(network: nn.Module, images: Tensor) -> _Clocks | _GpuClocks:
+    clocks: _Clocks | _GpuClocks = _GpuClocks() if images.device.type == "cuda" else _Clocks()
     with clocks.following(network), clocks:
         network(images, by_level=True)
     return clocks

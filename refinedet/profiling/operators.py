@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from refinedet import ops
+from refinedet.inference.selection import select
 from refinedet.ops.reference import portable
 from refinedet.presets import Preset
 from refinedet.profiling import cost
 from refinedet.profiling.ceilings import Rate
+from refinedet.protocols import Thresholds
 from refinedet.records import LevelOutput
 
 LEAST_RUNS = 5
@@ -53,8 +55,8 @@ def _calls(raw: LevelOutput, anchors: Tensor, preset: Preset) -> Iterator[tuple[
     whole = raw.concatenate()
     net = _network(raw, len(anchors), preset)
     case = f"{batch} x {len(anchors)} anchors, {net.classes} classes, {net.survivors:.1%} survive"
-    options = {"objectness_threshold": preset.objectness_threshold, "score_threshold": preset.score_threshold}
-    yield "detect", case, cost.detect_work(net, batch, element), lambda: ops.detect(*raw, anchors, **options)
+    thresholds = Thresholds.of(preset)
+    yield "detect", case, cost.detect_work(net, batch, element), lambda: select(raw, anchors, preset, thresholds)
     offsets = whole.odm_loc if whole.arm_loc is None else whole.arm_loc
     case = f"{batch} x {len(anchors)} anchors"
     yield "refine", case, cost.refine_work(net, batch, element), lambda: ops.refine(anchors, offsets)
@@ -109,7 +111,7 @@ def _time(call: Call, device: torch.device) -> float:
         call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        return float(start.elapsed_time(end))
     began = time.perf_counter()
     call()
     return (time.perf_counter() - began) * 1e3

@@ -71,12 +71,12 @@ class Profile:
         height, width = self.size
         weights = " (random weights)" if self.random_weights else ""
         return (
-            f"{printable(self.model)}{weights}, input {height} x {width}, {self.parameters / 1e6:.2f} M parameters; calls "
-            f"with {self.batch} of {self.images}\n{self.machine.text()}"
+            f"{printable(self.model)}{weights}, input {height} x {width}, {self.parameters / 1e6:.2f} M parameters\n"
+            f"calls with {self.batch} of {self.images}\n{self.machine.text()}"
         )
 
     def tables(self, order: str) -> list[Table]:
-        """Stages, layers (sorted as ``order``, of `refinedet.choices.LAYER_ORDERS`), operators and, on a GPU, kernels."""
+        """Stages, layers (by ``order``, one of `refinedet.choices.LAYER_ORDERS`), operators and, on a GPU, kernels."""
         kernels = self.trace.kernels()
         tables = [self._stage_table(), self._layer_table(order), self._operator_table()]
         return [*tables, _kernel_table(kernels)] if kernels else tables
@@ -132,9 +132,7 @@ class Profile:
         }
 
     def _title(self) -> str:
-        ceilings = self.ceilings
-        on = self.machine.device if self.machine.driver else f"{self.machine.cpu}, {ceilings.threads} threads"
-        return f"{on}, {ceilings.dtype}"
+        return f"{self.machine.cpu if self.machine.driver is None else self.machine.device}: {self.ceilings.where()}"
 
     def _gflop(self) -> float:
         return sum(timed.layer.flop for timed in self.network.layers) / 1e9

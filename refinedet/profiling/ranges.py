@@ -41,7 +41,7 @@ def layer_ranges(network: nn.Module, device: torch.device) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             if name:
-                before = module.register_forward_pre_hook(lambda *_, name=name: enter(name))  # type: ignore[misc]
+                before = module.register_forward_pre_hook(lambda *_, name=name: enter(name))
                 # Ahead of the hooks that are there: a range that was opened last is closed first.
                 after = module.register_forward_hook(lambda *_: opened.pop().close(), prepend=True, always_call=True)
                 hooks.callback(before.remove)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ SIZE = (11.0, 7.0)  # inches
 SMALLEST, LARGEST = 4.0, 18.0  # points: diameter of a mark, whose area goes with the time
 STYLES = {"layer": ("tab:blue", "o"), "operator": ("tab:red", "D")}
 # Whatever the user's matplotlibrc says. In a page text stays text.
-_PLAIN = {"text.usetex": False, "svg.fonttype": "none", "svg.hashsalt": "refinedet"}
+_PLAIN: Any = {"text.usetex": False, "svg.fonttype": "none", "svg.hashsalt": "refinedet"}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,9 +20,7 @@ from refinedet.profiling.trace import Memory, Trace, record
 WARM_UP = 2
 LEAST_CALLS, MOST_CALLS = 5, 50
 SECONDS = 5.0
-SHOWN = tuple(each for stage in STAGES for each in (PARTS if stage == "network" else (stage,))) + ("draw",)
-
-Around = Callable[[str], AbstractContextManager[object]]
+SHOWN = tuple(part for stage in (*STAGES, "draw") for part in (PARTS if stage == "network" else (stage,)))
 
 
 class Peaks(NamedTuple):

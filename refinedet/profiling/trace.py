@@ -34,8 +34,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that torch allocated during a range: ``peak``, the most at a time, and ``held``, those that outlive it; both
-    above what was allocated when it began."""
+    """Bytes that torch allocated during a range: ``peak``, the most at a time, and ``held``, those that outlive it;
+    both above what was allocated when it began."""
 
     peak: int
     held: int
