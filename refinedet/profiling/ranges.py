@@ -42,7 +42,7 @@ def layer_ranges(network: nn.Module, device: torch.device) -> Iterator[None]:
         for name, module in network.named_modules():
             if name:
                 before = module.register_forward_pre_hook(lambda *_, name=name: enter(name))
-                # Ahead of the hooks that are there: a range that was opened last is closed first.
+                # A range that was opened last is closed first: before the hooks that are there.
                 after = module.register_forward_hook(lambda *_: opened.pop().close(), prepend=True, always_call=True)
                 hooks.callback(before.remove)
                 hooks.callback(after.remove)
@@ -59,7 +59,9 @@ def around_parts(network: RefineDet, around: Callable[[str], AbstractContextMana
         current.enter_context(around(part))
 
     handles = [
-        network.backbone.register_forward_pre_hook(lambda *_: enter(PARTS[0])),
+        network.backbone.register_forward_pre_hook(
+            lambda *_: enter(PARTS[0]), prepend=True
+        ),  # before the ranges' hooks
         network.backbone.register_forward_hook(lambda *_: enter(PARTS[1])),
         network.register_forward_hook(lambda *_: current.close()),
     ]
