@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refinedet.commands.options import add_json, deliver, speaker
-from refinedet.errors import printable, shorten, show
+from refinedet.commands.options import add_json, deliver, size, speaker
+from refinedet.errors import printable, shorten
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
@@ -40,7 +39,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--size",
-        type=_size,
+        type=size,
         metavar="N",
         help="side of the network's input in pixels, or HEIGHTxWIDTH (default: what the file or its name tells)",
     )
@@ -102,10 +101,3 @@ def document(found: Conversion) -> dict[str, Any]:
         "ignored_layers": list(found.ignored),
         "values": found.values,
     }
-
-
-def _size(text: str) -> tuple[int, int]:
-    matched = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
-    if matched is None:
-        raise argparse.ArgumentTypeError(f"{show(text)} is no size; give 320, or a height and a width such as 320x512")
-    return int(matched[1]), int(matched[2] or matched[1])

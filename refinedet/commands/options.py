@@ -32,7 +32,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     """``--batch-size``, of images without training."""
-    parser.add_argument("--batch-size", metavar="N", type=_positive, default=8, help="images at a time (default: 8)")
+    parser.add_argument("--batch-size", metavar="N", type=positive, default=8, help="images at a time (default: 8)")
 
 
 def add_protocol(parser: argparse.ArgumentParser) -> None:
@@ -106,10 +106,19 @@ def deliver(arguments: argparse.Namespace, document: Any) -> None:
         write_text(arguments.json, text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, as an argument's type."""
     if not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"{show(text)} is not a whole number from 1 to 999999")
     return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, as an argument's type."""
+    matched = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    if matched is None:
+        raise argparse.ArgumentTypeError(f"{show(text)} is no size; give 320, or a height and a width such as 320x512")
+    return int(matched[1]), int(matched[2] or matched[1])
 
 
 def _device(text: str) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet.choices import LAYER_ORDERS
-from refinedet.commands.convert import _size
-from refinedet.commands.options import _positive, add_device, add_json, deliver, noter, speaker
+from refinedet.commands.options import add_device, add_json, deliver, noter, positive, size, speaker
 from refinedet.errors import printable
 from refinedet.progress import show_progress
 
@@ -36,11 +35,11 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--size",
-        type=_size,
+        type=size,
         metavar="N",
         help="side of the network's input in pixels, or HEIGHTxWIDTH (default: the checkpoint's, else 320)",
     )
-    parser.add_argument("--batch", metavar="N", type=_positive, default=1, help="images of a call (default: 1)")
+    parser.add_argument("--batch", metavar="N", type=positive, default=1, help="images of a call (default: 1)")
     parser.add_argument(
         "--sort",
         choices=LAYER_ORDERS,

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+Module = TypeVar("Module", bound=nn.Module)
 Seconds: TypeAlias = dict[str, float]  # by stage
 
 STAGES = ("decode", "prepare", "upload", "network", "detect", "download")
@@ -66,6 +68,22 @@ def timed_module(seconds: Seconds, stage: str, module: nn.Module, device: torch.
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def noted_calls(kind: type[Module]) -> Iterator[list[Module]]:
+    """Yields a list to which every module of that kind that is called in the block is added."""
+    called: list[Module] = []
+
+    def note(module: nn.Module, _: object) -> None:
+        if isinstance(module, kind):
+            called.append(module)
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield called
+    finally:
+        handle.remove()
 
 
 def wait_for(device: torch.device | None) -> None:

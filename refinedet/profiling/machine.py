@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _CPU_INFO, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")  # of Linux
+_MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
 
 
@@ -36,6 +37,7 @@ class Machine:
     cuda: str | None  # version that torch was built for
     cudnn: str | None
     driver: str | None
+    load_average: float | None  # of the last minute: processes that wanted to run
 
     def text(self) -> str:
         """In two lines."""
@@ -71,6 +73,7 @@ def describe(device: torch.device) -> Machine:
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(torch.backends.cudnn.version()) if on_gpu else None,
         driver=_driver() if on_gpu else None,
+        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
 
 
@@ -78,6 +81,17 @@ def cpu_name() -> str:
     """The processor's model."""
     found = re.search(r"^model name\s*:\s*(.*)$", _read(_CPU_INFO), re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take without swapping, by the machine and its control group; None where nothing
+    tells."""
+    free = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(_MEMORY), re.MULTILINE)
+    if free is None:
+        return None
+    limit, used = _read(_GROUP / "memory.max").strip(), _read(_GROUP / "memory.current").strip()
+    group = int(limit) - int(used) if limit.isdigit() and used.isdigit() else int(free[1]) * 1024
+    return max(0, min(int(free[1]) * 1024, group))
 
 
 def _instructions() -> tuple[str, ...]:

@@ -84,11 +84,11 @@ def open_photographs(paths: Sequence[Path] = ()) -> Photographs:
     Raises DataError for a file that cannot be read or decoded.
     """
     if paths:
-        photographs = _read(paths[:MOST_IMAGES], "own images")
+        photographs = _read(paths[:MOST_IMAGES], "own")
     elif EXAMPLES.is_dir():
-        photographs = _read(list_images(EXAMPLES), "photographs of blood cells, the shipped model's examples")
+        photographs = _read(list_images(EXAMPLES), "examples of the shipped model, photographs of blood cells")
     else:
-        photographs = Photographs((_synthesize(),), ("synthetic image",), "1 synthetic image")
+        photographs = Photographs((_synthesize(),), ("synthetic image",), "1, synthetic")
     shapes = [photographs.decode(index).shape for index in range(len(photographs.files))]
     sizes = {f"{width}x{height}" for height, width, _ in shapes}
     shown = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes"

@@ -216,10 +216,9 @@ def profile(
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Profile:
     """Measure a detector where it is; ``on_step`` is told which of `STEPS` comes next."""
-    device, network = detector.device, detector.network
-    pipeline = Pipeline(detector, photographs, batch)
     on_step("trace")
-    pipeline({})  # what is made in the first call is none of the model's
+    device = detector.device
+    pipeline = Pipeline(detector, photographs, batch)
     trace = trace_call(pipeline)
     on_step("stages")
     stages = profile_stages(pipeline, trace)
@@ -227,13 +226,13 @@ def profile(
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
     inputs = inputs.to(device, detector.dtype)
-    with eval_mode(network):
-        times = time_layers(network, inputs)
+    with eval_mode(pipeline.network):
+        times = time_layers(pipeline.network, inputs)
     on_step("operators")
-    operators = list(time_operators(detector.run(inputs), network.anchors, detector.preset))
+    operators = list(time_operators(detector.run(inputs), detector.network.anchors, detector.preset))
     on_step("ceilings")
     ceilings = measure_ceilings(device, detector.dtype)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    parameters = sum(parameter.numel() for parameter in detector.network.parameters())
     return Profile(
         model, random_weights, detector.size, batch, photographs.what, parameters, describe(device), ceilings, stages,
         times, operators, trace,

@@ -10,8 +10,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from refinedet.models import RefineDet
-
-PARTS = ("backbone", "TCB and heads")  # of the network
+from refinedet.profiling.speed import PARTS
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_help_and_version_are_quick_and_need_no_torch():
         assert float(done.stdout.splitlines()[-1]) < 0.5
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "detect", "convert", "doctor"])
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "detect", "convert", "benchmark", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
@@ -109,7 +109,7 @@ def test_from_the_shell_train_evaluate_detect(tmp_path, voc):
     found = run("detect", result["checkpoint"], voc / "JPEGImages", "--out", tmp_path / "drawn", "--score-threshold", 0)
     assert found.returncode == 0, found.stderr
     assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 8
-    assert "8 images in" in found.stdout
+    assert "8 images, all in the first call" in found.stdout
 
 
 def test_a_folder_is_detected_in_batches_and_drawn(fixed, photos, tmp_path, capsys):
@@ -206,7 +206,7 @@ def test_quiet_leaves_results_and_errors(fixed, photos, tmp_path, capsys, monkey
 
 
 def test_every_verb_is_quiet(capsys):
-    for verb in ("prepare", "train", "evaluate", "detect", "convert", "doctor"):
+    for verb in ("prepare", "train", "evaluate", "detect", "convert", "benchmark", "doctor"):
         with pytest.raises(SystemExit):
             cli.main([verb, "--help"])
         assert "--quiet" in capsys.readouterr().out

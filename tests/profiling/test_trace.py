@@ -10,8 +10,9 @@ from torch import nn
 
 from refinedet.models.layers import L2Norm
 from refinedet.profiling.model import open_photographs
-from refinedet.profiling.ranges import PARTS, layer_ranges, named_range
-from refinedet.profiling.stages import SHOWN, Pipeline, profile_stages, trace_call
+from refinedet.profiling.ranges import layer_ranges, named_range
+from refinedet.profiling.speed import PARTS, SPLIT
+from refinedet.profiling.stages import Pipeline, profile_stages, trace_call
 from refinedet.profiling.trace import Kernel, Memory, Trace, record
 
 CPU = torch.device("cpu")
@@ -67,16 +68,16 @@ def test_ranges_of_one_thread_are_nested(trace: Trace) -> None:
 
 def test_every_stage_and_layer_has_its_range(trace: Trace, pipeline: Pipeline) -> None:
     found = ranges(trace)
-    network = pipeline.detector.network
+    network = pipeline.network
     layers = [
         name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, L2Norm))
     ]
-    assert {*SHOWN, "network", *layers} <= found.keys()
+    assert {*SPLIT, "network", *layers} <= found.keys()
     for part in PARTS:
         assert found["network"][0] <= found[part][0] <= found[part][1] <= found["network"][1]
     assert found["backbone.features.0"][1] <= found["backbone"][1] <= found["TCB and heads"][0]
     assert found["tcb.lateral1.3.conv"][0] >= found["TCB and heads"][0]
-    order = [found[stage][0] for stage in SHOWN]
+    order = [found[stage][0] for stage in SPLIT]
     assert order == sorted(order)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
@@ -90,7 +91,7 @@ def test_operations_lie_in_the_range_of_their_layer(trace: Trace) -> None:
 
 def test_stages_have_time_and_memory(pipeline: Pipeline, trace: Trace) -> None:
     stages = {stage.name: stage for stage in profile_stages(pipeline, trace, seconds=0)}
-    assert list(stages) == list(SHOWN)
+    assert list(stages) == list(SPLIT)
     assert all(stage.milliseconds > 0 for stage in stages.values())
     images = 2 * 3 * 64 * 64 * 4
     assert stages["prepare"].allocated.peak >= images

@@ -1,0 +1,170 @@
+"""``refinedet benchmark``: images per second of a model, and where the time goes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refinedet.choices import SIZE_STEP
+from refinedet.commands.options import add_device, add_json, deliver, noter, positive, size, speaker
+from refinedet.errors import InputError, printable, show
+from refinedet.progress import SHORT, show_progress
+
+if TYPE_CHECKING:
+    from refinedet.commands.options import Commands
+    from refinedet.interrupt import StopRequest
+    from refinedet.profiling.speed_report import Report
+
+SECONDS = 40  # of measuring; loading comes on top
+BATCHES = (1, 8)
+DTYPES = ("float32", "float16", "bfloat16")
+PAGE = "benchmark.html"
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the parser of this verb."""
+    parser = commands.add_parser(
+        "benchmark",
+        help="measure images per second of a model, and where the time goes",
+        description="Measure a model on this machine: images per second, p50, p90 and p99 of a call, the stages, cold "
+        "and warm, parameters, GFLOP and peak memory, beside the paper's numbers. What each number counts is said "
+        "below the table. Ctrl-C ends with what is measured so far.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a .safetensors file, a shipped checkpoint's name, or a network with random weights: vgg16, resnet101, "
+        "squeezenet, timm:NAME",
+    )
+    parser.add_argument(
+        "--batch", metavar="N[,N...]", type=_batches, default=BATCHES, help="batch sizes, in turn (default: 1,8)"
+    )
+    parser.add_argument(
+        "--size",
+        metavar="N",
+        type=size,
+        help=f"side of the network's input in pixels, or HEIGHTxWIDTH, multiples of {SIZE_STEP} (default: the "
+        "checkpoint's; without weights 320)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="N",
+        type=positive,
+        help="of a network with random weights, no background (default: 20)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the network (default: float32)")
+    add_device(parser)
+    parser.add_argument("--threads", metavar="N", type=positive, help="of the CPU (default: as torch chooses)")
+    parser.add_argument(
+        "--images",
+        metavar="IMAGE|FOLDER",
+        nargs="+",
+        help="photographs to measure with, the first 64; how many objects they have matters (default: the examples in "
+        "the repository, else a synthetic image)",
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", type=positive, default=SECONDS, help=f"time for measuring (default: {SECONDS})"
+    )
+    add_json(parser)
+    parser.add_argument(
+        "--html",
+        metavar="FILE.html",
+        nargs="?",
+        const=PAGE,
+        type=_html_file,
+        help=f"also as a page with pictures, whole in one file (default: {PAGE})",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, tell, and write what was asked for; an interrupt ends the measuring, not the telling."""
+    say, note = speaker(arguments), noter(arguments)
+    start = time.perf_counter()
+    from refinedet.files import write_text
+    from refinedet.interrupt import stop_on_interrupt
+    from refinedet.profiling.speed_page import page
+    from refinedet.profiling.speed_report import CONVENTIONS
+
+    imported = time.perf_counter() - start
+    with stop_on_interrupt() as stop:
+        report = _measure(arguments, imported, stop)
+    try:
+        say(report.text())
+        note("")
+        for name, text in CONVENTIONS.items():
+            note(f"{name}: {text}")
+        if arguments.html is not None:
+            write_text(arguments.html, page(report))
+            note(f"Page: {printable(arguments.html)}")
+    finally:
+        deliver(arguments, report.document())
+    stop.obey("interrupted; the numbers are of the calls until then")
+    return 1 if any(each.error for each in report.batches) else 0
+
+
+def _measure(arguments: argparse.Namespace, imported: float, stop: StopRequest) -> Report:
+    import torch
+
+    from refinedet.inference.timing import wait_for
+    from refinedet.ops.devices import choose_device
+    from refinedet.profiling.machine import describe
+    from refinedet.profiling.model import open_detector, open_photographs
+    from refinedet.profiling.resident import PeakMemory
+    from refinedet.profiling.speed import measure_batches
+    from refinedet.profiling.speed_report import Report, describe_model
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    device = choose_device(arguments.device)
+    machine = describe(device)
+    photographs = open_photographs(_find_photographs(arguments.images))
+    resident = PeakMemory(device).resident()
+    with stop.at_once():
+        start = time.perf_counter()
+        detector, random = open_detector(arguments.model, arguments.size, arguments.classes)
+        detector.to(device, getattr(torch, arguments.dtype))
+        wait_for(device)
+        loaded = time.perf_counter() - start
+        model = describe_model(arguments.model, detector, random)
+    with show_progress("measuring", "call", None, delay=SHORT) as bar:
+
+        def tell(what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update()
+
+        measured = measure_batches(
+            detector,
+            photographs,
+            arguments.batch,
+            arguments.seconds,
+            bytes_per_image=model.largest_layer_bytes if device.type == "cpu" else 0,
+            on_call=tell,
+            stop=lambda: stop.made,
+        )
+    return Report(model, machine, photographs.what, imported, loaded, resident, measured)
+
+
+def _find_photographs(given: list[str] | None) -> list[Path]:
+    from refinedet.commands.inputs import find_inputs
+
+    images, videos = find_inputs(given or [])
+    if videos:
+        raise InputError(f"--images {printable(videos[0])} is a video; give photographs")
+    return images
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    sizes = [positive(part) for part in text.split(",")]
+    if len(set(sizes)) < len(sizes):
+        raise argparse.ArgumentTypeError(f"{show(text)} has a size twice")
+    return tuple(sizes)
+
+
+def _html_file(text: str) -> str:
+    """The suffix is required: `--html bccd` must not take the model for a file."""
+    if not text.endswith(".html"):
+        raise argparse.ArgumentTypeError(f"{show(text)} does not end in .html; give MODEL before --html")
+    return text
