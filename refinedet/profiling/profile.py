@@ -225,7 +225,7 @@ def profile(
     on_step("layers")
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
-    inputs = inputs.to(device, detector.dtype)
+    inputs = inputs.to(device, detector.dtype, memory_format=detector.network.backbone.memory_format)
     with eval_mode(pipeline.network):
         times = time_layers(pipeline.network, inputs)
     on_step("operators")

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from refinedet.files import atomic_write
 from refinedet.profiling.ceilings import Ceilings, Rate
@@ -67,8 +68,8 @@ def _mark(number: int) -> str:
 
 
 def _draw(points: Sequence[Point], ceilings: Ceilings, title: str) -> Figure:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_axes((0.07, 0.08, 0.91, 0.87))
     low = min([point.rate.intensity for point in points] + [0.1]) / 2
     high = max([point.rate.intensity for point in points] + [ceilings.compute / ceilings.memories[-1].bandwidth]) * 2
     _draw_ceilings(axes, ceilings, low, high)
@@ -87,7 +88,8 @@ def _draw(points: Sequence[Point], ceilings: Ceilings, title: str) -> Figure:
     axes.set(xlabel="operations per byte", ylabel="GFLOP/s (a mark's area goes with its time)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
-    axes.grid(which="both", alpha=0.2)
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     return figure
 
