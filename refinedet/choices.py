@@ -29,6 +29,10 @@ BACKBONES = ("vgg16", "resnet101", "squeezenet")
 
 TIMM = "timm:"
 
+LAYER_ORDERS = ("time", "flop", "bytes", "rate", "run")
+"""How a profile's layers are sorted: the longest, the most operations, the most bytes or the slowest first; or as they
+run."""
+
 SIZE_STEP = 64
 """Both sides of a network's input are multiples of it, in pixels: the stride of the coarsest level (spec section 2)."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -19,6 +20,10 @@ STAGES = ("decode", "prepare", "upload", "network", "detect", "download")
 to boxes in pixels; move back, and name the classes. The first is that of who has the files; `Detector.detect_batch`
 does the others."""
 
+_around: ContextVar[Callable[[str], AbstractContextManager[object]]] = ContextVar(
+    "around", default=lambda stage: nullcontext()
+)
+
 
 @contextmanager
 def timed(seconds: Seconds | None, stage: str, device: torch.device | None = None) -> Iterator[None]:
@@ -28,9 +33,20 @@ def timed(seconds: Seconds | None, stage: str, device: torch.device | None = Non
         yield
         return
     start = time.perf_counter()
-    yield
-    wait_for(device)
+    with _around.get()(stage):
+        yield
+        wait_for(device)
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def around_stages(around: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+    """In the block every stage that is `timed` runs inside of ``around(stage)``: a profiler's range."""
+    token = _around.set(around)
+    try:
+        yield
+    finally:
+        _around.reset(token)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 WARP = 32
 EXPONENTIAL = 40  # float32 operations
@@ -23,6 +23,7 @@ PAIR = 25  # intersection, union, comparison
 
 ROW = 36  # bytes of a row of detect: box, score, label, index
 KEY = 8
+TRUTHS = 8  # ground truths of an image
 TYPES = {4: "", 2: "float16, "}  # element size -> in the name of a counted case
 BATCHES = (1, 32)  # that are counted
 COPY = 1350  # cycles of a block of torch.cat: two accesses to DRAM that depend on each other, 150 of arithmetic
@@ -69,14 +70,28 @@ class Kernel:
         return max(latency, _memory(self.moved, device), issue)
 
 
+class Work(NamedTuple):
+    """What a call of an operator needs, wherever it runs."""
+
+    minimum: float  # bytes: inputs that have to be looked at, outputs
+    operations: float  # float32 operations
+
+
 @dataclass(frozen=True)
 class Cost:
     """One call of an operator."""
 
-    minimum: float  # bytes: inputs that have to be looked at, outputs
-    operations: float  # float32 operations that the result needs
+    work: Work
     kernels: tuple[Kernel, ...]
     syncs: int = 0  # times the host waits
+
+    @property
+    def minimum(self) -> float:
+        return self.work.minimum
+
+    @property
+    def operations(self) -> float:
+        return self.work.operations
 
     @property
     def launches(self) -> int:
@@ -165,19 +180,20 @@ def _with_anchors_of(net: Network) -> Network:
 # --- The operators ----------------------------------------------------------------------------------------------------
 
 
-def detect(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """docs/kernels/detect.md derives minimum and operations."""
+def detect_work(net: Network, batch: int, element: int = 4) -> Work:
+    """docs/kernels/detect.md derives it."""
     anchors, classes = net.anchors, net.classes
     survivors = anchors * net.survivors
     pairs = survivors * net.pairs
     read = 2 * element * anchors + (8 * element + classes * element + 16) * survivors
     score = EXPONENTIAL * anchors + survivors * (2 * DECODE + (EXPONENTIAL + 4) * classes)
-    memset = Kernel("memset", moved=4 * batch * classes)
-    return Cost(
-        minimum=batch * (read + ROW * 500 + 8),
-        operations=batch * (score + PAIR * pairs * min(pairs, 64)),
-        kernels=(memset, *_of_network("detect", net, batch, TYPES[element])),
-    )
+    return Work(batch * (read + ROW * 500 + 8), batch * (score + PAIR * pairs * min(pairs, 64)))
+
+
+def detect(net: Network, batch: int, *, element: int = 4) -> Cost:
+    memset = Kernel("memset", moved=4 * batch * net.classes)
+    kernels = memset, *_of_network("detect", net, batch, TYPES[element])
+    return Cost(detect_work(net, batch, element), kernels)
 
 
 def concatenation(net: Network, batch: int, *, element: int = 4) -> Cost:
@@ -187,38 +203,40 @@ def concatenation(net: Network, batch: int, *, element: int = 4) -> Cost:
         Kernel("torch.cat", ceil(copied / 4096), chain=COPY, moved=2 * copied)
         for copied in (batch * net.anchors * element * values for values in (4, 2, 4, net.classes))
     )
-    return Cost(minimum=sum(kernel.moved for kernel in kernels), operations=0, kernels=kernels)
+    return Cost(Work(sum(kernel.moved for kernel in kernels), operations=0), kernels)
+
+
+def refine_work(net: Network, batch: int, element: int = 4) -> Work:
+    """docs/kernels/refine.md derives it."""
+    rows = batch * net.anchors
+    return Work((4 * element + 16) * rows + 16 * net.anchors, rows * DECODE)
 
 
 def refine(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """docs/kernels/refine.md derives minimum and operations."""
-    rows = batch * net.anchors
-    return Cost(
-        minimum=(4 * element + 16) * rows + 16 * net.anchors,
-        operations=rows * DECODE,
-        kernels=_of_network("refine", _with_anchors_of(net), batch, TYPES[element]),
-    )
+    kernels = _of_network("refine", _with_anchors_of(net), batch, TYPES[element])
+    return Cost(refine_work(net, batch, element), kernels)
+
+
+def match_work(net: Network, batch: int) -> Work:
+    """Of `TRUTHS` per image."""
+    rows, boxes = batch * net.anchors, batch * TRUTHS
+    return Work(16 * net.anchors + (16 + 8) * boxes + 36 * rows, rows * (PAIR * TRUTHS * net.touch + 40))
 
 
 def match(net: Network, batch: int) -> Cost:
-    """Eight ground truths per image."""
-    truths = 8
-    rows, boxes = batch * net.anchors, batch * truths
-    return Cost(
-        minimum=16 * net.anchors + (16 + 8) * boxes + 36 * rows,
-        operations=rows * (PAIR * truths * net.touch + 40),
-        kernels=(Kernel("memset", moved=KEY * boxes), *_of_network("match", _with_anchors_of(net), batch)),
-    )
+    memset = Kernel("memset", moved=KEY * batch * TRUTHS)
+    return Cost(match_work(net, batch), (memset, *_of_network("match", _with_anchors_of(net), batch)))
+
+
+def mine_work(net: Network, batch: int, element: int = 4) -> Work:
+    """From logits, every anchor eligible: the first steps of training, the costliest case."""
+    rows = batch * net.anchors
+    return Work(rows * (8 + 4 + 4 + net.classes * element + 1), rows * net.classes * (EXPONENTIAL + 3))
 
 
 def mine(net: Network, batch: int, *, element: int = 4) -> Cost:
-    """From logits, every anchor eligible: the first steps of training, the costliest case."""
-    rows = batch * net.anchors
-    return Cost(
-        minimum=rows * (8 + 4 + 4 + net.classes * element + 1),
-        operations=rows * net.classes * (EXPONENTIAL + 3),
-        kernels=(Kernel("memset", moved=8 * batch), *_of_network("mine", net, batch, TYPES[element])),
-    )
+    memset = Kernel("memset", moved=8 * batch)
+    return Cost(mine_work(net, batch, element), (memset, *_of_network("mine", net, batch, TYPES[element])))
 
 
 def nms(boxes: int) -> Cost:
@@ -229,12 +247,7 @@ def nms(boxes: int) -> Cost:
     entry = _of_boxes("nms", boxes)
     bands = [min(4096, boxes - first) for first in range(0, boxes, 4096)]
     pairs = sum(band * (band + 64) / 2 for band in bands)
-    return Cost(
-        minimum=boxes * (16 + 20) + KEY * entry["kept"],
-        operations=PAIR * pairs,
-        kernels=_kernels(entry),
-        syncs=1,
-    )
+    return Cost(Work(boxes * (16 + 20) + KEY * entry["kept"], PAIR * pairs), _kernels(entry), syncs=1)
 
 
 def soft_nms(boxes: int) -> Cost:
@@ -242,11 +255,9 @@ def soft_nms(boxes: int) -> Cost:
 
     Raises ValueError for a number that was not counted.
     """
-    return Cost(
-        minimum=boxes * (16 + 4 + 8 + 4),
-        operations=PAIR * boxes * boxes / 40,  # nearly all boxes are picked, and meet half of their class
-        kernels=_kernels(_of_boxes("soft_nms", boxes)),
-    )
+    # Nearly all boxes are picked, and meet half of their class.
+    work = Work(boxes * (16 + 4 + 8 + 4), PAIR * boxes * boxes / 40)
+    return Cost(work, _kernels(_of_boxes("soft_nms", boxes)))
 
 
 def vote(boxes: int) -> Cost:
@@ -255,11 +266,9 @@ def vote(boxes: int) -> Cost:
     Raises ValueError for a number that was not counted.
     """
     entry = _of_boxes("vote", boxes)
-    return Cost(
-        minimum=boxes * (16 + 4 + 8 + 16 + 20),
-        operations=PAIR * boxes * entry["kept"] / 40 + 10 * boxes,  # a box meets half of the tops of its class
-        kernels=_kernels(entry),
-    )
+    # A box meets half of the tops of its class.
+    work = Work(boxes * (16 + 4 + 8 + 16 + 20), PAIR * boxes * entry["kept"] / 40 + 10 * boxes)
+    return Cost(work, _kernels(entry))
 
 
 def _of_boxes(operator: str, boxes: int) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from refinedet.inference.detector import eval_mode
 
+_FUSED = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_transpose_pointwise")  # oneDNN's, unknown to torch's
+_WINOGRAD = "refinedet::winograd"  # a 3x3 convolution of [B,H,W,C]
 _UNMOVED = "_unsafe_view"  # torch does not declare this one a view
 
 
@@ -49,7 +51,7 @@ def list_layers(network: nn.Module, size: tuple[int, int], batch: int = 1) -> li
     ``size``: height and width in pixels of ``batch`` images [batch,3,H,W] in the dtype of the network's weights, whose
     device does not matter. Views, which move nothing, are left out. The network stays as it is.
     """
-    counter = _Counter()
+    counter = Counter()
     with eval_mode(network), torch.inference_mode(False), torch.no_grad():
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         without_values = {name: tensor.to("meta") for name, tensor in tensors.items()}
@@ -64,7 +66,7 @@ def gigaflop(layers: list[Layer]) -> float:
     return sum(layer.flop for layer in layers) / 1e9
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Notes every operation in its block, under the module of a `following` network that calls it."""
 
     def __init__(self) -> None:
@@ -92,27 +94,40 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func is torch.ops.aten.convolution.default and any(map(_is_channels_last, args[:2])):
+        result = self.run(func, args, kwargs)
+        if func is torch.ops.aten.convolution.default and result.is_meta and any(map(_is_channels_last, args[:2])):
             result = result.to(memory_format=torch.channels_last)  # as on the CPU and on CUDA; meta tensors forget it
         if not _is_view(func):
-            self._note(func, args, kwargs, result)
+            self.note(func, args, kwargs, result)
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Carry an operation out."""
+        return func(*args, **kwargs)
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         written = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         read = {id(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         name = self._calls[-1] if self._calls else ""
-        formula = flop_registry.get(func._overloadpacket)
         layer = Layer(
             name,
             func._overloadpacket.__name__,
             tuple(written[0].shape) if written else (),
-            int(formula(*args, **kwargs, out_val=result)) if formula else 0,
+            _flop(func, args, kwargs, result),
             self._parameters.pop(name, 0),
             sum(map(_bytes, read.values())) + sum(map(_bytes, written)),
         )
         self.layers.append(layer)
+
+
+def _flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    if func._schema.name == _WINOGRAD:  # as if it computed all products, and not a quarter of them
+        return 2 * 9 * args[0].shape[-1] * int(result.numel())
+    if func._schema.name in _FUSED:
+        weights = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == "W")
+        return int(conv_flop_count(args[0].shape, args[weights].shape, result.shape, "transpose" in func._schema.name))
+    formula = flop_registry.get(func._overloadpacket)
+    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
 def _is_view(func: Any) -> bool:
@@ -129,4 +144,6 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> int:
     """Of the values; those that are repeated by broadcasting count once."""
+    if tensor.layout is not torch.strided:  # oneDNN's, of weights in the order that it reads them in
+        return tensor.numel() * tensor.element_size()
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -49,7 +49,7 @@ def test_noise_averages_out() -> None:
 
 def test_what_nothing_depends_on_stays() -> None:
     """With launches alone in the measurements, neither clock nor issue can be told."""
-    call = cost.Cost(minimum=1, operations=0, kernels=(cost.Kernel("memset"),))
+    call = cost.Cost(cost.Work(1, 0), (cost.Kernel("memset"),))
     fitted = fit(H100, [Measurement(str(i), call, 4.0) for i in range(3)])
     assert fitted.launch == pytest.approx(4.0, rel=0.01)
     assert (fitted.clock, fitted.issue) == pytest.approx((H100.clock, H100.issue))

@@ -1,0 +1,110 @@
+"""Time and memory of every stage between files and annotated copies."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from refinedet.inference.detector import Detector
+from refinedet.inference.draw import draw
+from refinedet.inference.timing import Seconds, around_stages, noted_calls, timed
+from refinedet.models import RefineDet
+from refinedet.profiling.model import Photographs
+from refinedet.profiling.ranges import around_parts, layer_ranges, named_range
+from refinedet.profiling.resident import PeakMemory
+from refinedet.profiling.speed import DRAWN, SPLIT
+from refinedet.profiling.trace import Memory, Trace, record
+
+WARM_UP = 2
+LEAST_CALLS, MOST_CALLS = 5, 50
+SECONDS = 5.0
+
+
+class Peaks(NamedTuple):
+    """Bytes of the process and of the GPU; None where there is none or nothing tells it."""
+
+    resident: int | None
+    on_gpu: int | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Median ``milliseconds`` of a call, and the memory of one call: what torch allocated on the device, and peaks."""
+
+    name: str
+    milliseconds: float
+    allocated: Memory
+    peaks: Peaks
+
+
+class Pipeline:
+    """Calls of a detector on ``batch`` of ``photographs`` at a time, from the files to the annotated copies.
+
+    ``network``: the one that runs, the detector's own or what it made of it to run faster.
+    """
+
+    def __init__(self, detector: Detector, photographs: Photographs, batch: int) -> None:
+        self.detector, self.photographs, self.batch = detector, photographs, batch
+        self._calls = 0
+        self.network = detector.network
+        with noted_calls(RefineDet) as called:
+            self({})
+        self.network = called[-1]
+
+    def __call__(self, seconds: Seconds) -> None:
+        """One call; the times of its stages are added to ``seconds``, the network's also by `PARTS`."""
+        device = self.detector.device
+        with around_parts(self.network, lambda part: timed(seconds, part, device)):
+            with timed(seconds, "decode"):
+                chosen = self.photographs.batch(self._calls, self.batch)
+                arrays = [self.photographs.decode(index) for index in chosen]
+            found = self.detector.detect_batch(arrays, [None] * len(arrays), None, seconds)
+            with timed(seconds, "draw"):
+                for array, detections in zip(arrays, found, strict=True):
+                    draw(array, detections, DRAWN)
+        self._calls += 1
+
+
+def time_stages(pipeline: Pipeline, seconds: float = SECONDS) -> dict[str, float]:
+    """Median milliseconds of `SPLIT` of the calls that ``seconds`` allow, after `WARM_UP` calls."""
+    for _ in range(WARM_UP):
+        pipeline({})
+    calls: list[Seconds] = []
+    end = time.perf_counter() + seconds
+    while len(calls) < LEAST_CALLS or (time.perf_counter() < end and len(calls) < MOST_CALLS):
+        calls.append({})
+        pipeline(calls[-1])
+    return {stage: statistics.median(1e3 * each[stage] for each in calls) for stage in SPLIT}
+
+
+def trace_call(pipeline: Pipeline) -> Trace:
+    """One call with a range for every stage and layer."""
+    device = pipeline.detector.device
+    with around_stages(lambda stage: named_range(stage, device)), layer_ranges(pipeline.network, device):
+        return record(lambda: pipeline({}), device)
+
+
+def measure_peaks(pipeline: Pipeline) -> dict[str, Peaks]:
+    """Those of each stage in one call, in which nothing else is measured."""
+    peaks: dict[str, Peaks] = {}
+
+    @contextmanager
+    def measured(stage: str) -> Iterator[None]:
+        peak = PeakMemory(pipeline.detector.device)
+        yield
+        peaks[stage] = Peaks(peak.resident(), peak.on_gpu())
+
+    with around_stages(measured):
+        pipeline({})
+    return peaks
+
+
+def profile_stages(pipeline: Pipeline, trace: Trace, seconds: float = SECONDS) -> list[Stage]:
+    """One for each of `SPLIT`; ``trace``: what `trace_call` returned."""
+    times, peaks = time_stages(pipeline, seconds), measure_peaks(pipeline)
+    allocated = trace.memory(SPLIT, pipeline.detector.device)
+    return [Stage(name, times[name], allocated[name], peaks[name]) for name in SPLIT]
