@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from refinedet.models import winograd
 from refinedet.models.backbones.base import Features
 from refinedet.models.heads import Heads
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
@@ -46,52 +47,60 @@ def optimize(network: RefineDet) -> RefineDet:
 class Convolution(nn.Module):
     """A convolution or deconvolution with all that follows it: normalisation, a sum, ReLU.
 
-    ``kind`` says how it is computed. The weights are laid out for the first input that comes; those of other sizes are
-    computed as well.
+    ``method`` says how it is computed, "winograd" or "onednn"; it is chosen, and the weights are laid out, for the
+    first input that comes. Inputs of other sizes are computed as well.
     """
 
     def __init__(self, conv: Conv, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
         self.transposed = isinstance(conv, nn.ConvTranspose2d)
-        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
-        self.output_padding, self.dilation, self.groups = conv.output_padding, conv.dilation, conv.groups
+        self.in_channels, self.groups = conv.in_channels, conv.groups
+        self.out_channels = weight.shape[1] * conv.groups if self.transposed else weight.shape[0]
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.output_padding = conv.padding, conv.output_padding
         self.relu = False
-        self.packed: Tensor | None = None
-
-    @property
-    def kind(self) -> str:
-        side = "x".join(map(str, self.kernel_size))
-        return f"{'deconvolution' if self.transposed else 'convolution'} {side}"
+        self.method: str | None = None
+        self.weight, self.bias = weight, bias
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """[B,C,H,W] to [B,D,h,w], channels-last; ``other`` of that shape is added before the ReLU."""
         x = x.contiguous(memory_format=torch.channels_last)
-        if self.packed is None:
-            self.packed = self._pack(x)
+        if self.method is None:
+            self._prepare(x)
+        if self.method == "winograd":
+            return winograd.convolve(x, self.weight, cast(Tensor, self.bias), other, self.out_channels, self.relu)
         place = self.padding, self.stride, self.dilation, self.groups
         activation = "relu" if self.relu else "none"
         if self.transposed:
             y = torch.ops.mkldnn._convolution_transpose_pointwise(
-                x, self.packed, self.bias, self.padding, self.output_padding, *place[1:], activation, [], ""
+                x, self.weight, self.bias, self.padding, self.output_padding, *place[1:], activation, [], ""
             )
         elif other is None:
-            y = torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *place, activation, [], "")
+            y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *place, activation, [], "")
         else:
             y = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, other, self.packed, self.bias, *place, "add", None, "relu" if self.relu else None, [], ""
+                x, other, self.weight, self.bias, *place, "add", None, "relu" if self.relu else None, [], ""
             )
         return cast(Tensor, y)
 
-    def _pack(self, x: Tensor) -> Tensor:
+    def _prepare(self, x: Tensor) -> None:
         place = self.stride, self.dilation, self.groups, x.shape
+        if self._suits_winograd(x):
+            self.method = "winograd"
+            self.weight, self.bias = winograd.transform(self.weight, self.bias)
+            return
+        self.method = "onednn"
         if self.transposed:
-            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+            self.weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
                 self.weight, self.padding, self.output_padding, *place
             )
         else:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, *place)
-        return cast(Tensor, packed)
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, *place)
+
+    def _suits_winograd(self, x: Tensor) -> bool:
+        shape = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        plain = not self.transposed and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+        return plain and winograd.suits(x)
 
 
 class JointHeads(nn.Module):
