@@ -21,6 +21,7 @@ from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.models.build import try_backbone
+from refinedet.models.optimized import optimized
 from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
@@ -39,15 +40,23 @@ class Detector:
     """A network with all that makes detections of images: preprocessing, thresholds, class names, device.
 
     ``network``: a trained `RefineDet`. ``preset`` and ``preprocessing``: the network's own, unless given; both may be
-    replaced later: ``detector.preset = replace(detector.preset, nms_iou=0.6)``.
+    replaced later: ``detector.preset = replace(detector.preset, nms_iou=0.6)``. ``optimize``: on the CPU, in float32,
+    a copy of the network that is made for inference runs in its place (`refinedet.models.optimized`), faster and with
+    the same objects; it is made at the first image and after changes of the network. It may be set later, too.
     """
 
     def __init__(
-        self, network: RefineDet, *, preset: Preset | None = None, preprocessing: Preprocessing | None = None
+        self,
+        network: RefineDet,
+        *,
+        preset: Preset | None = None,
+        preprocessing: Preprocessing | None = None,
+        optimize: bool = True,
     ) -> None:
         self.network = network
         self.preset = preset or network.config.preset
         self.preprocessing = preprocessing or network.config.preprocessing
+        self.optimize = optimize
 
     @property
     def size(self) -> tuple[int, int]:
@@ -172,7 +181,8 @@ class Detector:
         The network runs in eval mode without gradients; its modules are left in the modes they were in.
         """
         with eval_mode(self.network):
-            raw: LevelOutput = self.network(images.to(self.device, self.dtype), by_level=True)
+            network = optimized(self.network) if self.optimize else self.network
+            raw: LevelOutput = network(images.to(self.device, self.dtype), by_level=True)
         return raw
 
     def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:

@@ -15,11 +15,13 @@ from __future__ import annotations
 import copy
 import operator
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from refinedet.choices import TIMM
 from refinedet.models import winograd
 from refinedet.models.backbones.base import Features
 from refinedet.models.heads import Heads
@@ -33,15 +35,80 @@ _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm2d, CaffeBatchNorm2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
+_ROUNDING = 1e-3  # of the largest value
+
+
+_MADE: WeakKeyDictionary[RefineDet, tuple[_State, RefineDet]] = WeakKeyDictionary()  # by the network as it was given
+
+
+def optimized(network: nn.Module) -> nn.Module:
+    """`optimize`, made once, and made again after weights or layers have changed.
+
+    It is ``network`` itself where that is not on the CPU in float32, under autocast, with hooks, patched methods or
+    parametrisations in it, or where torch has no oneDNN. Changes of weights through ``.data`` are not seen.
+    """
+    if not isinstance(network, RefineDet) or not _applies(network):
+        return network
+    state = _State(network)
+    known = _MADE.get(network)
+    if known is None or known[0] != state:
+        known = _MADE[network] = state, optimize(network)
+    return known[1]
 
 
 def optimize(network: RefineDet) -> RefineDet:
     """A network of the same outputs for inference, in float32 on the CPU; ``network`` is not changed.
 
     It holds weights of its own, prepared for the convolutions, and does not follow later changes of ``network``, which
-    has to be in eval mode here.
+    has to be in eval mode here. A backbone of timm runs once: where torch.fx has misread it, it is left as it is.
     """
-    return cast(RefineDet, _optimize_children(network))
+    made = cast(RefineDet, _optimize_children(network))
+    if network.config.backbone.startswith(TIMM) and not _agree(made.backbone, network.backbone, network.config.size):
+        made.backbone = network.backbone
+    return made
+
+
+def _agree(made: nn.Module, backbone: nn.Module, size: tuple[int, int]) -> bool:
+    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    expected = backbone(images)
+    try:
+        found = made(images)
+    except Exception:  # of any kind, as what torch.fx makes of them
+        return False
+    pairs = zip(found, expected, strict=True)
+    return all(x.shape == y.shape and (x - y).abs().max() <= _ROUNDING * y.abs().max() for x, y in pairs)
+
+
+def _applies(network: RefineDet) -> bool:
+    if network.device.type != "cpu" or not torch.backends.mkldnn.is_available() or torch.is_autocast_enabled("cpu"):
+        return False
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return False
+        if "parametrizations" in module._modules:
+            return False
+    tensors = [*network.parameters(), *network.buffers()]
+    # Those that were made in inference mode do not count their changes.
+    return not any(t.is_inference() or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors)
+
+
+class _State:
+    """Tells whether a network is as it was: its layers, and the tensors in it by place and count of changes.
+
+    They are kept, that no new one comes to lie where an old one was.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.modules = [module for module in network.modules() if module is not network]
+        self.tensors = [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
+        self.changes = [(tensor.data_ptr(), tensor._version) for tensor in self.tensors]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _State) or self.changes != other.changes:
+            return False
+        return list(map(id, self.modules)) == list(map(id, other.modules))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Convolution(nn.Module):
@@ -123,11 +190,9 @@ class JointHeads(nn.Module):
             y = convolution(x).permute(0, 2, 3, 1)
             batch, height, width, values = y.shape
             anchors = values // (4 + self.num_classes)
-            for part, width_of_one, levels in (
-                (y[..., : 4 * anchors], 4, loc),
-                (y[..., 4 * anchors :], self.num_classes, conf),
-            ):
-                levels.append(part.reshape(batch, height * width * anchors, width_of_one))
+            offsets, logits = y.split((4 * anchors, values - 4 * anchors), dim=-1)
+            loc.append(offsets.reshape(batch, height * width * anchors, 4))
+            conf.append(logits.reshape(batch, height * width * anchors, self.num_classes))
         return tuple(loc), tuple(conf)
 
 

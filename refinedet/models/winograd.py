@@ -46,9 +46,9 @@ def transform(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     padding = -out_channels % PANEL
     if bias is None:
         bias = weight.new_zeros(out_channels)
-    kernels = torch.einsum("ai,bj,dcij->abcd", _KERNEL, _KERNEL, weight.double()).float()
-    panels = F.pad(kernels, (0, padding)).view(-1, in_channels, (out_channels + padding) // PANEL, PANEL)
-    return panels.transpose(1, 2).contiguous(), F.pad(bias, (0, padding))
+    padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padding)).reshape(-1, 9)
+    kernels = (torch.kron(_KERNEL, _KERNEL) @ padded.double().T).float()
+    return kernels.view(36, -1, PANEL, in_channels).transpose(2, 3).contiguous(), F.pad(bias, (0, padding))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor | None, out_channels: int, relu: bool) -> Tensor:
