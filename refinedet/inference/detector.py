@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError, show
@@ -21,7 +20,7 @@ from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.models.build import try_backbone
-from refinedet.models.optimized import optimized
+from refinedet.models.optimized import eval_mode, optimized
 from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
@@ -180,9 +179,9 @@ class Detector:
 
         The network runs in eval mode without gradients; its modules are left in the modes they were in.
         """
+        made = optimized(self.network) if self.optimize else None
         with eval_mode(self.network):
-            network = optimized(self.network) if self.optimize else self.network
-            raw: LevelOutput = network(images.to(self.device, self.dtype), by_level=True)
+            raw: LevelOutput = (made or self.network)(images.to(self.device, self.dtype), by_level=True)
         return raw
 
     def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:
@@ -311,15 +310,3 @@ def check_options(score_threshold: Threshold, batch_size: int) -> None:
         raise InputError(f"score_threshold is {show(score_threshold)}; give a value from 0 to 1")
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise InputError(f"batch_size is {show(batch_size)}; give at least 1, a whole number")
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """``network`` in eval mode inside the block; after it every module is in the mode it was in, a frozen one too."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

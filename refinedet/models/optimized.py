@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,22 +40,77 @@ _RELUS = (F.relu, torch.relu, "relu", "relu_")
 _ROUNDING = 1e-3  # of the largest value
 
 
-_MADE: WeakKeyDictionary[RefineDet, tuple[_State, RefineDet]] = WeakKeyDictionary()  # by the network as it was given
+class _Made(NamedTuple):
+    facts: list[int]
+    kept: list[Any]  # the layers and tensors that they are of: no new one may come to lie where an old one was
+    network: RefineDet
 
 
-def optimized(network: nn.Module) -> nn.Module:
+_MADE: WeakKeyDictionary[RefineDet, _Made] = WeakKeyDictionary()
+
+
+def optimized(network: nn.Module) -> RefineDet | None:
     """`optimize`, made once, and made again after weights or layers have changed.
 
-    It is ``network`` itself where that is not on the CPU in float32, under autocast, with hooks, patched methods or
-    parametrisations in it, or where torch has no oneDNN. Changes of weights through ``.data`` are not seen.
+    None where it does not apply: for networks that are not on the CPU in float32, under autocast, with hooks, patched
+    methods or parametrisations in them, or where torch has no oneDNN. Changes of weights through ``.data`` are not
+    seen.
     """
-    if not isinstance(network, RefineDet) or not _applies(network):
-        return network
-    state = _State(network)
-    known = _MADE.get(network)
-    if known is None or known[0] != state:
-        known = _MADE[network] = state, optimize(network)
-    return known[1]
+    if not isinstance(network, RefineDet) or torch.is_autocast_enabled("cpu"):
+        return None
+    modules = list(_modules(network))
+    facts = _facts(modules)
+    made = _MADE.get(network)
+    if facts is None or (made is not None and made.facts == facts):
+        return None if facts is None or made is None else made.network
+    tensors = [*network.parameters(), *network.buffers()]
+    kinds = {(tensor.device.type, tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
+    if kinds != {("cpu", torch.float32)} or not torch.backends.mkldnn.is_available():
+        return None
+    with eval_mode(network):
+        made = _Made(facts, [modules[1:], [tensor.detach() for tensor in tensors]], optimize(network))
+    _MADE[network] = made
+    return made.network
+
+
+def _modules(module: nn.Module) -> Iterator[nn.Module]:
+    """As ``module.modules()``, the first one first, several times as fast: this runs for every batch."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _modules(child)
+
+
+def _facts(modules: list[nn.Module]) -> list[int] | None:
+    """What tells whether a network is as it was: its layers, and place and count of changes of each tensor. None where
+    it does more than its layers say."""
+    facts = []
+    for module in modules:
+        inside = module.__dict__
+        if inside["_forward_hooks"] or inside["_forward_pre_hooks"] or "forward" in inside:
+            return None
+        if "parametrizations" in inside["_modules"]:
+            return None
+        facts.append(id(module))
+        for tensor in (*inside["_parameters"].values(), *inside["_buffers"].values()):
+            if tensor is not None:
+                if tensor.is_inference():  # does not count its changes
+                    return None
+                facts += (tensor.data_ptr(), tensor._version)
+    return facts
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """``network`` in eval mode inside the block; after it every module is in the mode it was in, a frozen one too."""
+    training = [module for module in _modules(network) if module.training]
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def optimize(network: RefineDet) -> RefineDet:
@@ -77,38 +134,6 @@ def _agree(made: nn.Module, backbone: nn.Module, size: tuple[int, int]) -> bool:
         return False
     pairs = zip(found, expected, strict=True)
     return all(x.shape == y.shape and (x - y).abs().max() <= _ROUNDING * y.abs().max() for x, y in pairs)
-
-
-def _applies(network: RefineDet) -> bool:
-    if network.device.type != "cpu" or not torch.backends.mkldnn.is_available() or torch.is_autocast_enabled("cpu"):
-        return False
-    for module in network.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-            return False
-        if "parametrizations" in module._modules:
-            return False
-    tensors = [*network.parameters(), *network.buffers()]
-    # Those that were made in inference mode do not count their changes.
-    return not any(t.is_inference() or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors)
-
-
-class _State:
-    """Tells whether a network is as it was: its layers, and the tensors in it by place and count of changes.
-
-    They are kept, that no new one comes to lie where an old one was.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.modules = [module for module in network.modules() if module is not network]
-        self.tensors = [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
-        self.changes = [(tensor.data_ptr(), tensor._version) for tensor in self.tensors]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _State) or self.changes != other.changes:
-            return False
-        return list(map(id, self.modules)) == list(map(id, other.modules))
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Convolution(nn.Module):
@@ -197,15 +222,34 @@ class JointHeads(nn.Module):
 
 
 class FastL2Norm(nn.Module):
-    """`L2Norm` in two passes over the map."""
+    """`L2Norm` in one pass over the map."""
 
     def __init__(self, norm: L2Norm) -> None:
         super().__init__()
-        self.weight = norm.weight.detach().clone().view(1, -1, 1, 1)
+        self.weight = norm.weight.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return x * length.square_().add_(L2Norm.EPS).rsqrt_() * self.weight
+        y = torch.ops.refinedet.l2_norm(x.permute(0, 2, 3, 1), self.weight, L2Norm.EPS)
+        return cast(Tensor, y).permute(0, 3, 1, 2)
+
+
+class MaxPool(nn.Module):
+    """Largest values of windows that start inside the map, the first one at its corner; torch's own finds the places
+    as well."""
+
+    def __init__(self, side: int, stride: int, ceil_mode: bool) -> None:
+        super().__init__()
+        self.side, self.stride, self.ceil_mode = side, stride, ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = (self._windows(pixels) for pixels in x.shape[2:])
+        y = torch.ops.refinedet.max_pool(x.permute(0, 2, 3, 1), self.side, self.stride, height, width)
+        return cast(Tensor, y).permute(0, 3, 1, 2)
+
+    def _windows(self, pixels: int) -> int:
+        steps = pixels - self.side
+        whole = (-(-steps // self.stride) if self.ceil_mode else steps // self.stride) + 1
+        return whole if (whole - 1) * self.stride < pixels else whole - 1  # none that starts outside
 
 
 def _joint(loc: nn.Conv2d, conf: nn.Conv2d) -> Convolution:
@@ -247,6 +291,8 @@ def _optimize(module: nn.Module) -> nn.Module:
         return JointHeads(module)
     if isinstance(module, L2Norm):
         return FastL2Norm(module)
+    if type(module) is nn.MaxPool2d and _is_plain(module):
+        return MaxPool(module.kernel_size, module.stride, module.ceil_mode)
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return fold(cast(Conv, module), None)
     if not any(True for _ in module.children()):
@@ -257,6 +303,12 @@ def _optimize(module: nn.Module) -> nn.Module:
     except Exception:  # of any kind: the networks of timm do as they like with what they are given
         return _optimize_children(module)
     return _Fusion(fx.GraphModule(tracer.root, graph)).run()
+
+
+def _is_plain(pool: nn.MaxPool2d) -> bool:
+    """Whether `MaxPool` does what it does."""
+    whole = isinstance(pool.stride, int) and pool.kernel_size in (2, 3)
+    return whole and (pool.padding, pool.dilation, pool.return_indices) == (0, 1, False)
 
 
 def _optimize_children(module: nn.Module) -> nn.Module:
@@ -281,6 +333,8 @@ class _Fusion:
         for node in list(self.module.graph.nodes):
             if node.op == "call_module":
                 self._optimize_call(node)
+            elif node.target is F.max_pool2d:
+                self._take_pool(node)
         for node in list(self.module.graph.nodes):
             if node.target in _ADDITIONS:
                 self._take_sum(node)
@@ -303,6 +357,15 @@ class _Fusion:
             _drop(after, node)
         else:
             self.module.set_submodule(node.target, _optimize(module))
+
+    def _take_pool(self, node: fx.Node) -> None:
+        """A pooling that is a function becomes a layer, with the name of its node."""
+        options = {name: value for name, value in node.kwargs.items() if value is not None}
+        x, *sides = node.args
+        pool = nn.MaxPool2d(*sides, **options)
+        if _is_plain(pool):
+            self.module.add_submodule(node.name, _optimize(pool))
+            node.op, node.target, node.args, node.kwargs = "call_module", node.name, (x,), {}
 
     def _take_sum(self, node: fx.Node) -> None:
         if len(node.args) != 2 or node.kwargs:

@@ -41,13 +41,13 @@ def available() -> bool:
 
 
 def transform(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights [D,C,3,3] and biases [D] of a convolution as `convolve` takes them; computed in float64."""
+    """Weights [D,C,3,3] and biases [D] of a convolution as `convolve` takes them."""
     out_channels, in_channels = weight.shape[:2]
     padding = -out_channels % PANEL
     if bias is None:
         bias = weight.new_zeros(out_channels)
     padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padding)).reshape(-1, 9)
-    kernels = (torch.kron(_KERNEL, _KERNEL) @ padded.double().T).float()
+    kernels = torch.kron(_KERNEL, _KERNEL).float() @ padded.T
     return kernels.view(36, -1, PANEL, in_channels).transpose(2, 3).contiguous(), F.pad(bias, (0, padding))
 
 
