@@ -48,6 +48,8 @@ class Preprocessing:
 
 def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean from a BGR image uint8 [H,W,3] and divide by the deviation; float32, still BGR and HWC."""
+    if preprocessing.std == (1.0, 1.0, 1.0):
+        return cv2.subtract(np.ascontiguousarray(image), (*preprocessing.mean, 0.0), dtype=cv2.CV_32F)
     levels = np.arange(256, dtype=np.float32)[:, None]
     mean, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
     table: np.ndarray = (levels - mean) / std
@@ -55,10 +57,14 @@ def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return cv2.LUT(np.ascontiguousarray(image), table[None])
 
 
+def to_order(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """A normalised BGR image [H,W,3] in the network's channel order."""
+    return image if preprocessing.order == "bgr" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
 def to_tensor(image: np.ndarray, preprocessing: Preprocessing) -> Tensor:
     """Planar tensor [3,H,W] in the network's channel order, from a normalised BGR image [H,W,3]."""
-    ordered = image if preprocessing.order == "bgr" else image[..., ::-1]
-    return torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(to_order(image, preprocessing).transpose(2, 0, 1)))
 
 
 def warp(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -21,6 +21,9 @@ using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 // have at least `grain` elements, except the last.
 void run_ranges(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context);
 
+// Of torch (torch.set_num_threads).
+int64_t num_threads();
+
 template <class Function>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, Function function) {
   const auto run = [](int64_t first, int64_t last, void* context) { (*static_cast<Function*>(context))(first, last); };

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError, show
@@ -21,6 +20,7 @@ from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.models.build import try_backbone
+from refinedet.models.optimized import eval_mode, optimized
 from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
@@ -39,15 +39,23 @@ class Detector:
     """A network with all that makes detections of images: preprocessing, thresholds, class names, device.
 
     ``network``: a trained `RefineDet`. ``preset`` and ``preprocessing``: the network's own, unless given; both may be
-    replaced later: ``detector.preset = replace(detector.preset, nms_iou=0.6)``.
+    replaced later: ``detector.preset = replace(detector.preset, nms_iou=0.6)``. ``optimize``: on the CPU, in float32,
+    a copy of the network that is made for inference runs in its place (`refinedet.models.optimized`), faster and with
+    the same objects; it is made at the first image and after changes of the network. It may be set later, too.
     """
 
     def __init__(
-        self, network: RefineDet, *, preset: Preset | None = None, preprocessing: Preprocessing | None = None
+        self,
+        network: RefineDet,
+        *,
+        preset: Preset | None = None,
+        preprocessing: Preprocessing | None = None,
+        optimize: bool = True,
     ) -> None:
         self.network = network
         self.preset = preset or network.config.preset
         self.preprocessing = preprocessing or network.config.preprocessing
+        self.optimize = optimize
 
     @property
     def size(self) -> tuple[int, int]:
@@ -171,8 +179,9 @@ class Detector:
 
         The network runs in eval mode without gradients; its modules are left in the modes they were in.
         """
+        made = optimized(self.network) if self.optimize else None
         with eval_mode(self.network):
-            raw: LevelOutput = self.network(images.to(self.device, self.dtype), by_level=True)
+            raw: LevelOutput = (made or self.network)(images.to(self.device, self.dtype), by_level=True)
         return raw
 
     def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:
@@ -316,15 +325,3 @@ def check_options(score_threshold: Threshold, batch_size: int) -> None:
         raise InputError(f"score_threshold is {show(score_threshold)}; give a value from 0 to 1")
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise InputError(f"batch_size is {show(batch_size)}; give at least 1, a whole number")
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """``network`` in eval mode inside the block; after it every module is in the mode it was in, a frozen one too."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

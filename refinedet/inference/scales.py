@@ -16,7 +16,7 @@ from refinedet import ops
 from refinedet.boxes import to_pixels
 from refinedet.ops import Detected
 from refinedet.ops.ranked import ranked
-from refinedet.preprocessing import Preprocessing, to_tensor, warp
+from refinedet.preprocessing import Preprocessing, to_order, warp
 from refinedet.protocols import Protocol, Scale
 
 Size = tuple[int, int]  # height, width in pixels
@@ -47,13 +47,15 @@ def group_by_input(scale: Scale, sizes: Sequence[Size], own: Size, room: int) ->
 def make_inputs(
     images: Sequence[np.ndarray], size: Size, flips: Sequence[bool], preprocessing: Preprocessing
 ) -> Tensor:
-    """The network's input [flips * images,3,h,w] of normalised images: all as they are, and all mirrored."""
+    """The network's input [flips * images,3,h,w], channels-last, of normalised images: all as they are, and all
+    mirrored."""
     inputs = [
-        to_tensor(warp(cv2.flip(image, 1) if flipped else image, size), preprocessing)
+        to_order(warp(cv2.flip(image, 1) if flipped else image, size), preprocessing)
         for flipped in flips
         for image in images
     ]
-    return torch.stack(inputs)
+    batch = inputs[0][None] if len(inputs) == 1 else np.stack(inputs)
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)  # channels-last, as convolutions take it
 
 
 def to_images(found: Detected, scale: Scale, sizes: Sequence[Size]) -> Rows:

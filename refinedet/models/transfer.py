@@ -31,7 +31,7 @@ class TransferConnection(nn.Module):
     def forward(self, features: Features) -> Features:
         """Backbone features at strides 8 to 64 to as many maps of ``channels`` channels and the same sizes."""
         outputs: list[Tensor] = []
-        for level in reversed(range(len(features))):
+        for level in reversed(range(len(self.output))):
             x = self.lateral2[level](self.lateral1[level](features[level]))
             if outputs:
                 x = F.relu(x + self.up[level](outputs[-1]))

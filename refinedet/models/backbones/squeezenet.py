@@ -71,7 +71,10 @@ class SqueezeNet(Backbone):
                 caffe_xavier_(module)
 
     def forward(self, images: Tensor) -> Features:
-        c8 = self.features[: self.STRIDE_8](images)
-        c16 = self.features[self.STRIDE_8 :](c8)
+        c8 = c16 = images
+        for number, layer in enumerate(self.features, 1):
+            c16 = layer(c16)
+            if number == self.STRIDE_8:
+                c8 = c16
         c32 = self.extra32(c16)
         return self.norm8(c8), self.norm16(c16), c32, self.extra64(c32)
