@@ -3,8 +3,8 @@
 As run with OpenCV 5.0: boxes are x, y, width, height in float64, and so is the IoU. A score has to be above the
 threshold; boxes come by score descending, equal ones by index. NMSBoxesBatched moves the boxes of class k by k times
 (largest coordinate + 1), in x and y at once, and suppresses them all together. So a box far enough below 0 meets those
-of another class: with largest coordinate 1, one of class 1 at (-2, -2) is dropped for an equal one of class 0 at (0, 0).
-Boxes of networks are not clipped. It is compared where no coordinate is -1 or below, so that no two classes meet.
+of another class: with largest coordinate 1, one of class 1 at (-2, -2) is dropped for an equal one of class 0 at
+(0, 0). Boxes of networks are not clipped. It is compared where no coordinate is -1 or below: there no classes meet.
 """
 
 from collections.abc import Callable

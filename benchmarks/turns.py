@@ -99,7 +99,7 @@ class Table:
         ]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         yield "medians of turns, one thread, CPU time (cuda: events). Of a peer: how many times as long it takes."
-        yield "floor: the time that no implementation can beat, as a share of ours, where refinedet.profiling.cost has it."
+        yield "floor: the least time there can be, as a share of ours, where refinedet.profiling.cost knows it."
         for first, *rest in cells:
             numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
             yield "  ".join([first.ljust(widths[0]), *numbers])
