@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in ("tests", "benchmarks", "."):  # as a script
-    sys.path.insert(0, str(ROOT / folder))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import growth_page
 import torch
@@ -31,6 +30,7 @@ from growth_curves import CURVES, Curve
 from refinedet.files import atomic_write
 from refinedet.progress import quiet, show_progress
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "growth" / "cpu.json"
 ENOUGH = 0.15  # seconds of a point, after its first call
 CALLS = 15
