@@ -1,24 +1,21 @@
-"""What the benchmarks share: one thread, alternating timing of ours and a peer, and a table at the end.
+"""What the benchmarks share: one thread, turns of ours and its peers, and one table at the end.
 
-``make benchmark`` times; without --benchmark-enable every benchmark only checks that both sides agree.
+``make benchmark`` times; without --benchmark-enable every benchmark only checks that all sides agree.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from support.gpu import skip_without_gpu
+from turns import Row, Table, clock_of, take_turns
 
-CALLS_PER_TURN = 3
-
-_LINES = pytest.StashKey[list[str]]()
+_TABLE = pytest.StashKey[Table]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_LINES] = []
+    config.stash[_TABLE] = Table()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,9 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[_LINES]:
-        terminalreporter.section("medians of alternating runs, one thread, CPU time")
-        for line in config.stash[_LINES]:
+    table = config.stash[_TABLE]
+    if table.rows or table.verdicts:
+        terminalreporter.section("operators and networks")
+        for line in table.lines():
             terminalreporter.write_line(line)
 
 
@@ -42,41 +40,38 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[..., None]:
-    """``compare(ours, peer, at_least=1.0, rounds=30)``: time both, and demand a ratio of their medians.
+def table(request: pytest.FixtureRequest) -> Table:
+    """The one at the end."""
+    return request.config.stash[_TABLE]
 
-    The two take turns, so that a change in the machine's speed meets both. A turn is the best of three calls in CPU
-    time, which leaves out what other processes take and the caches they have emptied. pytest-benchmark then records
-    ours, with the ratio, for comparison between commits.
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest, table: Table, benchmark: BenchmarkFixture) -> Callable[..., None]:
+    """``compare(ours, {"peer": call, ...}, bars)``: time all, and demand of their medians ``bars["peer"]`` times ours.
+
+    pytest-benchmark then records ours, with the ratios, for comparison between commits.
     """
 
-    def run(ours: Callable[[], object], peer: Callable[[], object], at_least: float = 1.0, rounds: int = 30) -> None:
-        if benchmark.enabled:
-            ratio = _ratio(ours, peer, rounds)
-            benchmark.extra_info["ratio"] = ratio
-        benchmark(ours)
-        if benchmark.enabled:
-            assert ratio >= at_least
-
-    def _ratio(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> float:
-        our_times, peer_times = [], []
-        for _ in range(rounds):
-            our_times.append(_cpu_seconds(ours))
-            peer_times.append(_cpu_seconds(peer))
-        our_time, peer_time = statistics.median(our_times), statistics.median(peer_times)
-        request.config.stash[_LINES].append(
-            f"{request.node.name:<40} ours {our_time * 1e6:9.0f} us   peer {peer_time * 1e6:9.0f} us   "
-            f"ratio {peer_time / our_time:6.1f}"
-        )
-        return peer_time / our_time
+    def run(
+        ours: Callable[[], object],
+        peers: Mapping[str, Callable[[], object]],
+        bars: Mapping[str, float | None],
+        *,
+        row: tuple[str, ...] | None = None,
+        device: str = "cpu",
+        floor: float | None = None,
+    ) -> None:
+        if not benchmark.enabled:
+            benchmark(ours)
+            return
+        medians, turns = take_turns({"ours": ours, **peers}, clock_of(device))
+        mine = medians.pop("ours")
+        ratios = {name: median / mine for name, median in medians.items()}
+        share = None if floor is None else floor / (mine * 1e6)
+        table.rows.append(Row(row or (request.node.name,), mine, ratios, share))
+        benchmark.extra_info |= {"median us": mine * 1e6, "ratios": ratios, "share of floor": share}
+        benchmark.pedantic(ours, rounds=turns, warmup_rounds=1)
+        slower = {name: round(ratio, 2) for name, ratio in ratios.items() if ratio < (bars.get(name) or 0)}
+        assert not slower, f"ratios below the bars, {dict(bars)}: {slower}"
 
     return run
-
-
-def _cpu_seconds(function: Callable[[], object]) -> float:
-    times = []
-    for _ in range(CALLS_PER_TURN):
-        begin = time.process_time()
-        function()
-        times.append(time.process_time() - begin)
-    return min(times)

@@ -1,7 +1,7 @@
 """The operators on a GPU: microseconds by CUDA events beside prediction and floor of the cost model.
 
-``make benchmark``, or pytest with this file and ``--benchmark-enable``. Skipped where there is no GPU. Each case
-first checks that GPU and CPU agree, then prints
+``make benchmark``, or pytest with this file and ``--benchmark-enable``. Skipped where there is no GPU;
+`bench_operators.py` has the peers there. Each case first checks that GPU and CPU agree, then prints
 
     graph     a CUDA graph of one call, replayed: the kernels alone, what the model predicts
     cold      the same with its inputs out of the cache
@@ -10,11 +10,10 @@ first checks that GPU and CPU agree, then prints
     floor     share of the floor: 100 % cannot be beaten
 """
 
-import peers
 import pytest
 import torch
 from gpu_times import busy, microseconds, nothing
-from problems import arguments_of, crowd, golden_outputs, image_of
+from problems import arguments_of, crowd, image_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from support.gpu import DEVICE, assert_same, captured, to
 from torchvision.ops import batched_nms
@@ -87,15 +86,3 @@ def test_merging(name: str, count: int, benchmark: BenchmarkFixture, capsys: pyt
         with capsys.disabled():
             print(f"\n{name}, {count} boxes: {time:.1f} us")
     benchmark(lambda: (operator(*moved), torch.cuda.synchronize()))
-
-
-def test_detect_beside_pytorch(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    """The pipeline that a practitioner writes, on the same GPU."""
-    inputs = to(DEVICE, golden_outputs("typical_voc320"))
-    peers.assert_detects_the_same(inputs)
-    if benchmark.enabled:
-        ours = microseconds(lambda: ops.detect(*inputs), nothing)
-        theirs = microseconds(lambda: peers.detect(*inputs), nothing)
-        with capsys.disabled():
-            print(f"\ndetect, VOC 320, batch 1: ours {ours:.1f} us, PyTorch and torchvision {theirs:.1f} us")
-    benchmark(lambda: (ops.detect(*inputs), torch.cuda.synchronize()))

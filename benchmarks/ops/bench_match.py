@@ -1,32 +1,15 @@
-"""``ops.match`` beside a matcher on torchvision's matrix of IoUs: time, and peak memory of a process of its own."""
+"""Peak memory of ``ops.match`` beside a matcher on torchvision's matrix of IoUs, each in a process of its own."""
 
 import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 
 import peers
 import pytest
-import torch
 from problems import ground_truth
-from torch import Tensor
 
 from refinedet import generate_anchors, ops
-
-
-def assert_same(arguments: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    found, (labels, targets, indices, _) = ops.match(*arguments), peers.match(*arguments)
-    assert torch.equal(found.labels, labels)
-    assert torch.equal(found.indices, indices)
-    torch.testing.assert_close(found.targets, targets, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("size", "images", "objects"), [(320, 1, 8), (320, 32, 8), (512, 32, 8), (320, 4, 100)])
-def test_match(size: int, images: int, objects: int, compare: Callable[..., None]) -> None:
-    arguments = (generate_anchors((size, size)), *ground_truth(images, objects))
-    assert_same(arguments)
-    compare(lambda: ops.match(*arguments), lambda: peers.match(*arguments), rounds=10)
 
 
 def peak_growth(which: str, side: int, objects: int) -> float:
