@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refinedet.models import fused
+
 NormLayer = Callable[[int], nn.Module]
 """Makes the normalisation of a convolution with that many output channels."""
 
@@ -16,6 +18,16 @@ def caffe_xavier_(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def relu_pool(x: Tensor, *, rectified: bool = False) -> Tensor:
+    """ReLU, unless ``x`` has passed one, then the largest of every 2 x 2 pixels, as Caffe cuts them off at the border.
+
+    Without a gradient the ReLU overwrites ``x``.
+    """
+    if fused.fusible(x):
+        return fused.relu_pool(x)
+    return F.max_pool2d(x if rectified else F.relu(x, inplace=True), 2, ceil_mode=True)
 
 
 class L2Norm(nn.Module):
@@ -31,6 +43,8 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.fusible(x):
+            return fused.l2norm(x, self.weight, self.EPS)
         wide = x.float()  # the squares overflow float16
         inverse = (wide.square().sum(dim=1, keepdim=True) + self.EPS).rsqrt()
         return (wide * inverse * self.weight.float().view(1, -1, 1, 1)).to(x.dtype)

@@ -4,9 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinedet.models.backbones.base import Backbone, Features
-from refinedet.models.layers import L2Norm, caffe_xavier_
+from refinedet.models.layers import L2Norm, caffe_xavier_, relu_pool
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of conv1 .. conv5
+TAPPED = (4, 5)  # blocks whose output is a feature map, too
 
 
 class VGG16(Backbone):
@@ -33,15 +34,20 @@ class VGG16(Backbone):
 
     def forward(self, images: Tensor) -> Features:
         x = images
-        ends = []
+        taps = []
         for block, (_, depth) in enumerate(BLOCKS, start=1):
-            for index in range(1, depth + 1):
+            for index in range(1, depth):
                 x = self._conv(f"conv{block}_{index}", x)
-            ends.append(x)
-            x = F.max_pool2d(x, 2, ceil_mode=True)
+            tapped = block in TAPPED
+            if tapped:
+                x = self._conv(f"conv{block}_{depth}", x)
+                taps.append(x)
+            else:  # the ReLU comes with the pooling
+                x = getattr(self, f"conv{block}_{depth}")(x)
+            x = relu_pool(x, rectified=tapped)
         fc7 = self._conv("fc7", self._conv("fc6", x))
         conv6_2 = self._conv("conv6_2", self._conv("conv6_1", fc7))
-        return self.conv4_3_norm(ends[3]), self.conv5_3_norm(ends[4]), fc7, conv6_2
+        return self.conv4_3_norm(taps[0]), self.conv5_3_norm(taps[1]), fc7, conv6_2
 
     def _conv(self, name: str, x: Tensor) -> Tensor:
         return F.relu(getattr(self, name)(x), inplace=True)

@@ -1,0 +1,84 @@
+"""Layers between the convolutions of a network in training on a CPU, in as few passes through memory as they need.
+
+Each is an autograd function around a compiled operator of ``csrc/layers``, which has no rule for derivatives of its own,
+and takes the place of plain PyTorch where `fusible` says so: elsewhere (no gradient wanted, a GPU, another dtype or
+layout, a compiler at work) the layers are those of torch. Values and gradients are the same.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from refinedet.ops import extension
+
+
+def fusible(x: Tensor) -> bool:
+    """Whether the functions below take ``x`` [B,C,H,W]: float32 on the CPU, channels-last, on its way to a gradient."""
+    return (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and extension.problem() is None
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    )
+
+
+def relu_pool(x: Tensor) -> Tensor:
+    """ReLU and the largest of each window of 2 x 2 pixels, cut off at an odd border, of a map that is `fusible`."""
+    pooled: Tensor = _ReluPool.apply(x)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+def l2norm(x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
+    """Each position's channel vector over the root of its squares' sum + ``epsilon``, times ``factors`` [C], of a map
+    that is `fusible`."""
+    result: Tensor = _L2Norm.apply(x, factors, epsilon)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        pooled, choice = torch.ops.refinedet.relu_pool(_channels_last(x))
+        ctx.save_for_backward(choice)
+        ctx.size = x.shape[2:]
+        return _channels_first(pooled)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (choice,) = ctx.saved_tensors
+        return _channels_first(torch.ops.refinedet.relu_pool_backward(_channels_last(gradient), choice, *ctx.size))
+
+
+class _L2Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factors: Tensor, epsilon: float) -> Tensor:
+        rows = _channels_last(x)
+        result, inverse = torch.ops.refinedet.l2norm(rows.flatten(0, 2), factors, epsilon)
+        ctx.save_for_backward(x, factors, inverse)
+        return _channels_first(result.view(rows.shape))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, factors, inverse = ctx.saved_tensors
+        rows = _channels_last(x)
+        of_rows, of_factors = torch.ops.refinedet.l2norm_backward(
+            _channels_last(gradient).flatten(0, 2), rows.flatten(0, 2), factors, inverse
+        )
+        return _channels_first(of_rows.view(rows.shape)), of_factors, None
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """[B,C,H,W] as [B,H,W,C] without gaps: a copy only of a gradient that came in another layout."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
