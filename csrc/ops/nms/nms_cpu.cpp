@@ -14,7 +14,7 @@
 namespace refinedet::cpu {
 namespace {
 
-constexpr int64_t kFewBoxes = 128;    // of a class: they need no grid
+constexpr int64_t kFewBoxes = 64;     // of a class: they need no grid
 constexpr int64_t kTaskBoxes = 4096;  // so many pay for another thread
 constexpr int64_t kMostCells = 16;    // a box that touches more of them belongs to none
 
@@ -116,16 +116,17 @@ class Grid {
     if (count <= kFewBoxes) return;
     Corners bounds = box_at(0);
     double width = 0, height = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const Corners box = box_at(i);
+    for (int64_t i = 0; i < kFewBoxes;
+         ++i) {  // a sample: what lies beyond the bounds goes into the cells at the border
+      const Corners box = box_at(i * (count / kFewBoxes));
       bounds = {std::min(bounds.x1, box.x1), std::min(bounds.y1, box.y1), std::max(bounds.x2, box.x2),
                 std::max(bounds.y2, box.y2)};
-      width += std::max(box.x2 - box.x1, 0.0f);
-      height += std::max(box.y2 - box.y1, 0.0f);
+      width += positive(box.x2 - box.x1);
+      height += positive(box.y2 - box.y1);
     }
     const auto most = static_cast<int64_t>(std::sqrt(static_cast<double>(count) / 8));
-    x_ = axis(bounds.x1, bounds.x2, width / static_cast<double>(count), most);
-    y_ = axis(bounds.y1, bounds.y2, height / static_cast<double>(count), most);
+    x_ = axis(bounds.x1, bounds.x2, width / kFewBoxes, most);
+    y_ = axis(bounds.y1, bounds.y2, height / kFewBoxes, most);
   }
 
   int64_t size() const { return x_.cells * y_.cells; }
@@ -204,16 +205,20 @@ void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) 
   const int64_t count = list_keys(in, boxes, keys);
   sort_keys(keys, count, scratch->sort);
   const auto box_at = [&](int64_t place) { return load(boxes, key_index(keys[place])); };
-  *out.count = 0;
+  uint8_t* const kept = scratch->kept.reserve(count);
+  const auto list_kept = [&] {
+    int64_t listed = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      out.kept[listed] = key_index(keys[i]);
+      listed += kept[i];
+    }
+    *out.count = listed;
+  };
   if (in.labels == nullptr || count == 0) {
-    suppress_class(count, options.iou_threshold, box_at, [&](int64_t i, bool is_kept) {
-      out.kept[*out.count] = key_index(keys[i]);
-      *out.count += is_kept;
-    });
-    return;
+    suppress_class(count, options.iou_threshold, box_at, [&](int64_t i, bool is_kept) { kept[i] = is_kept; });
+    return list_kept();
   }
   uint32_t* const members = scratch->members.reserve(count);
-  uint8_t* const kept = scratch->kept.reserve(count);
   const std::vector<int64_t> ends = group_by_label(LabelNumbers(in.labels, keys, count), keys, count, members);
   const auto num_classes = static_cast<int64_t>(ends.size());
   const int64_t grain = count < 2 * kTaskBoxes ? num_classes : std::max<int64_t>(num_classes * kTaskBoxes / count, 1);
@@ -225,10 +230,7 @@ void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) 
           [&](int64_t i, bool is_kept) { kept[members[begin + i]] = is_kept; });
     }
   });
-  for (int64_t i = 0; i < count; ++i) {
-    out.kept[*out.count] = key_index(keys[i]);
-    *out.count += kept[i];
-  }
+  list_kept();
 }
 
 }  // namespace refinedet::cpu
