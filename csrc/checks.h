@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <ostream>
 #include <sstream>
@@ -148,17 +149,35 @@ inline Variances to_variances(const char* op, const std::vector<double>& values)
 
 // --- Results ----------------------------------------------------------------------------------------------------------
 
-// An uninitialised tensor beside `like`. On the CPU without the dispatcher, which costs more than the allocation.
-inline Tensor new_result(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  if (!like.is_cpu()) return torch::stable::new_empty(like, shape, type);
+struct DeleteTensor {
+  void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
+};
+
+// A tensor that nothing else refers to, as the caller of an operator gets it.
+using Result = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
+
+// Uninitialised, beside `like`. On the CPU without the dispatcher, which costs more than the allocation.
+inline Result new_result(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  AtenTensorHandle result = nullptr;
+  if (!like.is_cpu()) {
+    const Tensor tensor = torch::stable::new_empty(like, shape, type);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &result));
+    return Result(result);
+  }
   constexpr size_t kMostDimensions = 3;
   int64_t strides[kMostDimensions], stride = 1;
   for (size_t i = shape.size(); i-- > 0; stride *= shape.begin()[i]) strides[i] = stride;
   const auto element = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-  AtenTensorHandle result = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
                                                          element, aoti_torch_device_type_cpu(), 0, &result));
-  return Tensor(result);
+  return Result(result);
+}
+
+template <class T>
+T* mutable_data(const Result& result) {
+  void* data = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(result.get(), &data));
+  return static_cast<T*>(data);
 }
 
 // --- Conversions -----------------------------------------------------------------------------------------------------

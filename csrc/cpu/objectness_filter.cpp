@@ -31,6 +31,7 @@ void classify(const float* logits, int64_t count, float passes_to, float fails_f
 ObjectnessFilter::ObjectnessFilter(float threshold) : threshold_(threshold) {
   constexpr double kMargin = 1.0 / (1 << 20);
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr double kMostNormal = 60;  // above 87.3 objectness() is subnormal, then 0
   const auto difference = [](double p) { return std::log(1 / p - 1); };
   passes_to_ = -kInfinity;
   fails_from_ = kInfinity;
@@ -42,7 +43,7 @@ ObjectnessFilter::ObjectnessFilter(float threshold) : threshold_(threshold) {
   } else {
     const double above = threshold * (1 + kMargin), below = threshold * (1 - kMargin);
     // Rounded to float, a bound moves by less than the margin: its own error is at most 2^-24 of 104.
-    if (above < 1) passes_to_ = static_cast<float>(difference(above));
+    if (above < 1) passes_to_ = static_cast<float>(std::min(difference(above), kMostNormal));
     if (threshold > 1e-30f) fails_from_ = static_cast<float>(difference(below));
   }
 }

@@ -12,7 +12,9 @@ from refinedet.ops import extension
 _TYPE_MISMATCH = re.compile(r"Expected a value of type '(.+)' for argument '(.+)' but instead found type '(.+)'")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
 # Torch 2.10 does not say why.
-_NOT_ALLOCATED = re.compile(r'^torch_call_dispatcher\(.*"aten::(new_)?empty".* API call failed')
+_NOT_ALLOCATED = re.compile(
+    r'^(torch_call_dispatcher\(.*"aten::(new_)?empty"|aoti_torch_empty_strided\().* API call failed'
+)
 _BOUNDARY = re.compile(r" \(originally from .*")  # the place in torch's headers that an error came through
 
 
@@ -67,4 +69,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _kind(tensor: torch.Tensor) -> str:
     return f"{str(tensor.layout).removeprefix('torch.')} {tensor.dtype} on {tensor.device}"
-

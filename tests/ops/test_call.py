@@ -48,11 +48,14 @@ def test_no_memory_for_the_results_is_the_error_that_torch_has_for_it(rows, word
     assert "ops.h" not in str(error.value)
 
 
-def test_no_memory_that_torch_says_nothing_of(monkeypatch):
+@pytest.mark.parametrize(
+    "function", ['torch_call_dispatcher( "aten::new_empty", "", stack)', "aoti_torch_empty_strided(size, &result)"]
+)
+def test_no_memory_that_torch_says_nothing_of(monkeypatch, function):
     """As torch 2.10 has it."""
 
     def fail(*_):
-        raise RuntimeError('torch_call_dispatcher( "aten::new_empty", "", stack) API call failed at ops.h, line 579')
+        raise RuntimeError(f"{function} API call failed at ops.h, line 579")
 
     monkeypatch.setattr(torch.ops.refinedet.refine, "default", fail)
     with pytest.raises(torch.OutOfMemoryError, match=r"^refinedet\.refine of .*: out of memory for the results"):

@@ -17,6 +17,7 @@ from torch import Tensor
 from refinedet import ops
 from refinedet.errors import InputError
 from refinedet.ops import Detected
+from refinedet.ops.reference import portable
 
 DetectOp = Callable[..., Detected]
 HEADS = ("arm_loc", "arm_conf", "odm_loc", "odm_conf")
@@ -273,6 +274,102 @@ def test_more_candidates_than_one_chunk() -> None:
         assert_same(found, expected)
 
 
+FILTER_THRESHOLDS = [-float("inf"), -1, -0.0, 0, 1e-45, 1e-39, 2e-38, 1e-30, 1.1e-30, 1e-20, 1e-7, 0.01, 0.5, 0.99]
+FILTER_THRESHOLDS += [1 - 2**-20, 1 - 2**-24, 1, 1 + 2**-23, 2, float("inf")]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("threshold", FILTER_THRESHOLDS)
+def test_filter_without_exponentials(threshold: float) -> None:
+    """The CPU decides by the difference of the logits where rounding leaves no doubt: every anchor as by its number."""
+    rng = np.random.default_rng(0)
+    wide = np.concatenate([rng.normal(0, scale, 400) for scale in (1e-40, 1e-5, 1, 5, 30, 1e4, 1e38)])
+    special = np.array(
+        [np.nan, np.inf, -np.inf, 0.0, -0.0, 88.72, 88.73, 89.0, 89.1, -104.0, -104.1, 1e-45, 3e38, -3e38]
+    )
+    border = np.log(1 / threshold - 1) if 0 < threshold < 1 else 16.6 if threshold < 1 else -16.6
+    near = np.float32(border).view(np.int32) + np.arange(-400, 400, dtype=np.int32)
+    spread = border + np.linspace(-2e-5, 2e-5, 400)
+    background = np.concatenate([wide, special, near.view(np.float32), spread]).astype(np.float32)
+    objects = np.zeros_like(background)
+    shifted = rng.normal(0, 5, len(background)).astype(np.float32)
+    pairs = np.stack([np.concatenate([background, background + shifted]), np.concatenate([objects, shifted])], axis=1)
+    arm_conf = torch.from_numpy(pairs)[None]
+    count = arm_conf.shape[1]
+    assert count % 8  # answers are looked through by eights
+    found = ops.detect(
+        None,
+        arm_conf,
+        torch.zeros(1, count, 4),
+        torch.zeros(1, count, 2),
+        torch.tensor([0.5, 0.5, 0.1, 0.1]).repeat(count, 1),
+        objectness_threshold=threshold,
+        iou_threshold=5.0,
+        top_k=count,
+        keep_top_k=count,
+    )
+    expected = (portable.objectness(arm_conf[0]) >= np.float32(threshold)).nonzero().squeeze(1)
+    assert torch.equal(found.indices[0, : found.counts.item()], expected)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 97])
+def test_candidates_without_divisions(classes: int) -> None:
+    """The CPU divides only where a score may be above the threshold; here it is some score, or its neighbour."""
+    count = 40
+    *outputs, odm_conf, anchors = random_inputs(classes, 1, count, classes, arm_conf=False, trouble=0.001)
+    outputs = [None if output is None else torch.zeros_like(output) for output in outputs]
+    scores = portable.softmax(odm_conf[0])[:, 1:].flatten()
+    chosen = scores[~scores.isnan()][:: classes + 1].numpy()
+    around = [np.nextafter(chosen, np.float32(0)), chosen, np.nextafter(chosen, np.float32(1))]
+    for threshold in (*np.concatenate(around).tolist(), -1.0, 0.0, 1e-45, 1e-30, 2e-30, 1.0, float("inf")):
+        options = {"score_threshold": threshold, "iou_threshold": 5.0, "keep_top_k": count * classes}
+        found = ops.detect(*outputs, odm_conf, anchors, **options)
+        order = scores.nan_to_num(-1.0).argsort(descending=True, stable=True)
+        order = order[scores[order] > threshold]
+        assert found.counts.item() == len(order)
+        assert torch.equal(found.indices[0, : len(order)], order // (classes - 1))
+        assert torch.equal(found.labels[0, : len(order)], order % (classes - 1) + 1)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("kind", ["equal", "close but for one", "two values", "falling", "spread"])
+def test_order_of_many_candidates(kind: str) -> None:
+    """More than are sorted at once, in buckets of one key, of all keys, and of what lies between."""
+    count = 5000
+    logits = {
+        "equal": torch.zeros(count),
+        "close but for one": torch.linspace(1, 1.0001, count),
+        "two values": (torch.arange(count) % 7 == 0).float(),
+        "falling": torch.linspace(3, -3, count),
+        "spread": torch.randn(count, generator=torch.Generator().manual_seed(0)) * 4,
+    }[kind]
+    logits[17] = -60
+    odm_conf = torch.stack([torch.zeros(count), logits], dim=1)[None]
+    anchors = torch.tensor([0.5, 0.5, 0.1, 0.1]).repeat(count, 1)
+    options = {"score_threshold": -1.0, "iou_threshold": 5.0, "top_k": count, "keep_top_k": 300}
+    for rows in (300, count):
+        options["keep_top_k"] = rows
+        found = ops.detect(None, None, torch.zeros(1, count, 4), odm_conf, anchors, **options)
+        scores = portable.softmax(odm_conf[0])[:, 1]
+        order = scores.argsort(descending=True, stable=True)[:rows]
+        assert torch.equal(found.indices[0], order)
+        assert torch.equal(found.scores[0], scores[order])
+
+
+@pytest.mark.cpu_only
+def test_what_a_thread_keeps_does_not_matter(clusters: tuple[Tensor, ...]) -> None:
+    """A call with more memory than a thread keeps, between small ones of other sizes."""
+    dense, _ = load_golden("dense_voc320")
+    many = random_inputs(0, 1, 20_000, 40, arm_conf=False)
+    expected = [ops.reference.detect(*clusters), ops.reference.detect(*random_inputs(1, 2, 30, 5))]
+    for _ in range(2):
+        ops.detect(*many, score_threshold=-1.0)
+        assert_same(ops.detect(*clusters), expected[0])
+        ops.detect(*dense)
+        assert_same(ops.detect(*random_inputs(1, 2, 30, 5)), expected[1])
+
+
 def head_map(rows: Tensor, width: int, memory_format: torch.memory_format) -> Tensor:
     """[B,3*values,h,w] as a convolution puts it out, from [B,n,values]."""
     cells = rows.reshape(len(rows), -1, width, 3 * rows.shape[2])
@@ -307,8 +404,11 @@ def test_head_maps_in_nhwc_order_are_read_where_they_lie(clusters: tuple[Tensor,
 
 
 @pytest.mark.parametrize("name", ["typical_voc320", "dense_voc320"])
-def test_thread_count_does_not_matter(name: str) -> None:
-    inputs, _ = load_golden(name)
+@pytest.mark.parametrize("images", [1, 2])
+def test_thread_count_does_not_matter(name: str, images: int) -> None:
+    """The images are shared out, the scores of one alone too."""
+    *outputs, anchors = load_golden(name)[0]
+    inputs = (*(output[:images] for output in outputs), anchors)
     with threads(2):
         on_two = ops.detect(*inputs)
     with threads(1):
@@ -319,6 +419,18 @@ def test_no_gradient_flows_through(clusters: tuple[Tensor, ...]) -> None:
     found = ops.detect(*(tensor.clone().requires_grad_() for tensor in clusters))
     assert not found.boxes.requires_grad
     assert not found.scores.requires_grad
+
+
+def test_no_gradient_flows_through_a_program(clusters: tuple[Tensor, ...]) -> None:
+    """Nor in a program, nor where the operator is called without its face."""
+    inputs = tuple(tensor[..., :50, :].clone().requires_grad_() for tensor in clusters)
+    expected = ops.detect(*(tensor.detach() for tensor in inputs))
+    for found in (
+        torch.compile(ops.detect, fullgraph=True, backend="aot_eager")(*inputs),
+        Detected(*OPERATOR(*([tensor] for tensor in inputs[:4]), inputs[4], *OPTIONS[:3], 1000, 500, OPTIONS[5])),
+    ):
+        assert_same(found, expected)
+        assert not any(tensor.requires_grad for tensor in found)
 
 
 BATCH = (torch.zeros(2, 5, 4), torch.zeros(2, 5, 2), torch.zeros(2, 5, 4), torch.zeros(2, 5, 21), torch.zeros(5, 4))

@@ -188,10 +188,47 @@ def test_size_and_place_of_the_boxes_do_not_matter(nms: NmsOp, crowd: tuple[Tens
 
 
 def test_thread_count_does_not_matter(crowd: tuple[Tensor, Tensor, Tensor]) -> None:
-    with threads(2):
-        on_two = ops.batched_nms(*crowd, 0.45)
-    with threads(1):
-        assert torch.equal(on_two, ops.batched_nms(*crowd, 0.45))
+    many = (*random_case(0, 20_000, 9, size=0.02),)
+    for case in (crowd, many):
+        with threads(2):
+            on_two = ops.batched_nms(*case, 0.45)
+        with threads(1):
+            assert torch.equal(on_two, ops.batched_nms(*case, 0.45))
+
+
+KINDS = ["anywhere", "small", "large", "far", "pixels", "tiny", "outlier", "equal", "flat", "steps", "trouble"]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.05, 0.3, 0.45, 0.5, 0.7, 1.0, 1.45])
+def test_more_boxes_than_need_a_grid(kind: str, iou_threshold: float) -> None:
+    """The CPU compares a box with those of its cells only: the same as with all, whatever is rounded."""
+    rng = np.random.default_rng(len(kind))
+    boxes = random_boxes(rng, 400, steps=kind == "steps", trouble=0.02 if kind == "trouble" else 0.0)
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    size = {"small": 0.1, "large": 20.0, "equal": 0.0, "tiny": 1e-22, "flat": 1.0}.get(kind, 1.0)
+    half = half * size + (0.2 if kind == "equal" else 0.0)
+    if kind in ("equal", "tiny"):
+        center = center * (0.1 if kind == "equal" else 1e-22)
+    boxes = torch.cat([center - half, center + half], dim=1)
+    if kind == "far":
+        boxes = boxes + 3e5  # coordinates 1/32 apart
+    if kind == "pixels":
+        boxes = (boxes * 1000).round()
+    if kind == "outlier":
+        boxes[7] = torch.tensor([-1e30, -1e30, 1e30, 1e30])
+        boxes[9] = torch.tensor([2e38, 2e38, 3e38, 3e38])
+    if kind == "flat":
+        boxes[:, 3] = boxes[:, 1] + 1e-30
+    scores = torch.from_numpy(rng.permutation(400).astype(np.float32))
+    one = torch.zeros(400, dtype=torch.int64)
+    assert ops.nms(boxes, scores, iou_threshold).tolist() == brute_force(boxes, scores, one, iou_threshold)
+    far_apart = torch.from_numpy(rng.integers(0, 3, 400)) * 2**61 - 2**61
+    for labels in (far_apart, far_apart // 2**61 + 5):
+        kept = ops.batched_nms(boxes, scores, labels, iou_threshold).tolist()
+        assert kept == brute_force(boxes, scores, labels, iou_threshold)
 
 
 def test_inputs_need_not_be_contiguous(crowd: tuple[Tensor, Tensor, Tensor]) -> None:

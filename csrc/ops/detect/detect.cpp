@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -121,7 +120,7 @@ std::vector<Tensor> set_arrays(const Arguments& a, DetectInputs* in) {
   return tensors;
 }
 
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Results = std::array<Result, 5>;  // in the order of the schema
 
 Results new_results(const Tensor& like, int64_t batch, int64_t rows) {
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
@@ -134,8 +133,8 @@ Results new_results(const Tensor& like, int64_t batch, int64_t rows) {
 
 DetectOutputs pointers_to(const Results& results) {
   const auto& [boxes, scores, labels, indices, counts] = results;
-  return {boxes.mutable_data_ptr<float>(), scores.mutable_data_ptr<float>(), labels.mutable_data_ptr<int64_t>(),
-          indices.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int64_t>()};
+  return {mutable_data<float>(boxes), mutable_data<float>(scores), mutable_data<int64_t>(labels),
+          mutable_data<int64_t>(indices), mutable_data<int64_t>(counts)};
 }
 
 Results detect(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_loc, const Levels& odm_conf,
@@ -153,9 +152,21 @@ Results detect(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_
                               .variances = to_variances(kOp, variances)};
   kKernels.check_limits(anchors, inputs, options);
   const std::vector<Tensor> tensors = set_arrays(arguments, &inputs);
-  const Results results = new_results(anchors, inputs.batch, options.keep_top_k);
+  Results results = new_results(anchors, inputs.batch, options.keep_top_k);
   kKernels.run(anchors, inputs, options, pointers_to(results));
   return results;
+}
+
+// As TORCH_BOX makes it, which would copy the results.
+void boxed_detect(StableIValue* stack, uint64_t, uint64_t) {
+  using torch::stable::detail::to;
+  const auto arm_loc = to<Levels>(stack[0]), arm_conf = to<Levels>(stack[1]);
+  const auto odm_loc = to<Levels>(stack[2]), odm_conf = to<Levels>(stack[3]);
+  const auto anchors = to<Tensor>(stack[4]);
+  const auto variances = to<std::vector<double>>(stack[10]);
+  Results results = detect(arm_loc, arm_conf, odm_loc, odm_conf, anchors, to<double>(stack[5]), to<double>(stack[6]),
+                           to<double>(stack[7]), to<int64_t>(stack[8]), to<int64_t>(stack[9]), variances);
+  for (Result& result : results) *stack++ = torch::stable::detail::from(result.release());
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
@@ -165,10 +176,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
       "float[] variances) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor indices, Tensor counts)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("detect", TORCH_BOX(&detect)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("detect", &boxed_detect); }
 
 #ifdef REFINEDET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("detect", TORCH_BOX(&detect)); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("detect", &boxed_detect); }
 #endif
 
 }  // namespace

@@ -297,7 +297,6 @@ class ImageSuppression {
   }
 
   void decode_boxes(const uint32_t* anchors, BoxTile* boxes) const {
-    const bool cascade = in_.levels[0].arm_loc != nullptr;
     const float *plain[kLanes], *arm[kLanes], *odm[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const DetectLevel* level = in_.levels;
@@ -306,9 +305,9 @@ class ImageSuppression {
       row += image_ * level->num_anchors;
       plain[lane] = in_.anchors + 4 * int64_t{anchors[lane]};
       odm[lane] = floats(level->odm_loc) + 4 * row;
-      arm[lane] = cascade ? floats(level->arm_loc) + 4 * row : nullptr;
+      arm[lane] = level->arm_loc == nullptr ? nullptr : floats(level->arm_loc) + 4 * row;
     }
-    decode_tile(plain, cascade ? arm : nullptr, odm, options_.variances, boxes);
+    decode_tile(plain, arm[0] == nullptr ? nullptr : arm, odm, options_.variances, boxes);
   }
 
   void write(float score, Corners box, uint32_t label, uint32_t anchor) {

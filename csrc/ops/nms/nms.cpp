@@ -39,9 +39,9 @@ Tensor run_on_cpu(const Tensor& like, const NmsInputs& inputs, const NmsOptions&
   std::vector<int64_t> kept(inputs.num_boxes);
   int64_t count = 0;
   kKernels.run(like, inputs, options, {.kept = kept.data(), .count = &count});
-  const Tensor result = new_result(like, {count}, ScalarType::Long);
-  std::copy_n(kept.data(), count, result.mutable_data_ptr<int64_t>());
-  return result;
+  Result result = new_result(like, {count}, ScalarType::Long);
+  std::copy_n(kept.data(), count, mutable_data<int64_t>(result));
+  return Tensor(result.release());
 }
 
 #ifdef REFINEDET_WITH_CUDA

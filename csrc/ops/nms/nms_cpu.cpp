@@ -1,64 +1,195 @@
 #include "ops/nms/nms.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "box_math.h"
 #include "cpu/kept_boxes.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/sort_keys.h"
 
 namespace refinedet::cpu {
 namespace {
 
-struct Candidate {
-  int64_t label;
-  uint64_t key;  // orders a class: descending_key(score, index)
-};
-
-bool operator<(const Candidate& a, const Candidate& b) {
-  return a.label != b.label ? a.label < b.label : a.key < b.key;
-}
+constexpr int64_t kFewBoxes = 64;     // of a class: they need no grid
+constexpr int64_t kTaskBoxes = 4096;  // so many pay for another thread
+constexpr int64_t kMostCells = 16;    // a box that touches more of them belongs to none
 
 Corners load(const float* boxes, int64_t i) {
   return {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
 }
 
-std::vector<Candidate> usable_candidates(const NmsInputs& in, const float* boxes) {
-  std::vector<Candidate> candidates;
-  candidates.reserve(in.num_boxes);
+struct NmsScratch {
+  Scratch<uint64_t> keys;
+  SortScratch sort;
+  Scratch<uint32_t> members;  // of the classes, one after the other: places in the order
+  Scratch<uint8_t> kept;      // by place
+
+  int64_t bytes() const { return keys.bytes() + sort.bytes() + members.bytes() + kept.bytes(); }
+};
+
+// The keys of all boxes that take part, descending_key(score, index). Returns their number.
+int64_t list_keys(const NmsInputs& in, const float* boxes, uint64_t* keys) {
+  int64_t count = 0;
   for (int64_t i = 0; i < in.num_boxes; ++i) {
     const bool is_number = in.scores[i] == in.scores[i];
-    if (is_number && finite(load(boxes, i))) {
-      const int64_t label = in.labels == nullptr ? 0 : in.labels[i];
-      candidates.push_back({label, descending_key(in.scores[i], static_cast<uint32_t>(i))});
+    keys[count] = descending_key(in.scores[i], static_cast<uint32_t>(i));
+    count += is_number && finite(load(boxes, i));
+  }
+  return count;
+}
+
+// --- Classes ----------------------------------------------------------------------------------------------------------
+
+// Numbers for the labels of the boxes that take part, from 0.
+class LabelNumbers {
+ public:
+  LabelNumbers(const int64_t* labels, const uint64_t* keys, int64_t count) : labels_(labels) {
+    const auto label = [&](uint64_t key) { return labels[key_index(key)]; };
+    lowest_ = std::accumulate(keys, keys + count, label(keys[0]),
+                              [&](int64_t a, uint64_t k) { return std::min(a, label(k)); });
+    const int64_t highest =
+        std::accumulate(keys, keys + count, lowest_, [&](int64_t a, uint64_t k) { return std::max(a, label(k)); });
+    const uint64_t range = static_cast<uint64_t>(highest) - static_cast<uint64_t>(lowest_);
+    if (range < static_cast<uint64_t>(2 * count)) {
+      size_ = static_cast<int64_t>(range) + 1;
+      return;
+    }
+    std::transform(keys, keys + count, std::back_inserter(distinct_), label);
+    std::sort(distinct_.begin(), distinct_.end());
+    distinct_.erase(std::unique(distinct_.begin(), distinct_.end()), distinct_.end());
+    size_ = static_cast<int64_t>(distinct_.size());
+  }
+
+  int64_t size() const { return size_; }
+
+  int64_t operator()(uint64_t key) const {
+    const int64_t label = labels_[key_index(key)];
+    if (distinct_.empty()) return label - lowest_;
+    return std::lower_bound(distinct_.begin(), distinct_.end(), label) - distinct_.begin();
+  }
+
+ private:
+  const int64_t* labels_;
+  int64_t lowest_, size_;
+  std::vector<int64_t> distinct_;  // where they are far from each other
+};
+
+// Lists the places of each class in their order, and returns where the classes end.
+std::vector<int64_t> group_by_label(const LabelNumbers& number, const uint64_t* keys, int64_t count,
+                                    uint32_t* members) {
+  std::vector<int64_t> ends(number.size());
+  for (int64_t i = 0; i < count; ++i) ++ends[number(keys[i])];
+  std::exclusive_scan(ends.begin(), ends.end(), ends.begin(), int64_t{0});
+  for (int64_t i = 0; i < count; ++i) members[ends[number(keys[i])]++] = static_cast<uint32_t>(i);
+  return ends;
+}
+
+// --- Suppression ------------------------------------------------------------------------------------------------------
+
+// Cells along one axis.
+struct Axis {
+  float origin = 0, scale = 0;
+  int64_t cells = 1;
+
+  // Monotone in x, whatever is rounded.
+  int64_t cell(float x) const {
+    const float place = (x - origin) * scale;
+    return place > 0 ? static_cast<int64_t>(std::min(place, static_cast<float>(cells - 1))) : 0;
+  }
+};
+
+struct Cells {
+  int64_t left, right, top, bottom;  // inclusive
+
+  int64_t count() const { return (right - left + 1) * (bottom - top + 1); }
+};
+
+// A grid over the boxes of a class, in cells about as large as they are. Boxes that overlap share a cell.
+class Grid {
+ public:
+  template <class BoxAt>
+  Grid(int64_t count, const BoxAt& box_at) {
+    if (count <= kFewBoxes) return;
+    Corners bounds = box_at(0);
+    double width = 0, height = 0;
+    for (int64_t i = 0; i < kFewBoxes;
+         ++i) {  // a sample: what lies beyond the bounds goes into the cells at the border
+      const Corners box = box_at(i * (count / kFewBoxes));
+      bounds = {std::min(bounds.x1, box.x1), std::min(bounds.y1, box.y1), std::max(bounds.x2, box.x2),
+                std::max(bounds.y2, box.y2)};
+      width += positive(box.x2 - box.x1);
+      height += positive(box.y2 - box.y1);
+    }
+    const auto most = static_cast<int64_t>(std::sqrt(static_cast<double>(count) / 8));
+    x_ = axis(bounds.x1, bounds.x2, width / kFewBoxes, most);
+    y_ = axis(bounds.y1, bounds.y2, height / kFewBoxes, most);
+  }
+
+  int64_t size() const { return x_.cells * y_.cells; }
+
+  Cells cells(Corners box) const { return {x_.cell(box.x1), x_.cell(box.x2), y_.cell(box.y1), y_.cell(box.y2)}; }
+
+  // Whether `visit(number)` is true for one of the cells.
+  template <class Visit>
+  bool any(const Cells& cells, const Visit& visit) const {
+    for (int64_t row = cells.top; row <= cells.bottom; ++row) {
+      for (int64_t column = cells.left; column <= cells.right; ++column) {
+        if (visit(row * x_.cells + column)) return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  static Axis axis(float low, float high, double size, int64_t most) {
+    const double extent = static_cast<double>(high) - low;
+    if (!(size > 0) || !(extent > size)) return {};
+    const int64_t cells = std::clamp(static_cast<int64_t>(std::min(extent / size, 1e6)), int64_t{1}, most);
+    const auto scale = static_cast<float>(static_cast<double>(cells) / extent);
+    return std::isnormal(scale) ? Axis{low, scale, cells} : Axis{};
+  }
+
+  Axis x_, y_;
+};
+
+// The part of a box that a box which suppresses it has to touch: that one covers more than the share `iou_threshold` of
+// its width and of its height. Rounding is far below the margin, but where an area is nearly 0.
+Corners core(Corners box, float box_area, float iou_threshold) {
+  if (!(box_area > 1e-30f)) return box;
+  const float share = 0.99f * std::min(iou_threshold, 0.5f);
+  const float x = share * (box.x2 - box.x1), y = share * (box.y2 - box.y1);
+  return {box.x1 + x, box.y1 + y, box.x2 - x, box.y2 - y};
+}
+
+// Greedy suppression of the boxes of a class, best first; `keep(i, is_kept)` hears of each.
+template <class BoxAt, class Keep>
+void suppress_class(int64_t count, float iou_threshold, const BoxAt& box_at, const Keep& keep) {
+  const Grid grid(count, box_at);
+  const int64_t elsewhere = grid.size();  // the list of boxes that touch many cells
+  const ThreadScratch<KeptBoxes> kept;
+  kept->reset(grid.size() + 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const Corners box = box_at(i);
+    const float box_area = area(box);
+    if (!(box_area > 0)) {  // it overlaps nothing
+      keep(i, true);
+      continue;
+    }
+    const auto suppresses = [&](int64_t list) { return kept->suppresses(list, box, box_area, iou_threshold); };
+    const bool goes = suppresses(elsewhere) || grid.any(grid.cells(core(box, box_area, iou_threshold)), suppresses);
+    keep(i, !goes);
+    if (goes) continue;
+    const Cells cells = grid.cells(box);
+    if (cells.count() > kMostCells) {
+      kept->add(elsewhere, box, box_area);
+    } else {
+      grid.any(cells, [&](int64_t list) { return kept->add(list, box, box_area), false; });
     }
   }
-  return candidates;
-}
-
-// Positions in the sorted candidates where a class begins, and their end.
-std::vector<size_t> class_bounds(const std::vector<Candidate>& candidates) {
-  std::vector<size_t> bounds;
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    if (i == 0 || candidates[i].label != candidates[i - 1].label) bounds.push_back(i);
-  }
-  bounds.push_back(candidates.size());
-  return bounds;
-}
-
-std::vector<uint64_t> suppress_class(const float* boxes, const Candidate* begin, const Candidate* end,
-                                     float threshold) {
-  KeptBoxes kept;
-  kept.reset(1);
-  std::vector<uint64_t> kept_keys;
-  for (const Candidate* candidate = begin; candidate != end; ++candidate) {
-    const Corners box = load(boxes, key_index(candidate->key));
-    const float box_area = area(box);
-    if (kept.suppresses(0, box, box_area, threshold)) continue;
-    kept.add(0, box, box_area);
-    kept_keys.push_back(candidate->key);
-  }
-  return kept_keys;
 }
 
 }  // namespace
@@ -69,22 +200,37 @@ std::string nms_limits(const NmsInputs& in, const NmsOptions&) {
 
 void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) {
   const auto* const boxes = static_cast<const float*>(in.boxes);
-  std::vector<Candidate> candidates = usable_candidates(in, boxes);
-  std::sort(candidates.begin(), candidates.end());
-  const std::vector<size_t> bounds = class_bounds(candidates);
-  const auto num_classes = static_cast<int64_t>(bounds.size()) - 1;
-  std::vector<std::vector<uint64_t>> kept_of_class(num_classes);
-  parallel_for(0, num_classes, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      kept_of_class[c] = suppress_class(boxes, candidates.data() + bounds[c], candidates.data() + bounds[c + 1],
-                                        options.iou_threshold);
+  const ThreadScratch<NmsScratch> scratch;
+  uint64_t* const keys = scratch->keys.reserve(in.num_boxes);
+  const int64_t count = list_keys(in, boxes, keys);
+  sort_keys(keys, count, scratch->sort);
+  const auto box_at = [&](int64_t place) { return load(boxes, key_index(keys[place])); };
+  uint8_t* const kept = scratch->kept.reserve(count);
+  const auto list_kept = [&] {
+    int64_t listed = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      out.kept[listed] = key_index(keys[i]);
+      listed += kept[i];
+    }
+    *out.count = listed;
+  };
+  if (in.labels == nullptr || count == 0) {
+    suppress_class(count, options.iou_threshold, box_at, [&](int64_t i, bool is_kept) { kept[i] = is_kept; });
+    return list_kept();
+  }
+  uint32_t* const members = scratch->members.reserve(count);
+  const std::vector<int64_t> ends = group_by_label(LabelNumbers(in.labels, keys, count), keys, count, members);
+  const auto num_classes = static_cast<int64_t>(ends.size());
+  const int64_t grain = count < 2 * kTaskBoxes ? num_classes : std::max<int64_t>(num_classes * kTaskBoxes / count, 1);
+  parallel_for(0, num_classes, grain, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t begin = c == 0 ? 0 : ends[c - 1];
+      suppress_class(
+          ends[c] - begin, options.iou_threshold, [&](int64_t i) { return box_at(members[begin + i]); },
+          [&](int64_t i, bool is_kept) { kept[members[begin + i]] = is_kept; });
     }
   });
-  std::vector<uint64_t> keys;
-  for (const auto& class_keys : kept_of_class) keys.insert(keys.end(), class_keys.begin(), class_keys.end());
-  if (num_classes > 1) std::sort(keys.begin(), keys.end());
-  std::transform(keys.begin(), keys.end(), out.kept, key_index);
-  *out.count = static_cast<int64_t>(keys.size());
+  list_kept();
 }
 
 }  // namespace refinedet::cpu
