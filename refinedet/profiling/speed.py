@@ -71,6 +71,7 @@ class BatchSpeed:
     detector: Times
     network: Times
     stages: list[Seconds] = field(default_factory=list)  # of each call, by `SPLIT`
+    optimized: bool = False  # the detector ran a network that it made for inference, not the one it was given
     first: float | None = None  # seconds of the first call, everything
     found: list[int] = field(default_factory=list)  # objects above the model's score threshold, of each image
     surviving: float | None = None  # anchors per image that the ARM does not reject; None without an ARM
@@ -162,9 +163,9 @@ class _Run:
 
     def _measure(self, seconds: float) -> None:
         start = time.perf_counter()
-        with noted_calls(RefineDet) as called:  # the detector's network, or what it made of it to run faster
+        with noted_calls(RefineDet) as called:
             self.speed.first, _ = self._call(None)
-        self._backbone = called[-1].backbone
+        self._backbone, self.speed.optimized = called[-1].backbone, called[-1] is not self._detector.network
         for _ in range(min(WARM_UP, int(seconds / 10 / self.speed.first))):
             if not self._stop():
                 self._call(None)
