@@ -164,7 +164,7 @@ class Report:
             *self._load(),
         ]
         if model.random:
-            lines.append("With random weights nearly all anchors survive, so that detect has more to do than usual.")
+            lines.append("Random heads are biased until as much passes the thresholds as in trained networks.")
         average = self.machine.load_average
         if average is not None and average > BUSY:
             lines.append(f"Other work kept the machine busy (load average {average}): times are longer than alone.")
