@@ -101,7 +101,7 @@ def _instructions() -> tuple[str, ...]:
 
 
 def _driver() -> str:
-    found = re.search(r"Kernel Module\D*([\d.]+)", _read(_DRIVER))
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _read(_DRIVER))
     return found[1] if found else "unknown"
 
 

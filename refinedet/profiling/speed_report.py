@@ -128,6 +128,7 @@ class Report:
     def _batch_document(self, speed: BatchSpeed) -> dict[str, Any]:
         return {
             "batch": speed.batch,
+            "optimized_for_inference": speed.optimized,
             "first_call_seconds": speed.first,
             **{name: _times_document(times) for name, times in calls(speed).items()},
             "split_ms_per_image": split_with_rest(speed),
@@ -151,19 +152,19 @@ class Report:
     def facts(self) -> list[str]:
         """What was measured, where, on which images: a line each."""
         model = self.model
-        weights = "random weights" if model.random else "trained weights"
-        network = (
-            f"{model.name}: {model.backbone} at {model.size[0]}x{model.size[1]}, {model.classes} classes, {weights}"
-        )
+        what = ["random weights" if model.random else "trained weights", f"{model.dtype} on {self.machine.device}"]
+        if any(each.optimized for each in self.batches):
+            what.append("optimised for inference")
+        size = f"{model.size[0]}x{model.size[1]}"
         lines = [
-            f"{network}, {model.dtype} on {self.machine.device}; {model.parameters:,} parameters, {model.gflop:.2f} "
-            "GFLOP per image",
+            f"{model.name}: {model.backbone} at {size}, {model.classes} classes, {', '.join(what)}; "
+            f"{model.parameters:,} parameters, {model.gflop:.2f} GFLOP per image",
             *self.machine.text().splitlines(),
             f"images: {self.images}",
             *self._load(),
         ]
         if model.random:
-            lines.append("With random weights nearly all anchors survive, so that detect has more to do than usual.")
+            lines.append("Random heads are biased until as much passes the thresholds as in trained networks.")
         average = self.machine.load_average
         if average is not None and average > BUSY:
             lines.append(f"Other work kept the machine busy (load average {average}): times are longer than alone.")
