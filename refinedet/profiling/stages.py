@@ -50,9 +50,8 @@ class Pipeline:
     def __init__(self, detector: Detector, photographs: Photographs, batch: int) -> None:
         self.detector, self.photographs, self.batch = detector, photographs, batch
         self._calls = 0
-        self.network = detector.network
-        with noted_calls(RefineDet) as called:
-            self({})
+        with noted_calls(RefineDet) as called:  # without hooks on the detector's own, which it would run itself then
+            detector.detect_batch([photographs.decode(0)], [None], None)
         self.network = called[-1]
 
     def __call__(self, seconds: Seconds) -> None:
