@@ -12,7 +12,7 @@ import torch
 
 from refinedet.errors import printable
 from refinedet.files import write_text
-from refinedet.inference.detector import Detector, eval_mode
+from refinedet.inference.detector import Detector
 from refinedet.parsing import to_json
 from refinedet.preprocessing import prepare
 from refinedet.profiling.ceilings import Ceilings, Rate, measure_ceilings
@@ -226,10 +226,9 @@ def profile(
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
     inputs = inputs.to(device, detector.dtype, memory_format=detector.network.backbone.memory_format)
-    with eval_mode(pipeline.network):
-        times = time_layers(pipeline.network, inputs)
+    times = time_layers(pipeline.detector.running, inputs)
     on_step("operators")
-    operators = list(time_operators(detector.run(inputs), detector.network.anchors, detector.preset))
+    operators = list(time_operators(pipeline.detector.run(inputs), detector.network.anchors, detector.preset))
     on_step("ceilings")
     ceilings = measure_ceilings(device, detector.dtype)
     parameters = sum(parameter.numel() for parameter in detector.network.parameters())

@@ -68,7 +68,7 @@ def test_ranges_of_one_thread_are_nested(trace: Trace) -> None:
 
 def test_every_stage_and_layer_has_its_range(trace: Trace, pipeline: Pipeline) -> None:
     found = ranges(trace)
-    network = pipeline.network
+    network = pipeline.detector.running
     layers = [
         name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, L2Norm))
     ]
