@@ -155,8 +155,9 @@ class Profile:
             for stage in self.stages
         ]
         header = ("stage", "ms", "share", "allocated MB", "GPU MB", "resident MB")
+        images = f"{self.batch} image{'' if self.batch == 1 else 's'}"
         note = "allocated: by torch on the device, at most, above what the stage began with; GPU, resident: in all"
-        return Table(f"Stages of a call with {self.batch} images: {whole:.2f} ms", header, rows, note=note)
+        return Table(f"Stages of a call with {images}: {whole:.2f} ms", header, rows, note=note)
 
     def _layer_table(self, order: str) -> Table:
         rows = [
