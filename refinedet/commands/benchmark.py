@@ -111,7 +111,7 @@ def _measure(arguments: argparse.Namespace, imported: float, stop: StopRequest) 
     from refinedet.inference.timing import wait_for
     from refinedet.ops.devices import choose_device
     from refinedet.profiling.machine import describe
-    from refinedet.profiling.model import open_detector, open_photographs
+    from refinedet.profiling.model import imitate_training, open_detector, open_photographs
     from refinedet.profiling.resident import PeakMemory
     from refinedet.profiling.speed import measure_batches
     from refinedet.profiling.speed_report import Report, describe_model
@@ -128,6 +128,8 @@ def _measure(arguments: argparse.Namespace, imported: float, stop: StopRequest) 
         detector.to(device, getattr(torch, arguments.dtype))
         wait_for(device)
         loaded = time.perf_counter() - start
+        if random:
+            imitate_training(detector, photographs.decode(0))
         model = describe_model(arguments.model, detector, random)
     with show_progress("measuring", "call", None, delay=SHORT) as bar:
 

@@ -42,7 +42,7 @@ class Machine:
     def text(self) -> str:
         """In two lines."""
         vectors = f", {' '.join(self.instructions)}" if self.instructions else ""
-        processor = f"{self.cpu}, {self.threads} of torch's threads on {self.cores} cores{vectors}"
+        processor = f"{self.cpu}, {self.cores} cores, torch on {self.threads}{vectors}"
         gpu = f"{self.device}, driver {self.driver}, CUDA {self.cuda}, cuDNN {self.cudnn}; "
         return (
             f"{'' if self.driver is None else gpu}{processor}\n"
@@ -101,7 +101,7 @@ def _instructions() -> tuple[str, ...]:
 
 
 def _driver() -> str:
-    found = re.search(r"Kernel Module\D*([\d.]+)", _read(_DRIVER))
+    found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _read(_DRIVER))
     return found[1] if found else "unknown"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from refinedet.choices import BACKBONES, TIMM
 from refinedet.data.images import decode_image, list_images
@@ -17,6 +20,8 @@ from refinedet.files import PACKAGE
 from refinedet.inference.detector import Detector, load
 from refinedet.models import build
 from refinedet.models.build import try_backbone
+from refinedet.models.heads import Heads
+from refinedet.preprocessing import prepare
 from refinedet.weights.checkpoint import shipped_names
 
 SIZE = 320  # of a network without weights; the paper's other one is 512
@@ -24,6 +29,10 @@ VOC_CLASSES = 20
 EXAMPLES = PACKAGE.parent / "examples" / "bccd"  # where the package lies in its repository
 MOST_IMAGES = 64  # that are kept in memory, as files
 
+SURVIVING = 0.02  # of a trained network's anchors, and of each
+PAIRS = 1.16  # classes above the score threshold (tests/golden/detout; `refinedet.profiling.cost.Network`)
+
+_BISECTIONS = 40
 _SYNTHETIC_SIZE = (375, 500)  # height, width of most photographs of VOC
 
 
@@ -59,6 +68,42 @@ def open_detector(model: str, size: tuple[int, int] | None = None, classes: int 
 
 def _is_network(model: str) -> bool:
     return not os.path.exists(model) and (model in BACKBONES or model.startswith(TIMM))
+
+
+@torch.no_grad()
+def imitate_training(detector: Detector, image: np.ndarray) -> None:
+    """Shift the biases of random heads until, of the BGR image [H,W,3], as much passes the thresholds as in trained
+    networks: `SURVIVING` of the anchors, and `PAIRS` classes of each. Else nearly all would, and `detect` had far more
+    to do than it has in use."""
+    network, preset = detector.network, detector.preset
+    raw = detector.run(prepare(image, detector.size, detector.preprocessing)[None]).concatenate()
+    logits = raw.odm_conf[0].float()
+    if network.arm is not None and raw.arm_conf is not None:
+        margins = raw.arm_conf[0, :, 1].float() - raw.arm_conf[0, :, 0].float()
+        threshold = math.log(preset.objectness_threshold / (1 - preset.objectness_threshold))
+        shift = threshold - margins.quantile(1 - SURVIVING)
+        _shift_foreground(network.arm, float(shift))
+        logits = logits[margins + shift >= threshold]
+    _shift_foreground(network.odm, _balance(logits, preset.score_threshold))
+
+
+def _balance(logits: Tensor, threshold: float) -> float:
+    """What to add to all logits [n,C] but the background's, for `PAIRS` n of their probabilities to exceed the
+    threshold. By bisection: more are added, more exceed it."""
+    low, high = -2 * float(logits.abs().max()) - 20, 2 * float(logits.abs().max()) + 20
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        shifted = torch.cat([logits[:, :1], logits[:, 1:] + middle], dim=1)
+        pairs = int((shifted.softmax(dim=1)[:, 1:] > threshold).sum())
+        low, high = (low, middle) if pairs > PAIRS * len(logits) else (middle, high)
+    return low
+
+
+def _shift_foreground(heads: Heads, shift: float) -> None:
+    for conv in heads.conf:
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        conv.bias.view(-1, heads.num_classes)[:, 1:] += shift  # the classes of each anchor of a cell
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from refinedet.errors import is_out_of_memory
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
+from refinedet.inference.scales import make_inputs
 from refinedet.inference.timing import STAGES, Seconds, noted_calls, timed, timed_module
 from refinedet.models import RefineDet
 from refinedet.ops.reference import portable
-from refinedet.preprocessing import prepare
+from refinedet.preprocessing import normalize
 from refinedet.profiling import machine
 from refinedet.profiling.model import Photographs
 from refinedet.profiling.resident import PeakMemory
@@ -70,6 +71,7 @@ class BatchSpeed:
     detector: Times
     network: Times
     stages: list[Seconds] = field(default_factory=list)  # of each call, by `SPLIT`
+    optimized: bool = False  # the detector ran a network that it made for inference, not the one it was given
     first: float | None = None  # seconds of the first call, everything
     found: list[int] = field(default_factory=list)  # objects above the model's score threshold, of each image
     surviving: float | None = None  # anchors per image that the ARM does not reject; None without an ARM
@@ -98,20 +100,23 @@ def measure_batches(
     on_call: Callable[[str], object] = lambda what: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[BatchSpeed]:
-    """Measure every batch size, each in its share of ``seconds``; what memory does not suffice for ends alone.
+    """Measure every batch size, each in its share of what is left of ``seconds``; what is too large for the memory ends
+    alone.
 
     ``bytes_per_image``: of the host, that are needed at least; a batch of more than there are is not tried, as Linux
     would rather end the process than refuse them. ``on_call`` is told before each call what it is of; once ``stop()``
     is true no other begins.
     """
-    measured = []
+    measured: list[BatchSpeed] = []
+    end = time.perf_counter() + seconds
     for batch in batches:
         if stop():
             break
+        left = max(0.0, end - time.perf_counter())
         speed = BatchSpeed.of(batch)
         speed.error = _shortage(batch * bytes_per_image)
         if speed.error is None:
-            _Run(detector, photographs, speed, on_call, stop).measure(seconds / len(batches))
+            _Run(detector, photographs, speed, on_call, stop).measure(left / (len(batches) - len(measured)))
         measured.append(speed)
     return measured
 
@@ -158,9 +163,9 @@ class _Run:
 
     def _measure(self, seconds: float) -> None:
         start = time.perf_counter()
-        with noted_calls(RefineDet) as called:  # the detector's network, or what it made of it to run faster
+        with noted_calls(RefineDet) as called:
             self.speed.first, _ = self._call(None)
-        self._backbone = called[-1].backbone
+        self._backbone, self.speed.optimized = called[-1].backbone, called[-1] is not self._detector.network
         for _ in range(min(WARM_UP, int(seconds / 10 / self.speed.first))):
             if not self._stop():
                 self._call(None)
@@ -231,10 +236,11 @@ class _Run:
         return float(begin.elapsed_time(end)) / 1e3
 
     def _prepare(self, indices: Sequence[int]) -> Tensor:
-        """The images as the network's input, on its device and in its dtype."""
+        """The images as the detector gives them to the network, on its device and in its dtype."""
         detector = self._detector
-        images = [prepare(self._photographs.decode(index), detector.size, detector.preprocessing) for index in indices]
-        return torch.stack(images).to(detector.device, detector.dtype)
+        images = [normalize(self._photographs.decode(index), detector.preprocessing) for index in indices]
+        inputs = make_inputs(images, detector.size, (False,), detector.preprocessing)
+        return inputs.to(detector.device, detector.dtype)
 
     def _count_surviving(self) -> float | None:
         """Anchors per image, in the last output of the network, that the ARM does not reject."""

@@ -128,6 +128,7 @@ class Report:
     def _batch_document(self, speed: BatchSpeed) -> dict[str, Any]:
         return {
             "batch": speed.batch,
+            "optimized_for_inference": speed.optimized,
             "first_call_seconds": speed.first,
             **{name: _times_document(times) for name, times in calls(speed).items()},
             "split_ms_per_image": split_with_rest(speed),
@@ -151,31 +152,32 @@ class Report:
     def facts(self) -> list[str]:
         """What was measured, where, on which images: a line each."""
         model = self.model
-        weights = "random weights" if model.random else "trained weights"
-        network = (
-            f"{model.name}: {model.backbone} at {model.size[0]}x{model.size[1]}, {model.classes} classes, {weights}"
-        )
+        what = ["random weights" if model.random else "trained weights", f"{model.dtype} on {self.machine.device}"]
+        if any(each.optimized for each in self.batches):
+            what.append("optimised for inference")
+        size = f"{model.size[0]}x{model.size[1]}"
         lines = [
-            f"{network}, {model.dtype} on {self.machine.device}; {model.parameters:,} parameters, {model.gflop:.2f} "
-            "GFLOP per image",
+            f"{model.name}: {model.backbone} at {size}, {model.classes} classes, {', '.join(what)}; "
+            f"{model.parameters:,} parameters, {model.gflop:.2f} GFLOP per image",
             *self.machine.text().splitlines(),
-            f"images: {self.images}{self._load()}",
+            f"images: {self.images}",
+            *self._load(),
         ]
         if model.random:
-            lines.append("With random weights nearly all anchors survive, so that detect has more to do than usual.")
+            lines.append("Random heads are biased until as much passes the thresholds as in trained networks.")
         average = self.machine.load_average
         if average is not None and average > BUSY:
             lines.append(f"Other work kept the machine busy (load average {average}): times are longer than alone.")
         return lines
 
-    def _load(self) -> str:
+    def _load(self) -> list[str]:
+        """What the images give the operators to do."""
         known = [each for each in self.batches if each.found]
         if not known:
-            return ""
-        found = statistics.fmean(known[0].found)
-        surviving = known[0].surviving
+            return []
+        found, surviving = statistics.fmean(known[0].found), known[0].surviving
         anchors = "" if surviving is None else f"{surviving:.0f} of {self.model.anchors} anchors survive the ARM, "
-        return f"; per image {anchors}{found:.1f} objects are above the score threshold"
+        return [f"per image {anchors}{found:.1f} objects are above the score threshold"]
 
     def _cold(self) -> str:
         first = [f"first call of {each.batch} {each.first:.2f} s" for each in self.batches if each.first is not None]
@@ -250,7 +252,7 @@ def cells(times: Times) -> list[str]:
     percentiles = [times.percentile(percent) for percent in NEEDED]
     return [
         "n/a" if rate is None else f"{rate:.2f}",
-        *(f"n/a ({count} runs)" if value is None else f"{value:.2f}" for value in percentiles),
+        *(f"n/a ({count} run{'s' * (count != 1)})" if value is None else f"{value:.2f}" for value in percentiles),
         str(count),
     ]
 

@@ -85,7 +85,9 @@ def test_a_network_without_weights(size, tmp_path, capsys, monkeypatch):
     assert (found["random"], found["classes"]) == (True, 3)
     assert found["size"] == {"height_pixels": 64, "width_pixels": int(size.rpartition("x")[2])}
     assert document["images"] == "1, synthetic, 500x375"
-    assert "With random weights nearly all anchors survive" in captured.err
+    assert "Random heads are biased" in captured.err
+    (batch,) = document["batches"]
+    assert batch["surviving_anchors_per_image"] <= 0.05 * found["anchors"]
     assert "biases not" not in captured.err  # conventions are notes
     assert "paper: not applicable" in captured.err
 

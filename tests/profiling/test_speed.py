@@ -77,9 +77,16 @@ def test_a_slow_part_is_seen_in_its_stage_alone(detector, photographs, monkeypat
     monkeypatch.setattr(other.backbone, "forward", slow)
     monkeypatch.setattr(detector.network, "forward", lambda images, by_level: other(images, by_level=by_level))
     (found,) = measure_batches(detector, photographs, [1], 0.5)
+    assert found.optimized
     split = found.split()
     assert split["backbone"] > 400
     assert split["backbone"] > sum(split.values()) / 2
+
+
+def test_the_network_itself_is_not_called_optimised(detector, photographs, monkeypatch):
+    monkeypatch.setattr(Detector, "run", lambda detector, images: detector.network(images, by_level=True))
+    (found,) = measure_batches(detector, photographs, [1], 0.1)
+    assert not found.optimized
 
 
 def test_each_batch_has_its_share_of_the_time(detector, photographs):
@@ -216,3 +223,32 @@ def test_images_take_turns(photographs):
     three = replace(photographs, files=photographs.files[:1] * 3, names=("a", "b", "c"))
     assert [three.batch(number, 2) for number in range(3)] == [[0, 1], [2, 0], [1, 2]]
     assert three.batch(0, 4) == [0, 1, 2, 0]
+
+
+def test_memory_that_is_free_is_that_of_the_control_group_too(tmp_path, monkeypatch):
+    memory = tmp_path / "meminfo"
+    monkeypatch.setattr(machine, "_MEMORY", memory)
+    monkeypatch.setattr(machine, "_GROUP", tmp_path)
+    assert machine.available_memory() is None
+    memory.write_text("MemTotal:       8 kB\nMemAvailable:       3000 kB\n")
+    assert machine.available_memory() == 3000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    assert machine.available_memory() == 3000 * 1024
+    (tmp_path / "memory.max").write_text("25000\n")
+    assert machine.available_memory() == 20000
+
+
+@pytest.mark.parametrize("module", ["x86_64 Kernel Module", "Open Kernel Module for x86_64"])
+def test_the_machine_is_described(module, tmp_path, monkeypatch):
+    cpu, driver = tmp_path / "cpuinfo", tmp_path / "version"
+    cpu.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512f\n" * 2)
+    driver.write_text(f"NVRM version: NVIDIA UNIX {module}  580.65.06  Sun Jul 27 2025\nGCC version: 12.2.0\n")
+    monkeypatch.setattr(machine, "_CPU_INFO", cpu)
+    monkeypatch.setattr(machine, "_DRIVER", driver)
+    found = machine.describe(torch.device("cpu"))
+    assert (found.cpu, found.instructions, found.driver) == ("Some CPU @ 2 GHz", ("avx2", "avx512f"), None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    found = machine.describe(torch.device("cuda"))
+    assert (found.device, found.driver) == ("Some GPU", "580.65.06")
+    assert found.text().startswith("Some GPU, driver 580.65.06, ")
