@@ -19,6 +19,7 @@ BEYOND = 4  # times the largest cache: what streams through that much comes from
 MOST, LEAST = 1 << 30, 1 << 26  # bytes that are streamed at most and at least, to measure the memory
 SECONDS = 0.4  # for each ceiling, after the first call
 CALLS = 3  # of each at least
+SLEEP = 1_000_000  # cycles of a GPU, in which the host queues them
 SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # of the matrices
 
 Watch = Callable[[Callable[[], Tensor], float], float]  # the time of a call, measured for so many seconds
@@ -184,13 +185,14 @@ def _cpu_seconds(call: Callable[[], Tensor], seconds: float) -> float:
 
 
 def _gpu_seconds(call: Callable[[], Tensor], seconds: float) -> float:
-    """As `_cpu_seconds`, by CUDA events. Many calls are queued before one is waited for: the host is not in the way."""
+    """As `_cpu_seconds`, by CUDA events. The GPU sleeps until several calls are queued: the host is not in the way."""
     call()
     torch.cuda.synchronize()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(2 * CALLS)]
+        torch.cuda._sleep(SLEEP)
         for mark in marks:
             mark.record()
             call()

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 from refinedet.inference.detector import eval_mode
 
 _FUSED = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_transpose_pointwise")  # oneDNN's, unknown to torch's
-_WINOGRAD = "refinedet::winograd"  # a 3x3 convolution of [B,H,W,C]
+_WINOGRAD = "refinedet::winograd"  # a 3x3 convolution; its weights are [36,panels,C,panel]
 _UNMOVED = "_unsafe_view"  # torch does not declare this one a view
 
 
@@ -121,11 +121,13 @@ class Counter(TorchDispatchMode):
 
 
 def _flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    if func._schema.name == _WINOGRAD:  # as if it computed all products, and not a quarter of them
-        return 2 * 9 * args[0].shape[-1] * int(result.numel())
-    if func._schema.name in _FUSED:
-        weights = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == "W")
-        return int(conv_flop_count(args[0].shape, args[weights].shape, result.shape, "transpose" in func._schema.name))
+    name = func._schema.name
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    if name == _WINOGRAD:  # as if it computed all products, and not a quarter of them
+        pixels = result.numel() // result.shape[-1]
+        return int(2 * 9 * pixels * given["weight"].shape[2] * given["out_channels"])
+    if name in _FUSED:
+        return int(conv_flop_count(args[0].shape, given["W"].shape, result.shape, "transpose" in name))
     formula = flop_registry.get(func._overloadpacket)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 

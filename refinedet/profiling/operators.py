@@ -21,6 +21,7 @@ from refinedet.records import LevelOutput
 
 LEAST_RUNS = 5
 SECONDS = 0.2  # for each operator
+SLEEP = 1_000_000  # cycles of a GPU, in which the host queues a call
 BOXES = cost.BOXES[0]
 _TOUCH = cost.NETWORKS[0].touch
 
@@ -107,6 +108,7 @@ def _milliseconds(call: Call, device: torch.device, seconds: float) -> float:
 def _time(call: Call, device: torch.device) -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(SLEEP)
         start.record()
         call()
         end.record()

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from refinedet.errors import printable
+from refinedet.errors import InputError, printable
 from refinedet.files import write_text
-from refinedet.inference.detector import Detector, eval_mode
+from refinedet.inference.detector import Detector
 from refinedet.parsing import to_json
 from refinedet.preprocessing import prepare
 from refinedet.profiling.ceilings import Ceilings, Rate, measure_ceilings
+from refinedet.profiling.flops import list_layers
 from refinedet.profiling.layers import LayerTimes, TimedLayer, time_layers
-from refinedet.profiling.machine import Machine, describe
+from refinedet.profiling.machine import Machine, available_memory, describe
 from refinedet.profiling.model import Photographs
 from refinedet.profiling.operators import TimedOperator, time_operators
 from refinedet.profiling.roofline import Point, roofline_svg, write_roofline
@@ -155,8 +156,9 @@ class Profile:
             for stage in self.stages
         ]
         header = ("stage", "ms", "share", "allocated MB", "GPU MB", "resident MB")
+        images = f"{self.batch} image{'' if self.batch == 1 else 's'}"
         note = "allocated: by torch on the device, at most, above what the stage began with; GPU, resident: in all"
-        return Table(f"Stages of a call with {self.batch} images: {whole:.2f} ms", header, rows, note=note)
+        return Table(f"Stages of a call with {images}: {whole:.2f} ms", header, rows, note=note)
 
     def _layer_table(self, order: str) -> Table:
         rows = [
@@ -215,9 +217,16 @@ def profile(
     random_weights: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> Profile:
-    """Measure a detector where it is; ``on_step`` is told which of `STEPS` comes next."""
-    on_step("trace")
+    """Measure a detector where it is; ``on_step`` is told which of `STEPS` comes next.
+
+    Raises InputError for a ``batch`` that needs more memory than is free.
+    """
     device = detector.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events are of the current one
+    else:
+        _check_memory(detector, batch)
+    on_step("trace")
     pipeline = Pipeline(detector, photographs, batch)
     trace = trace_call(pipeline)
     on_step("stages")
@@ -226,10 +235,9 @@ def profile(
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
     inputs = inputs.to(device, detector.dtype, memory_format=detector.network.backbone.memory_format)
-    with eval_mode(pipeline.network):
-        times = time_layers(pipeline.network, inputs)
+    times = time_layers(pipeline.detector.running, inputs)
     on_step("operators")
-    operators = list(time_operators(detector.run(inputs), detector.network.anchors, detector.preset))
+    operators = list(time_operators(pipeline.detector.run(inputs), detector.network.anchors, detector.preset))
     on_step("ceilings")
     ceilings = measure_ceilings(device, detector.dtype)
     parameters = sum(parameter.numel() for parameter in detector.network.parameters())
@@ -237,6 +245,16 @@ def profile(
         model, random_weights, detector.size, batch, photographs.what, parameters, describe(device), ceilings, stages,
         times, operators, trace,
     )  # fmt: skip
+
+
+def _check_memory(detector: Detector, batch: int) -> None:
+    needed = batch * max(layer.bytes for layer in list_layers(detector.network, detector.size))
+    available = available_memory()
+    if available is not None and needed > available:
+        raise InputError(
+            f"a batch of {batch} needs at least {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB "
+            "are free; give a smaller one"
+        )
 
 
 def _stage_json(stage: Stage) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.timing import Seconds, around_stages, noted_calls, timed
@@ -18,6 +22,7 @@ from refinedet.profiling.ranges import around_parts, layer_ranges, named_range
 from refinedet.profiling.resident import PeakMemory
 from refinedet.profiling.speed import DRAWN, SPLIT
 from refinedet.profiling.trace import Memory, Trace, record
+from refinedet.records import LevelOutput
 
 WARM_UP = 2
 LEAST_CALLS, MOST_CALLS = 5, 50
@@ -41,24 +46,38 @@ class Stage:
     peaks: Peaks
 
 
-class Pipeline:
-    """Calls of a detector on ``batch`` of ``photographs`` at a time, from the files to the annotated copies.
+class Watched(Detector):
+    """A detector like ``detector`` that runs the same network, in eval mode, with or without hooks in it.
 
-    ``network``: the one that runs, the detector's own or what it made of it to run faster.
+    ``running``: that network. It is the detector's own or what it made of it to run faster, which it would not use with
+    hooks.
     """
 
-    def __init__(self, detector: Detector, photographs: Photographs, batch: int) -> None:
-        self.detector, self.photographs, self.batch = detector, photographs, batch
-        self._calls = 0
-        self.network = detector.network
+    def __init__(self, detector: Detector, image: np.ndarray) -> None:
+        super().__init__(detector.network, preset=detector.preset, preprocessing=detector.preprocessing)
         with noted_calls(RefineDet) as called:
-            self({})
-        self.network = called[-1]
+            detector.eval().detect_batch([image], [None], None)
+        self.running = called[-1]
+
+    @torch.inference_mode()
+    def run(self, images: Tensor) -> LevelOutput:
+        """As `Detector.run`."""
+        raw: LevelOutput = self.running(images.to(self.device, self.dtype), by_level=True)
+        return raw
+
+
+class Pipeline:
+    """Calls of a detector on ``batch`` of ``photographs`` at a time, from the files to the annotated copies."""
+
+    def __init__(self, detector: Detector, photographs: Photographs, batch: int) -> None:
+        self.detector = Watched(detector, photographs.decode(0))
+        self.photographs, self.batch = photographs, batch
+        self._calls = 0
 
     def __call__(self, seconds: Seconds) -> None:
         """One call; the times of its stages are added to ``seconds``, the network's also by `PARTS`."""
         device = self.detector.device
-        with around_parts(self.network, lambda part: timed(seconds, part, device)):
+        with around_parts(self.detector.running, lambda part: timed(seconds, part, device)):
             with timed(seconds, "decode"):
                 chosen = self.photographs.batch(self._calls, self.batch)
                 arrays = [self.photographs.decode(index) for index in chosen]
@@ -84,7 +103,7 @@ def time_stages(pipeline: Pipeline, seconds: float = SECONDS) -> dict[str, float
 def trace_call(pipeline: Pipeline) -> Trace:
     """One call with a range for every stage and layer."""
     device = pipeline.detector.device
-    with around_stages(lambda stage: named_range(stage, device)), layer_ranges(pipeline.network, device):
+    with around_stages(lambda stage: named_range(stage, device)), layer_ranges(pipeline.detector.running, device):
         return record(lambda: pipeline({}), device)
 
 

@@ -1,7 +1,10 @@
 """``refinedet profile``: what it measures, shows and writes."""
 
 import json
+import os
 import re
+import signal
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -144,6 +147,33 @@ def test_bad_input_is_one_line(
     (line,) = captured.err.splitlines()
     assert line.startswith("refinedet: error: ")
     assert message in line
+
+
+def test_a_batch_beyond_the_memory_is_refused(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(profile, "Pipeline", lambda *_: pytest.fail("work began"))
+    assert cli.main(["profile", checkpoint, "--out", str(tmp_path), "--batch", "64", "-q"]) == 2
+    assert re.search(
+        r"error: a batch of 64 needs at least 0\.\d GiB of memory, and 0\.0 GiB are free; give a smaller one\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_ctrl_c_ends_it(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(profile, "time_layers", interrupted)
+    assert cli.main(["profile", checkpoint, "--out", str(tmp_path / "out"), "-q"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "refinedet: interrupted\n"
+    assert not captured.out
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

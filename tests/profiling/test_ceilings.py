@@ -97,4 +97,5 @@ class Event:
 def test_a_gpu_is_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
     assert ceilings._gpu_seconds(lambda: torch.zeros(1), 0.0) == pytest.approx(0.003)

@@ -1,13 +1,14 @@
 """Times of layers beside their work: on the CPU, by stand-ins of CUDA's events, of fused convolutions."""
 
 from itertools import groupby
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.synthetic import tiny_model
 from torch import Tensor, nn
 
-from refinedet.profiling import layers
+from refinedet.profiling import flops, layers
 from refinedet.profiling.flops import Counter, list_layers
 from refinedet.profiling.layers import time_layers
 
@@ -110,3 +111,11 @@ def test_fused_convolutions_have_the_work_of_plain_ones(transposed: bool) -> Non
     assert torch.allclose(found, expected.relu(), atol=1e-5)
     assert [layer.flop for layer in fused.layers] == [layer.flop for layer in plain.layers]
     assert [layer.bytes for layer in fused.layers] == [layer.bytes for layer in plain.layers]
+
+
+def test_winograd_counts_as_the_convolution_that_it_is() -> None:
+    """By its schema alone, whose own test is that of the network for inference: 8 to 5 channels, beside 3 others."""
+    schema = "refinedet::winograd(Tensor x, Tensor weight, Tensor bias, Tensor? beside, int out_channels) -> Tensor"
+    func = SimpleNamespace(_schema=torch._C.parse_schema(schema))
+    arguments = torch.rand(2, 10, 12, 8), torch.rand(36, 1, 8, 32), torch.rand(32), torch.rand(2, 10, 12, 3), 5
+    assert flops._flop(func, arguments, {}, torch.rand(2, 10, 12, 8)) == 2 * 9 * 8 * 5 * (2 * 10 * 12)

@@ -8,20 +8,20 @@ import torch
 from support.synthetic import tiny_model
 from torch import nn
 
+from refinedet.inference.detector import Detector
 from refinedet.models.layers import L2Norm
 from refinedet.profiling.model import open_photographs
 from refinedet.profiling.ranges import layer_ranges, named_range
 from refinedet.profiling.speed import PARTS, SPLIT
 from refinedet.profiling.stages import Pipeline, profile_stages, trace_call
 from refinedet.profiling.trace import Kernel, Memory, Trace, record
+from refinedet.records import LevelOutput
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    from refinedet.inference.detector import Detector
-
     return Pipeline(Detector(tiny_model()), open_photographs(), batch=2)
 
 
@@ -68,7 +68,7 @@ def test_ranges_of_one_thread_are_nested(trace: Trace) -> None:
 
 def test_every_stage_and_layer_has_its_range(trace: Trace, pipeline: Pipeline) -> None:
     found = ranges(trace)
-    network = pipeline.network
+    network = pipeline.detector.running
     layers = [
         name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, L2Norm))
     ]
@@ -100,6 +100,20 @@ def test_stages_have_time_and_memory(pipeline: Pipeline, trace: Trace) -> None:
     assert stages["decode"].allocated == Memory(0, 0)  # OpenCV's memory is not torch's
     assert all(stage.peaks.on_gpu is None for stage in stages.values())
     assert all(stage.peaks.resident is None or stage.peaks.resident > 1 << 26 for stage in stages.values())
+
+
+def test_what_a_detector_makes_of_its_network_is_watched() -> None:
+    """One that runs a copy for inference, but not where its own network has hooks."""
+    fast = tiny_model(seed=1)
+
+    class Fast(Detector):
+        def run(self, images: torch.Tensor) -> LevelOutput:
+            hooked = any(module._forward_hooks for module in self.network.modules())
+            return Detector(self.network if hooked else fast).run(images)
+
+    made = Pipeline(Fast(tiny_model()), open_photographs(), batch=1)
+    assert made.detector.running is fast
+    assert {"backbone", "tcb.up.0.conv"} <= ranges(trace_call(made)).keys()
 
 
 def test_memory_of_a_range() -> None:
