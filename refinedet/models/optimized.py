@@ -154,13 +154,17 @@ class Convolution(nn.Module):
         self.method: str | None = None
         self.weight, self.bias = weight, bias
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """[B,C,H,W] to [B,D,h,w], channels-last; ``other`` of that shape is added before the ReLU."""
+    def forward(self, x: Tensor, other: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """[B,C,H,W] to [B,D,h,w], channels-last; ``other`` of that shape is added before the ReLU. Behind the channels
+        of ``beside`` [B,E,h,w], where given: [B,E+D,h,w]."""
         x = x.contiguous(memory_format=torch.channels_last)
         if self.method is None:
             self._prepare(x)
         if self.method == "winograd":
-            return winograd.convolve(x, self.weight, cast(Tensor, self.bias), other, self.out_channels, self.relu)
+            bias = cast(Tensor, self.bias)
+            return winograd.convolve(
+                x, self.weight, bias, self.out_channels, relu=self.relu, other=other, beside=beside
+            )
         place = self.padding, self.stride, self.dilation, self.groups
         activation = "relu" if self.relu else "none"
         if self.transposed:
@@ -173,7 +177,7 @@ class Convolution(nn.Module):
             y = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, other, self.weight, self.bias, *place, "add", None, "relu" if self.relu else None, [], ""
             )
-        return cast(Tensor, y)
+        return cast(Tensor, y) if beside is None else torch.cat([beside, y], dim=1)
 
     def _prepare(self, x: Tensor) -> None:
         place = self.stride, self.dilation, self.groups, x.shape
@@ -341,6 +345,9 @@ class _Fusion:
         for node in list(self.module.graph.nodes):
             if _is_relu(node, self.module):
                 self._take_relu(node)
+        for node in list(self.module.graph.nodes):
+            if node.target is torch.cat:
+                self._take_concatenation(node)
         self.module.delete_all_unused_submodules()
         self.module.recompile()
         return self.module
@@ -389,6 +396,17 @@ class _Fusion:
             for layer in layers:
                 layer.relu = True
             _drop(node, before)
+
+    def _take_concatenation(self, node: fx.Node) -> None:
+        """The last convolution writes its channels to their place, and what comes before them as well."""
+        parts, dim = node.args[0], node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        last = parts[-1]
+        if dim != 1 or len(parts) != 2 or _only_user(last) is not node or len(last.args) != 1:
+            return
+        if isinstance(self._called(last), Convolution):
+            node.op, node.target = "call_module", last.target
+            node.args, node.kwargs = (*last.args, None, parts[0]), {}
+            self.module.graph.erase_node(last)
 
     def _called(self, node: Any) -> Any:
         """The module that a node calls, and no other node does."""

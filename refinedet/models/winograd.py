@@ -51,8 +51,18 @@ def transform(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return kernels.view(36, -1, PANEL, in_channels).transpose(2, 3).contiguous(), F.pad(bias, (0, padding))
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor | None, out_channels: int, relu: bool) -> Tensor:
-    """The convolution of x [B,C,H,W] with padding 1, plus ``other``, then ReLU: [B,D,H,W]; all are channels-last."""
-    rows = None if other is None else other.permute(0, 2, 3, 1)
-    y = torch.ops.refinedet.winograd(x.permute(0, 2, 3, 1), weight, bias, rows, out_channels, relu)
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_channels: int,
+    *,
+    relu: bool = False,
+    other: Tensor | None = None,
+    beside: Tensor | None = None,
+) -> Tensor:
+    """The convolution of x [B,C,H,W] with padding 1, plus ``other`` [B,D,H,W], then ReLU; behind the channels of
+    ``beside`` [B,E,H,W], where given: [B,E+D,H,W]. All are channels-last."""
+    maps = (None if given is None else given.permute(0, 2, 3, 1) for given in (other, beside))
+    y = torch.ops.refinedet.winograd(x.permute(0, 2, 3, 1), weight, bias, *maps, out_channels, relu)
     return cast(Tensor, y).permute(0, 3, 1, 2)
