@@ -32,6 +32,7 @@ from refinedet.models.refinedet import RefineDet
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 Levels = tuple[Tensor, ...]
+Node = Any  # a node of a graph of torch.fx, whose parts have types too wide to work with
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm2d, CaffeBatchNorm2d)
@@ -126,7 +127,7 @@ def optimize(network: RefineDet) -> RefineDet:
 
 
 def _agree(made: nn.Module, backbone: nn.Module, size: tuple[int, int]) -> bool:
-    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, *size, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32)
     expected = backbone(images)
     try:
         found = made(images)
@@ -296,7 +297,7 @@ def _optimize(module: nn.Module) -> nn.Module:
     if isinstance(module, L2Norm):
         return FastL2Norm(module)
     if type(module) is nn.MaxPool2d and _is_plain(module):
-        return MaxPool(module.kernel_size, module.stride, module.ceil_mode)
+        return MaxPool(cast(int, module.kernel_size), cast(int, module.stride), module.ceil_mode)
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return fold(cast(Conv, module), None)
     if not any(True for _ in module.children()):
@@ -352,8 +353,8 @@ class _Fusion:
         self.module.recompile()
         return self.module
 
-    def _optimize_call(self, node: fx.Node) -> None:
-        module = self.module.get_submodule(node.target)
+    def _optimize_call(self, node: Node) -> None:
+        module: Any = self.module.get_submodule(node.target)
         if type(module) not in _CONVOLUTIONS:
             self.module.set_submodule(node.target, _optimize(module))
             return
@@ -365,7 +366,7 @@ class _Fusion:
         else:
             self.module.set_submodule(node.target, _optimize(module))
 
-    def _take_pool(self, node: fx.Node) -> None:
+    def _take_pool(self, node: Node) -> None:
         """A pooling that is a function becomes a layer, with the name of its node."""
         options = {name: value for name, value in node.kwargs.items() if value is not None}
         x, *sides = node.args
@@ -374,7 +375,7 @@ class _Fusion:
             self.module.add_submodule(node.name, _optimize(pool))
             node.op, node.target, node.args, node.kwargs = "call_module", node.name, (x,), {}
 
-    def _take_sum(self, node: fx.Node) -> None:
+    def _take_sum(self, node: Node) -> None:
         if len(node.args) != 2 or node.kwargs:
             return
         for conv, other in (node.args, reversed(node.args)):
@@ -386,7 +387,7 @@ class _Fusion:
                 self.module.graph.erase_node(conv)
                 return
 
-    def _take_relu(self, node: fx.Node) -> None:
+    def _take_relu(self, node: Node) -> None:
         before = node.args[0]
         whole = [before] if before.target is not torch.cat else list(before.args[0])
         layers = [self._called(part) for part in whole]
@@ -397,7 +398,7 @@ class _Fusion:
                 layer.relu = True
             _drop(node, before)
 
-    def _take_concatenation(self, node: fx.Node) -> None:
+    def _take_concatenation(self, node: Node) -> None:
         """The last convolution writes its channels to their place, and what comes before them as well."""
         parts, dim = node.args[0], node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         last = parts[-1]
@@ -413,20 +414,20 @@ class _Fusion:
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         calls = sum(other.op == "call_module" and other.target == node.target for other in self.module.graph.nodes)
-        return self.module.get_submodule(node.target) if calls == 1 else None
+        return self.module.get_submodule(cast(str, node.target)) if calls == 1 else None
 
 
-def _is_relu(node: fx.Node, module: fx.GraphModule) -> bool:
+def _is_relu(node: Node, module: fx.GraphModule) -> bool:
     if node.op == "call_module":
         return type(module.get_submodule(node.target)) is nn.ReLU
     return node.target in _RELUS
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def _only_user(node: Node) -> Node:  # or None
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _drop(node: fx.Node, before: fx.Node) -> None:
+def _drop(node: Node, before: Node) -> None:
     """Take ``node`` out: who read it reads ``before``."""
     node.replace_all_uses_with(before)
     node.graph.erase_node(node)

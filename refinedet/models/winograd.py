@@ -23,7 +23,8 @@ _KERNEL = torch.tensor(
         [1 / 24, -1 / 12, 1 / 6],
         [0, 0, 1],
     ],
-    dtype=torch.float64,
+    dtype=torch.float32,
+    device="cpu",
 )
 
 
@@ -47,7 +48,7 @@ def transform(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     if bias is None:
         bias = weight.new_zeros(out_channels)
     padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padding)).reshape(-1, 9)
-    kernels = torch.kron(_KERNEL, _KERNEL).float() @ padded.T
+    kernels = torch.kron(_KERNEL, _KERNEL) @ padded.T
     return kernels.view(36, -1, PANEL, in_channels).transpose(2, 3).contiguous(), F.pad(bias, (0, padding))
 
 
