@@ -49,10 +49,12 @@ class Preprocessing:
 def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean from a BGR image uint8 [H,W,3] and divide by the deviation; float32, still BGR and HWC."""
     if preprocessing.std == (1.0, 1.0, 1.0):
-        return cv2.subtract(np.ascontiguousarray(image), (*preprocessing.mean, 0.0), dtype=cv2.CV_32F)
+        mean: Any = (*preprocessing.mean, 0.0)  # a number for each channel, of which OpenCV wants four
+        difference: np.ndarray = cv2.subtract(np.ascontiguousarray(image), mean, dtype=cv2.CV_32F)
+        return difference
     levels = np.arange(256, dtype=np.float32)[:, None]
-    mean, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
-    table: np.ndarray = (levels - mean) / std
+    means, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
+    table: np.ndarray = (levels - means) / std
     # A look-up gives the same floats as the arithmetic on every pixel, ten times faster.
     return cv2.LUT(np.ascontiguousarray(image), table[None])
 

@@ -15,7 +15,7 @@ template <int kSide>
     for (int i = 0; i < kSide; ++i) {
       for (int j = 0; j < kSide; ++j) {
         const float value = rows[i][columns[j] + c];
-        largest = !(value <= largest) ? value : largest;
+        largest = value <= largest || largest != largest ? largest : value;
       }
     }
     y[c] = largest;

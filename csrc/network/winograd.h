@@ -5,7 +5,8 @@
 //   weight  [36,P,C,32]     the transformed kernels G g G^T, by output channels in panels of 32, the last padded by zeros
 //   bias    [32 P]          padded by zeros
 //   other   [B,H,W,D]       is added before the ReLU; null = none
-//   y       [B,H,W,D]       32 (P - 1) < D <= 32 P
+//   beside  [B,H,W,E]       comes first in y, as concatenation has it; null = none, E = 0
+//   y       [B,H,W,E + D]   32 (P - 1) < D <= 32 P
 //
 // All are float32. Results differ from those of a direct convolution by rounding, some 1e-5 of their rms.
 #pragma once
@@ -15,9 +16,9 @@
 namespace refinedet::cpu {
 
 struct Winograd {
-  const float *x, *weight, *bias, *other;
+  const float *x, *weight, *bias, *other, *beside;
   float* y;
-  int64_t batch, height, width, in_channels, out_channels;
+  int64_t batch, height, width, in_channels, out_channels, beside_channels;
   bool relu;
 };
 

@@ -179,7 +179,7 @@ class Detector:
 
         The network runs in eval mode without gradients; its modules are left in the modes they were in.
         """
-        made = optimized(self.network) if self.optimize else None
+        made = optimized(self.network) if self.optimize and len(images) else None
         with eval_mode(self.network):
             raw: LevelOutput = (made or self.network)(images.to(self.device, self.dtype), by_level=True)
         return raw

@@ -32,6 +32,7 @@ from refinedet.models.refinedet import RefineDet
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 Levels = tuple[Tensor, ...]
+Node = Any  # a node of a graph of torch.fx, whose parts have types too wide to work with
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm2d, CaffeBatchNorm2d)
@@ -126,7 +127,7 @@ def optimize(network: RefineDet) -> RefineDet:
 
 
 def _agree(made: nn.Module, backbone: nn.Module, size: tuple[int, int]) -> bool:
-    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, *size, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32)
     expected = backbone(images)
     try:
         found = made(images)
@@ -154,13 +155,17 @@ class Convolution(nn.Module):
         self.method: str | None = None
         self.weight, self.bias = weight, bias
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """[B,C,H,W] to [B,D,h,w], channels-last; ``other`` of that shape is added before the ReLU."""
+    def forward(self, x: Tensor, other: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """[B,C,H,W] to [B,D,h,w], channels-last; ``other`` of that shape is added before the ReLU. Behind the channels
+        of ``beside`` [B,E,h,w], where given: [B,E+D,h,w]."""
         x = x.contiguous(memory_format=torch.channels_last)
         if self.method is None:
             self._prepare(x)
         if self.method == "winograd":
-            return winograd.convolve(x, self.weight, cast(Tensor, self.bias), other, self.out_channels, self.relu)
+            bias = cast(Tensor, self.bias)
+            return winograd.convolve(
+                x, self.weight, bias, self.out_channels, relu=self.relu, other=other, beside=beside
+            )
         place = self.padding, self.stride, self.dilation, self.groups
         activation = "relu" if self.relu else "none"
         if self.transposed:
@@ -173,7 +178,7 @@ class Convolution(nn.Module):
             y = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, other, self.weight, self.bias, *place, "add", None, "relu" if self.relu else None, [], ""
             )
-        return cast(Tensor, y)
+        return cast(Tensor, y) if beside is None else torch.cat([beside, y], dim=1)
 
     def _prepare(self, x: Tensor) -> None:
         place = self.stride, self.dilation, self.groups, x.shape
@@ -292,7 +297,7 @@ def _optimize(module: nn.Module) -> nn.Module:
     if isinstance(module, L2Norm):
         return FastL2Norm(module)
     if type(module) is nn.MaxPool2d and _is_plain(module):
-        return MaxPool(module.kernel_size, module.stride, module.ceil_mode)
+        return MaxPool(cast(int, module.kernel_size), cast(int, module.stride), module.ceil_mode)
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return fold(cast(Conv, module), None)
     if not any(True for _ in module.children()):
@@ -341,12 +346,15 @@ class _Fusion:
         for node in list(self.module.graph.nodes):
             if _is_relu(node, self.module):
                 self._take_relu(node)
+        for node in list(self.module.graph.nodes):
+            if node.target is torch.cat:
+                self._take_concatenation(node)
         self.module.delete_all_unused_submodules()
         self.module.recompile()
         return self.module
 
-    def _optimize_call(self, node: fx.Node) -> None:
-        module = self.module.get_submodule(node.target)
+    def _optimize_call(self, node: Node) -> None:
+        module: Any = self.module.get_submodule(node.target)
         if type(module) not in _CONVOLUTIONS:
             self.module.set_submodule(node.target, _optimize(module))
             return
@@ -358,7 +366,7 @@ class _Fusion:
         else:
             self.module.set_submodule(node.target, _optimize(module))
 
-    def _take_pool(self, node: fx.Node) -> None:
+    def _take_pool(self, node: Node) -> None:
         """A pooling that is a function becomes a layer, with the name of its node."""
         options = {name: value for name, value in node.kwargs.items() if value is not None}
         x, *sides = node.args
@@ -367,7 +375,7 @@ class _Fusion:
             self.module.add_submodule(node.name, _optimize(pool))
             node.op, node.target, node.args, node.kwargs = "call_module", node.name, (x,), {}
 
-    def _take_sum(self, node: fx.Node) -> None:
+    def _take_sum(self, node: Node) -> None:
         if len(node.args) != 2 or node.kwargs:
             return
         for conv, other in (node.args, reversed(node.args)):
@@ -379,7 +387,7 @@ class _Fusion:
                 self.module.graph.erase_node(conv)
                 return
 
-    def _take_relu(self, node: fx.Node) -> None:
+    def _take_relu(self, node: Node) -> None:
         before = node.args[0]
         whole = [before] if before.target is not torch.cat else list(before.args[0])
         layers = [self._called(part) for part in whole]
@@ -390,25 +398,36 @@ class _Fusion:
                 layer.relu = True
             _drop(node, before)
 
+    def _take_concatenation(self, node: Node) -> None:
+        """The last convolution writes its channels to their place, and what comes before them as well."""
+        parts, dim = node.args[0], node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        last = parts[-1]
+        if dim != 1 or len(parts) != 2 or _only_user(last) is not node or len(last.args) != 1:
+            return
+        if isinstance(self._called(last), Convolution):
+            node.op, node.target = "call_module", last.target
+            node.args, node.kwargs = (*last.args, None, parts[0]), {}
+            self.module.graph.erase_node(last)
+
     def _called(self, node: Any) -> Any:
         """The module that a node calls, and no other node does."""
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         calls = sum(other.op == "call_module" and other.target == node.target for other in self.module.graph.nodes)
-        return self.module.get_submodule(node.target) if calls == 1 else None
+        return self.module.get_submodule(cast(str, node.target)) if calls == 1 else None
 
 
-def _is_relu(node: fx.Node, module: fx.GraphModule) -> bool:
+def _is_relu(node: Node, module: fx.GraphModule) -> bool:
     if node.op == "call_module":
         return type(module.get_submodule(node.target)) is nn.ReLU
     return node.target in _RELUS
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def _only_user(node: Node) -> Node:  # or None
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _drop(node: fx.Node, before: fx.Node) -> None:
+def _drop(node: Node, before: Node) -> None:
     """Take ``node`` out: who read it reads ``before``."""
     node.replace_all_uses_with(before)
     node.graph.erase_node(node)

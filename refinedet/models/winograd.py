@@ -23,7 +23,8 @@ _KERNEL = torch.tensor(
         [1 / 24, -1 / 12, 1 / 6],
         [0, 0, 1],
     ],
-    dtype=torch.float64,
+    dtype=torch.float32,
+    device="cpu",
 )
 
 
@@ -47,12 +48,22 @@ def transform(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     if bias is None:
         bias = weight.new_zeros(out_channels)
     padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padding)).reshape(-1, 9)
-    kernels = torch.kron(_KERNEL, _KERNEL).float() @ padded.T
+    kernels = torch.kron(_KERNEL, _KERNEL) @ padded.T
     return kernels.view(36, -1, PANEL, in_channels).transpose(2, 3).contiguous(), F.pad(bias, (0, padding))
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor | None, out_channels: int, relu: bool) -> Tensor:
-    """The convolution of x [B,C,H,W] with padding 1, plus ``other``, then ReLU: [B,D,H,W]; all are channels-last."""
-    rows = None if other is None else other.permute(0, 2, 3, 1)
-    y = torch.ops.refinedet.winograd(x.permute(0, 2, 3, 1), weight, bias, rows, out_channels, relu)
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out_channels: int,
+    *,
+    relu: bool = False,
+    other: Tensor | None = None,
+    beside: Tensor | None = None,
+) -> Tensor:
+    """The convolution of x [B,C,H,W] with padding 1, plus ``other`` [B,D,H,W], then ReLU; behind the channels of
+    ``beside`` [B,E,H,W], where given: [B,E+D,H,W]. All are channels-last."""
+    maps = (None if given is None else given.permute(0, 2, 3, 1) for given in (other, beside))
+    y = torch.ops.refinedet.winograd(x.permute(0, 2, 3, 1), weight, bias, *maps, out_channels, relu)
     return cast(Tensor, y).permute(0, 3, 1, 2)

@@ -1,0 +1,232 @@
+"""The network that is made for inference gives what the network gives that it is made from, and follows its changes."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.paths import ROOT
+from support.synthetic import tiny_model
+from torch import nn
+
+import refinedet
+from refinedet.inference.detector import Detector
+from refinedet.models import build, winograd
+from refinedet.models.optimized import Convolution, JointHeads, MaxPool, fold, optimize, optimized
+
+ROUNDING = 2e-4  # of the largest value
+NHWC = torch.channels_last
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN runs as it is")
+
+
+def assert_close(found, expected, tolerance=ROUNDING):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def with_statistics(network):
+    """Normalisations as after training: each channel with its own."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+    return network.eval()
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet101", "squeezenet", "timm:test_resnet", "timm:test_efficientnet"])
+@torch.no_grad()
+def test_outputs_are_those_of_the_network(backbone):
+    torch.manual_seed(0)
+    network = with_statistics(build(backbone, 64, 4, tcb_channels=32))
+    before = copy.deepcopy(network.state_dict())
+    made = optimize(network)
+    plain = [name for name, module in made.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not plain or backbone.startswith("timm:")
+    height, width = network.config.size
+    for images in (torch.randn(1, 3, height, width), torch.randn(2, 3, height, 2 * width)):
+        for found, expected in zip(made(images), network(images), strict=True):
+            assert_close(found, expected)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_layers_keep_their_names():
+    names = {name: type(module) for name, module in optimize(tiny_model()).named_modules()}
+    assert names["tcb.lateral1.0.conv"] is names["backbone.features.3.squeeze"] is Convolution
+    assert names["arm"] is JointHeads
+    assert names["backbone.features.2"] is MaxPool
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+@torch.no_grad()
+def test_normalisation_is_folded_into_the_channels_of_the_output(transposed, bias, groups):
+    """As many input as output channels: an exchange of both fits, and is wrong."""
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    conv = kind(8, 8, 2, stride=2, groups=groups, bias=bias)
+    norm = with_statistics(nn.Sequential(nn.BatchNorm2d(8)))[0]
+    x = torch.randn(2, 8, 6, 10)
+    assert_close(fold(conv, norm)(x), norm(conv(x)), 1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("extra", ["", "other", "beside"])
+@pytest.mark.parametrize(
+    ("shape", "out_channels"), [((1, 16, 4, 4), 1), ((2, 48, 7, 9), 33), ((1, 32, 13, 22), 64), ((3, 16, 1, 2), 18)]
+)
+def test_winograd(shape, out_channels, extra, relu):
+    torch.manual_seed(0)
+    x = torch.randn(shape).contiguous(memory_format=NHWC)
+    weight, bias = torch.randn(out_channels, shape[1], 3, 3), torch.randn(out_channels)
+    given = torch.randn(shape[0], out_channels if extra == "other" else 19, *shape[2:]).contiguous(memory_format=NHWC)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    expected = expected + given if extra == "other" else expected
+    expected = expected.relu() if relu else expected
+    expected = torch.cat([given, expected], dim=1) if extra == "beside" else expected
+    options = {extra: given} if extra else {}
+    found = winograd.convolve(x, *winograd.transform(weight, bias), out_channels, relu=relu, **options)
+    assert_close(found.double(), expected, 1e-4)
+
+
+def test_winograd_gives_the_same_bits_on_more_threads():
+    torch.manual_seed(0)
+    x, weights = torch.randn(1, 16, 40, 44), winograd.transform(torch.randn(8, 16, 3, 3), None)
+    expected = winograd.convolve(x, *weights, 8)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = winograd.convolve(x, *weights, 8)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found, expected)
+
+
+def test_nan_goes_through():
+    x = torch.zeros(1, 16, 8, 8)
+    x[0, 3, 0, 0] = torch.nan
+    found = winograd.convolve(x, *winograd.transform(torch.ones(4, 16, 3, 3), None), 4, relu=True)
+    assert found[..., :2, :2].isnan().all()
+    for row, column in ((0, 0), (1, 1)):
+        x = torch.zeros(1, 16, 8, 8)
+        x[0, 3, row, column] = torch.nan
+        assert MaxPool(2, 2, False)(x)[0, 3, 0, 0].isnan()
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(("side", "stride"), [(2, 2), (3, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 12), (3, 20)])
+def test_max_pooling(size, side, stride, ceil_mode):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size)
+    assert torch.equal(MaxPool(side, stride, ceil_mode)(x), F.max_pool2d(x, side, stride, ceil_mode=ceil_mode))
+
+
+@pytest.mark.parametrize("channels", [1, 24, 37])
+def test_l2_norm(channels):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, channels, 5, 6), torch.randn(channels)
+    x[0, :, 0, 0] = 0
+    expected = x * (x.square().sum(dim=1, keepdim=True) + 1e-10).rsqrt() * weight[:, None, None]
+    found = torch.ops.refinedet.l2_norm(x.permute(0, 2, 3, 1), weight, 1e-10).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def change_weight(network):
+    with torch.no_grad():
+        network.odm.conf[0].bias += 1
+
+
+def change_statistics(network):
+    network.tcb.lateral1[0].norm.running_mean += 1
+
+
+def load(network):
+    network.load_state_dict(tiny_model(seed=1).state_dict())
+
+
+def round_weights(network):
+    network.half().float()
+
+
+def replace_layer(network):
+    network.odm.loc[0] = copy.deepcopy(network.odm.loc[0])
+
+
+def take_a_step(network):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    network.train()(torch.randn(2, 3, 64, 64)).odm_conf.square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [change_weight, change_statistics, load, round_weights, replace_layer, take_a_step])
+def test_is_made_anew_after_a_change(change):
+    network, images = tiny_model(), torch.randn(1, 3, 64, 64)
+    first = optimized(network)
+    assert first is optimized(network)
+    change(network)
+    with torch.inference_mode():
+        second = optimized(network)
+        assert second is not first
+        assert_close(second(images).odm_conf, network.eval()(images).odm_conf)
+
+
+def hook(network):
+    network.arm.register_forward_hook(lambda module, inputs, output: output)
+
+
+def patch(network):
+    network.tcb.forward = network.tcb.forward
+
+
+def parametrize(network):
+    torch.nn.utils.parametrizations.weight_norm(network.odm.loc[0])
+
+
+@pytest.mark.parametrize("change", [hook, patch, parametrize, torch.nn.Module.double])
+def test_runs_as_it_is_where_it_is_more_than_its_layers(change):
+    network = tiny_model()
+    assert optimized(network) is not None
+    change(network)
+    assert optimized(network) is None
+    with torch.autocast("cpu"):
+        assert optimized(tiny_model()) is None
+
+
+def test_keeps_no_network_alive():
+    network = tiny_model()
+    optimized(network)
+    gone = weakref.ref(network)
+    del network
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_mode_of_training_stays():
+    network = tiny_model().train()
+    network.backbone.eval()
+    before = [module.training for module in network.modules()]
+    assert optimized(network) is not None
+    assert [module.training for module in network.modules()] == before
+
+
+def test_the_shipped_model_finds_the_same_objects():
+    pictures = sorted((ROOT / "examples" / "bccd").glob("*.jpg"))[:2]
+    detector = refinedet.load("bccd")
+    plain = Detector(detector.network, optimize=False).detect(pictures, score_threshold=0.05)
+    for found, expected in zip(detector.detect(pictures, score_threshold=0.05), plain, strict=True):
+        assert found.names == expected.names
+        assert len(found.scores) > 10
+        torch.testing.assert_close(found.boxes, expected.boxes, atol=0.05, rtol=0)
+        torch.testing.assert_close(found.scores, expected.scores, atol=1e-3, rtol=0)
+
+
+def test_an_empty_batch():
+    raw = Detector(tiny_model()).run(torch.empty(0, 3, 64, 64))
+    assert raw.odm_conf[0].shape == (0, 192, 3)
