@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -34,6 +35,7 @@ AT_LEAST = 80  # photographs per second
 COUNT, ROUNDS = 48, 7
 PHOTOGRAPHS = sorted((ROOT / "examples" / "bccd").glob("*.jpg"))
 
+T = TypeVar("T")
 Photograph = tuple[Path, np.ndarray]  # file; boxes float32 [n,4] in units of its sides
 
 
@@ -69,7 +71,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, stage: str, function: Callable, *arguments: object) -> object:
+    def __call__(self, stage: str, function: Callable[..., T], *arguments: object) -> T:
         begin = time.thread_time()
         result = function(*arguments)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - begin
@@ -134,7 +136,7 @@ def torchvisions(photographs: list[Photograph]) -> list[torch.Tensor]:
     return inputs
 
 
-def cpu_seconds(function: Callable, *arguments: object) -> float:
+def cpu_seconds(function: Callable[..., object], *arguments: object) -> float:
     begin = time.thread_time()
     function(*arguments)
     return time.thread_time() - begin
@@ -168,4 +170,4 @@ def test_stages(photographs: list[Photograph], benchmark: BenchmarkFixture) -> N
 def test_beside_torchvision(photographs: list[Photograph], compare: Callable[..., None]) -> None:
     assert ours(photographs[:1])[0].shape == torchvisions(photographs[:1])[0].shape == (3, *SIZE)
     print(f"\npeer: torchvision {torchvision.__version__}, transforms.v2")
-    compare(lambda: ours(photographs), lambda: torchvisions(photographs), rounds=ROUNDS)
+    compare(lambda: ours(photographs), lambda: torchvisions(photographs), rounds=3)

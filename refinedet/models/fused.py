@@ -16,38 +16,40 @@ from refinedet.ops import extension
 
 def fusible(x: Tensor) -> bool:
     """Whether the functions below take ``x`` [B,C,H,W]: float32 on the CPU, channels-last, on its way to a gradient."""
-    return (
-        torch.is_grad_enabled()
-        and x.requires_grad
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and extension.problem() is None
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    )
+    return _is_plain(x) and x.requires_grad and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def fusible_convolution(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `conv_relu` takes them: as `fusible`, but ``x`` may be images, and a layer that nobody looks into."""
     return bool(
-        torch.is_grad_enabled()
+        _is_plain(x)
+        and type(conv) is nn.Conv2d
+        and _is_plain(conv.weight)
         and conv.weight.requires_grad
+        and conv.weight.is_contiguous(memory_format=torch.channels_last)
         and conv.bias is not None
         and conv.groups == 1
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
-        and type(conv) is nn.Conv2d
         and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
-        and x.device.type == conv.weight.device.type == "cpu"
-        and x.dtype == conv.weight.dtype == torch.float32
-        and conv.weight.is_contiguous(memory_format=torch.channels_last)
+        and len(x) > 0
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """float32 on the CPU, no stand-in for another tensor, where gradients are wanted and nobody records or compiles."""
+    return bool(
+        type(x) in (Tensor, nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and extension.problem() is None
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and x.shape[0] > 0
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from refinedet.models import fused
 from refinedet.models.backbones import vgg
@@ -154,6 +155,18 @@ def test_plain_layers_where_no_gradient_is_wanted_and_for_other_dtypes() -> None
     assert not fused.fusible(x.contiguous().expand(2, 4, 2, 2)[:, :, :, :1])
     with torch.autocast("cpu"):
         assert not fused.fusible_convolution(nn.Conv2d(4, 4, 1).to(memory_format=torch.channels_last), x)
+
+
+def test_plain_layers_for_stand_ins_and_transforms() -> None:
+    layer = L2Norm(4, 10.0)
+    x = random_map((2, 4, 2, 2)).detach()
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x).requires_grad_()
+        assert not fused.fusible(fake)
+    found = torch.func.grad(lambda x: layer(x).sum())(x)
+    y = twin(x)
+    layer(y).sum().backward()
+    torch.testing.assert_close(found, y.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_vgg_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
