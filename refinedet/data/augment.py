@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from refinedet.augmentation import AugmentConfig
-from refinedet.preprocessing import Preprocessing, normalize, to_tensor
+from refinedet.preprocessing import Preprocessing
 from refinedet.records import Sample
 
 _INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
@@ -78,8 +79,7 @@ class TrainAugment:
         plan = draw_plan(sample.image.shape[:2], sample.boxes, rng, self.config)
         image = render(sample.image, plan, self.size, self.preprocessing.mean)
         boxes, kept = transform_boxes(sample.boxes, plan)
-        tensor = to_tensor(normalize(image, self.preprocessing), self.preprocessing)
-        return tensor, boxes, sample.labels[kept], sample.difficult[kept]
+        return to_input(image, self.preprocessing), boxes, sample.labels[kept], sample.difficult[kept]
 
 
 def draw_plan(image_size: tuple[int, int], boxes: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> Plan:
@@ -107,6 +107,19 @@ def render(image: np.ndarray, plan: Plan, size: tuple[int, int], fill: tuple[flo
     if plan.transposed:
         resized = cv2.transpose(resized)
     return resized
+
+
+def to_input(image: np.ndarray, preprocessing: Preprocessing) -> Tensor:
+    """Input tensor float32 [3,h,w] of an image uint8 [h,w,3] in BGR order: `normalize` and `to_tensor` plane by plane,
+    without the interleaved floats between them."""
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    in_order = planes if preprocessing.order == "bgr" else planes[::-1]
+    parts = zip(in_order, cv2.split(image), preprocessing.mean, preprocessing.std, strict=True)
+    for plane, levels, mean, std in parts:
+        np.subtract(levels, np.float32(mean), out=plane, dtype=np.float32)
+        if std != 1:
+            plane /= np.float32(std)
+    return torch.from_numpy(planes)
 
 
 def transform_boxes(boxes: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,13 @@ def caffe_xavier_(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def conv_relu(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A convolution and its ReLU."""
+    if isinstance(conv, nn.Conv2d) and fused.fusible_convolution(conv, x):
+        return fused.conv_relu(conv, x)
+    return F.relu(conv(x), inplace=True)
+
+
 def relu_pool(x: Tensor, *, rectified: bool = False) -> Tensor:
     """ReLU, unless ``x`` has passed one, then the largest of every 2 x 2 pixels, as Caffe cuts them off at the border.
 
@@ -123,6 +130,8 @@ class ConvBlock(nn.Module):
             caffe_xavier_(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.norm is None and self.relu:
+            return conv_relu(self.conv, x)
         x = self.conv(x)
         if self.norm is not None:
             x = self.norm(x)

@@ -28,6 +28,7 @@ from refinedet.ops.devices import choose_device
 from refinedet.records import Batch
 from refinedet.training.datasets import announce, check_objects, open_test_data, open_training_data, training_batches
 from refinedet.training.folder import MODEL_FILE, RECIPE_FILE, RESULT_FILE, STATE_FILE, check_folder, remove_leftovers
+from refinedet.training.heap import keep_freed_memory
 from refinedet.training.lock import refuse_running, run_lock
 from refinedet.training.logs import LOG_FILE, RunningMean, TrainingLog, read_log
 from refinedet.training.progress import Speed, StepBar, show_mean_ap
@@ -102,6 +103,8 @@ def train(
         check_folder(out, resume)
         refuse_running(out)
         chosen = choose_device(device)
+        if chosen.type == "cpu":
+            keep_freed_memory()
         _check_network(recipe, resume)
         dataset = open_training_data(recipe)
         check_objects(dataset, recipe.data.use_difficult)

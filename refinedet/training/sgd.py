@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refinedet.ops import extension
+
 BUFFER = "momentum_buffer"
 
 
@@ -62,14 +64,38 @@ class CaffeSGD(torch.optim.Optimizer):
         for w in weights:
             if BUFFER not in self.state[w]:
                 self.state[w][BUFFER] = torch.zeros_like(w)
-        grads = [w.grad for w in weights]
-        buffers = [self.state[w][BUFFER] for w in weights]
         rate = group["lr"] * group["lr_mult"]
+        decay = rate * group["weight_decay"] * group["decay_mult"]
+        rest: list[Tensor] = []
+        for w in weights:
+            flat = _flat(w.detach(), self.state[w][BUFFER], w.grad)
+            if flat:
+                torch.ops.refinedet.caffe_sgd(*flat, group["momentum"], decay, rate)
+            else:
+                rest.append(w)
+        if rest:
+            self._step_torch(rest, group["momentum"], decay, rate)
+
+    def _step_torch(self, weights: list[Tensor], momentum: float, decay: float, rate: float) -> None:
+        buffers = [self.state[w][BUFFER] for w in weights]
         # The decay goes straight into the buffer: a sum "grad + decay * w" would need another copy of the network.
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, weights, alpha=rate * group["weight_decay"] * group["decay_mult"])
-        torch._foreach_add_(buffers, grads, alpha=rate)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, weights, alpha=decay)
+        torch._foreach_add_(buffers, [w.grad for w in weights if w.grad is not None], alpha=rate)
         torch._foreach_sub_(weights, buffers)
+
+
+def _flat(*tensors: Tensor | None) -> list[Tensor] | None:
+    """One-dimensional views of tensors of one shape, in one order; None where the compiled step does not take them."""
+    views = []
+    for tensor in tensors:
+        if tensor is None or tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+            return None
+        last = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
+        if not last.is_contiguous():
+            return None
+        views.append(last.view(-1))
+    return views if extension.problem() is None else None
 
 
 def parameter_groups(

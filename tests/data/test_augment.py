@@ -30,10 +30,11 @@ from refinedet.data.augment import (
     mirror_boxes,
     place_boxes,
     render,
+    to_input,
     transform_boxes,
 )
 from refinedet.errors import InputError
-from refinedet.preprocessing import Preprocessing
+from refinedet.preprocessing import Preprocessing, normalize, to_tensor
 from refinedet.records import Sample
 
 OFFICIAL = AugmentConfig()
@@ -335,6 +336,19 @@ def test_nothing_is_a_plain_resize_with_the_mean_subtracted():
     np.testing.assert_allclose(boxes, item.boxes, rtol=1e-6)
     np.testing.assert_array_equal(labels, item.labels)
     np.testing.assert_array_equal(difficult, item.difficult)
+
+
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+@pytest.mark.parametrize("std", [(1.0, 1.0, 1.0), (57.375, 57.12, 58.395)])
+def test_the_input_is_that_of_the_evaluation(order, std):
+    """Bit for bit: every level of every channel."""
+    image = levels()
+    image[..., 1] = image[..., 1].T
+    preprocessing = Preprocessing(mean=(103.53, 116.28, 123.675), std=std, order=order)
+    expected = to_tensor(normalize(image, preprocessing), preprocessing)
+    found = to_input(image, preprocessing)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous()
 
 
 def test_fill_is_the_preprocessing_mean_in_either_channel_order():

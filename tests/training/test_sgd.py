@@ -11,6 +11,7 @@ from support.paths import GOLDEN
 from torch import nn
 from torch.nn import functional as F
 
+from refinedet.training import sgd
 from refinedet.training.schedule import learning_rate
 from refinedet.training.sgd import CaffeSGD, parameter_groups
 
@@ -141,3 +142,32 @@ def test_state_dict_round_trip_continues_exactly():
 def test_bad_hyperparameters(bad):
     with pytest.raises(ValueError, match="must be"):
         CaffeSGD([nn.Parameter(torch.ones(1))], **bad)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (8, 6, 3, 3), (8, 6, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_step_is_that_of_torch(shape, layout, monkeypatch):
+    """Whatever the layouts of weights and gradients."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+
+    def run():
+        w = nn.Parameter(start.clone(memory_format=layout) if len(shape) == 4 else start.clone())
+        optimizer = CaffeSGD([w], lr=0.1, weight_decay=0.01)
+        for grad in grads:
+            w.grad = grad.clone()
+            optimizer.step()
+        return w.detach()
+
+    compiled = run()
+    monkeypatch.setattr(sgd, "_flat", lambda *_: None)
+    torch.testing.assert_close(compiled, run(), rtol=1e-6, atol=1e-7)
+
+
+def test_which_steps_are_compiled():
+    w = torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    (flat,) = sgd._flat(w)
+    assert flat.data_ptr() == w.data_ptr()
+    assert sgd._flat(w, w.contiguous()) is None  # another order
+    assert sgd._flat(w.double()) is None
+    assert sgd._flat(torch.zeros(6)[::2]) is None

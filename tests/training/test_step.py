@@ -14,7 +14,7 @@ from refinedet.errors import InputError, RefineDetError, is_out_of_memory
 from refinedet.models import build
 from refinedet.records import Batch, Targets
 from refinedet.training.average import ModelEMA
-from refinedet.training.step import Trainer, _largest
+from refinedet.training.step import Trainer, _broken, _largest, _sizes
 
 CPU = torch.device("cpu")
 PATHS = ("a.jpg", "b.jpg", "c.jpg")
@@ -99,6 +99,13 @@ def test_one_value_among_many_is_found(value):
         tensors.fill_diagonal_(value)
         assert not torch.stack(_largest(list(tensors))).isfinite().any()
     assert torch.stack(_largest([torch.full((100,), 3e38), torch.zeros(1)])).isfinite().all()
+
+
+def test_what_overflows_a_norm_is_looked_at_again():
+    values = [torch.full((100,), 3e38), torch.tensor([1.0, math.nan]), torch.ones(3), torch.tensor([-math.inf])]
+    sizes = torch.stack(_sizes(values)).tolist()
+    assert [math.isfinite(size) for size in sizes] == [False, False, True, False]
+    assert _broken(values, sizes) == [False, True, False, True]
 
 
 def test_large_gradient_is_a_gradient(batch):

@@ -1,10 +1,9 @@
 """VGG-16 reduced (spec section 2): fc6 and fc7 as convolutions, and two layers for stride 64."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinedet.models.backbones.base import Backbone, Features
-from refinedet.models.layers import L2Norm, caffe_xavier_, relu_pool
+from refinedet.models.layers import L2Norm, caffe_xavier_, conv_relu, relu_pool
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of conv1 .. conv5
 TAPPED = (4, 5)  # blocks whose output is a feature map, too
@@ -50,7 +49,7 @@ class VGG16(Backbone):
         return self.conv4_3_norm(taps[0]), self.conv5_3_norm(taps[1]), fc7, conv6_2
 
     def _conv(self, name: str, x: Tensor) -> Tensor:
-        return F.relu(getattr(self, name)(x), inplace=True)
+        return conv_relu(getattr(self, name), x)
 
 
 def conv_names() -> list[str]:

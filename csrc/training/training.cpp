@@ -1,5 +1,6 @@
-// The layers of layers.h as operators of the dispatcher, for the autograd functions of refinedet/models/fused.py alone.
-#include "layers/layers.h"
+// The functions of training.h as operators of the dispatcher, for refinedet/models/fused.py and
+// refinedet/training/sgd.py.
+#include "training/training.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -12,8 +13,9 @@ namespace {
 
 constexpr const char* kPool = "relu_pool";
 constexpr const char* kNorm = "l2norm";
+constexpr const char* kSgd = "caffe_sgd";
 
-// float32 without gaps, in place: whoever calls has looked, and a copy would cost what the layer saves.
+// float32 without gaps, in place: whoever calls has looked, and a copy would cost what is saved here.
 const float* floats(const char* op, const char* name, const Tensor& tensor) {
   check(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), op, name,
         " must be contiguous float32: convert it with .float().contiguous()");
@@ -26,8 +28,7 @@ std::tuple<Tensor, Tensor> relu_pool(const Tensor& map) {
   const float* const values = floats(kPool, "map", map);
   const int64_t rows = (size.rows + 1) / 2, columns = (size.columns + 1) / 2;
   const Tensor pooled = torch::stable::new_empty(map, {size.batch, rows, columns, size.channels});
-  const Tensor choice =
-      torch::stable::new_empty(map, {size.batch, rows, columns, size.channels}, ScalarType::Byte);
+  const Tensor choice = torch::stable::new_empty(map, {size.batch, rows, columns, size.channels}, ScalarType::Byte);
   cpu::relu_pool(values, size, pooled.mutable_data_ptr<float>(), choice.mutable_data_ptr<uint8_t>());
   return {pooled, choice};
 }
@@ -71,11 +72,26 @@ std::tuple<Tensor, Tensor> l2norm_backward(const Tensor& gradient, const Tensor&
   return {row_gradient, factor_gradient};
 }
 
+// One-dimensional views of a parameter and what belongs to it, in one order.
+void caffe_sgd(Tensor weights, Tensor velocity, const Tensor& gradient, double momentum, double decay, double rate) {
+  check_shape(kSgd, "weights", weights, {kAny});
+  check_shape(kSgd, "velocity", velocity, {weights.size(0)});
+  check_shape(kSgd, "gradient", gradient, {weights.size(0)});
+  floats(kSgd, "weights", weights);
+  floats(kSgd, "velocity", velocity);
+  const cpu::SgdOptions options{static_cast<float>(momentum), static_cast<float>(decay), static_cast<float>(rate)};
+  cpu::caffe_sgd(floats(kSgd, "gradient", gradient), weights.size(0), options, velocity.mutable_data_ptr<float>(),
+                 weights.mutable_data_ptr<float>());
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def("relu_pool(Tensor map) -> (Tensor, Tensor)");
   m.def("relu_pool_backward(Tensor gradient, Tensor choice, int rows, int columns) -> Tensor");
   m.def("l2norm(Tensor rows, Tensor factors, float epsilon) -> (Tensor, Tensor)");
   m.def("l2norm_backward(Tensor gradient, Tensor rows, Tensor factors, Tensor inverse) -> (Tensor, Tensor)");
+  m.def(
+      "caffe_sgd(Tensor(a!) weights, Tensor(b!) velocity, Tensor gradient, float momentum, float decay, float rate) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) {
@@ -83,6 +99,7 @@ STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) {
   m.impl("relu_pool_backward", TORCH_BOX(&relu_pool_backward));
   m.impl("l2norm", TORCH_BOX(&l2norm));
   m.impl("l2norm_backward", TORCH_BOX(&l2norm_backward));
+  m.impl("caffe_sgd", TORCH_BOX(&caffe_sgd));
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
-#include "layers/layers.h"
+#include "training/training.h"
 
 namespace refinedet::cpu {
 namespace {
@@ -111,6 +111,15 @@ void backward_row(const float* gradient, const float* row, const float* factors,
   }
 }
 
+REFINEDET_VECTOR_CLONES
+void step(const float* __restrict gradient, int64_t count, SgdOptions options, float* __restrict velocity,
+          float* __restrict weights) {
+  for (int64_t i = 0; i < count; ++i) {
+    velocity[i] = options.momentum * velocity[i] + options.decay * weights[i] + options.rate * gradient[i];
+    weights[i] -= velocity[i];
+  }
+}
+
 }  // namespace
 
 void relu_pool(const float* map, MapSize size, float* pooled, uint8_t* choice) {
@@ -151,8 +160,8 @@ void l2norm(Rows rows, const float* factors, float epsilon, float* result, float
   });
 }
 
-void l2norm_backward(const float* gradient, Rows rows, const float* factors, const float* inverse,
-                     float* row_gradient, float* factor_gradient) {
+void l2norm_backward(const float* gradient, Rows rows, const float* factors, const float* inverse, float* row_gradient,
+                     float* factor_gradient) {
   const int64_t blocks = (rows.count + kBlock - 1) / kBlock;
   std::vector<float> sums(blocks * rows.channels);
   parallel_for(0, blocks, grain(kBlock * rows.channels), [&](int64_t begin, int64_t end) {
@@ -167,6 +176,12 @@ void l2norm_backward(const float* gradient, Rows rows, const float* factors, con
     for (int64_t block = 0; block < blocks; ++block) total += sums[block * rows.channels + c];
     factor_gradient[c] = static_cast<float>(total);
   }
+}
+
+void caffe_sgd(const float* gradient, int64_t count, SgdOptions options, float* velocity, float* weights) {
+  parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
+    step(gradient + begin, end - begin, options, velocity + begin, weights + begin);
+  });
 }
 
 }  // namespace refinedet::cpu
