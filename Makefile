@@ -35,8 +35,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
-# Everything, in SPAN. ARGS="-m quick": one image in float32, a minute; ARGS='-k "nms and batch8"': as pytest chooses;
-# ARGS=--benchmark-autosave: pytest-benchmark keeps the numbers, `pytest-benchmark compare` shows those of two commits.
+# Everything, in some half an hour. ARGS="-m quick": one image in float32, a minute; ARGS='-k "nms and batch8"': as pytest
+# chooses; ARGS=--benchmark-autosave: the numbers are kept, and `pytest-benchmark compare` shows those of two commits.
 benchmark: $(WITH_PEERS)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable --benchmark-quiet $(ARGS)
 

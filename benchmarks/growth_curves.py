@@ -10,7 +10,6 @@ from problems import ground_truth
 from torch import Tensor
 
 from refinedet import ops
-from refinedet.boxes import to_centers
 
 AXES = {
     "anchors": (1_000, 3_000, 10_000, 30_000, 100_000, 300_000),
@@ -63,6 +62,14 @@ def _corners(count: int, half: float, generator: torch.Generator) -> Tensor:
     return torch.cat([center - sides, center + sides], dim=1)
 
 
+def _anchors(count: int) -> Tensor:
+    """[count,4] cx, cy, w, h: three at every cell, cell after cell, as a network has them."""
+    side = int((count / 3) ** 0.5) + 1
+    cell, shape = torch.arange(count) // 3, torch.arange(count) % 3
+    center = (torch.stack([cell % side, cell // side], dim=1) + 0.5) / side
+    return torch.cat([center, torch.tensor([[0.1, 0.1], [0.14, 0.07], [0.07, 0.14]])[shape]], dim=1)
+
+
 def _outputs(size: dict[str, int], survivors: float) -> tuple[Tensor, ...]:
     """Of a network of so many anchors; a survivor has one candidate."""
     generator, shape, classes = _generator(), (size["batch"], size["anchors"]), size["classes"] + 1
@@ -71,7 +78,7 @@ def _outputs(size: dict[str, int], survivors: float) -> tuple[Tensor, ...]:
     odm_conf = torch.randn(*shape, classes, generator=generator)
     odm_conf.scatter_(2, torch.randint(1, classes, (*shape, 1), generator=generator), 9.0)
     offsets = [torch.randn(*shape, 4, generator=generator) for _ in range(2)]
-    return offsets[0], arm_conf, offsets[1], odm_conf, to_centers(_corners(size["anchors"], 0.05, generator))
+    return offsets[0], arm_conf, offsets[1], odm_conf, _anchors(size["anchors"])
 
 
 def _detect(survivors: float, size: dict[str, int]) -> Problem:
@@ -84,8 +91,7 @@ def _refine(size: dict[str, int]) -> Problem:
 
 
 def _match(size: dict[str, int]) -> Problem:
-    anchors = to_centers(_corners(size["anchors"], 0.05, _generator()))
-    return ops.match, (anchors, *ground_truth(size["batch"], size["objects"]))
+    return ops.match, (_anchors(size["anchors"]), *ground_truth(size["batch"], size["objects"]))
 
 
 def _mine(size: dict[str, int]) -> Problem:
@@ -136,8 +142,10 @@ def _curves() -> Iterator[Curve]:
     yield Curve("detect, all survive", "anchors", partial(_detect, 1.0), "a class is cut to top_k = 1,000 first")
     for axis in ("anchors", "batch"):
         yield Curve("refine", axis, _refine, "each anchor by itself")
-    for axis in ("anchors", "batch", "objects"):
-        yield Curve("match", axis, _match, "anchors times objects at most; memory O(B N + M), says its contract")
+    for axis in ("anchors", "batch"):
+        yield Curve("match", axis, _match, "anchors times the objects near them; memory O(B N + M), says its contract")
+    why = "the more objects, the more of them search all anchors again, for another one took theirs"
+    yield Curve("match", "objects", _match, why, power=2)
     for axis in ("anchors", "batch", "classes"):
         yield Curve("mine", axis, _mine, "each logit once, then a selection")
     for axis in ("anchors", "objects"):

@@ -13,7 +13,6 @@ FILES = (
     "refinedet/ops/{0}.py",
     "refinedet/ops/reference/{0}.py",
     "tests/ops/test_{0}.py",
-    "benchmarks/ops/bench_{0}.py",
     "docs/kernels/{0}.md",
 )
 
