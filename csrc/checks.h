@@ -146,6 +146,21 @@ inline Variances to_variances(const char* op, const std::vector<double>& values)
   return {value(0), value(1), value(2), value(3)};
 }
 
+// --- Results ----------------------------------------------------------------------------------------------------------
+
+// An uninitialised tensor beside `like`. On the CPU without the dispatcher, which costs more than the allocation.
+inline Tensor new_result(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  if (!like.is_cpu()) return torch::stable::new_empty(like, shape, type);
+  constexpr size_t kMostDimensions = 3;
+  int64_t strides[kMostDimensions], stride = 1;
+  for (size_t i = shape.size(); i-- > 0; stride *= shape.begin()[i]) strides[i] = stride;
+  const auto element = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                                                         element, aoti_torch_device_type_cpu(), 0, &result));
+  return Tensor(result);
+}
+
 // --- Conversions -----------------------------------------------------------------------------------------------------
 
 inline Tensor dense(const Tensor& tensor) {
