@@ -173,6 +173,10 @@ inline Result new_result(const Tensor& like, std::initializer_list<int64_t> shap
   return Result(result);
 }
 
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  return Tensor(new_result(like, shape, type).release());
+}
+
 template <class T>
 T* mutable_data(const Result& result) {
   void* data = nullptr;

@@ -219,8 +219,8 @@ def test_mining_the_losses_is_mining_the_logits(mine: MineOp) -> None:
 
 
 def estimated_cases(seed: int, anchors: int, classes: int) -> Tensor:
-    """Logits [1, anchors, classes] that are hard to rank by an estimate: most losses differ by less than it is off, some
-    by rounding or not at all; and it cannot take large, infinite and NaN logits."""
+    """Logits [1, anchors, classes] that are hard to rank by an estimate: most losses differ by less than it is off, a
+    few by rounding or not at all; and it cannot take large, infinite and NaN logits."""
     random = torch.Generator().manual_seed(seed)
     logits = near_ties(seed, anchors, classes)[0] + torch.rand(1, anchors, 1, generator=random) * 0.1
     logits[..., 1:] += torch.linspace(0, 0.2, anchors)[:, None]

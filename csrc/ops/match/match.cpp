@@ -60,7 +60,7 @@ int64_t bytes_of_results(const MatchInputs& in) { return in.batch * in.num_ancho
 
 Results new_results(const Tensor& like, const MatchInputs& in) {
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
-    return torch::stable::new_empty(like, shape, type);
+    return new_tensor(like, shape, type);
   };
   return {result({in.batch, in.num_anchors}, ScalarType::Long),
           result({in.batch, in.num_anchors, 4}, ScalarType::Float),

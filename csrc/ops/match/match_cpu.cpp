@@ -68,6 +68,23 @@ std::vector<GroundTruth> load_truths(const float* boxes, int64_t count) {
   return truths;
 }
 
+// max or min of a block, by halves: a vector instruction each
+template <class Choose>
+[[gnu::always_inline]] inline float reduce(const float* values, const Choose& choose) {
+  float eight[8], four[4];
+  for (int64_t k = 0; k < 8; ++k) eight[k] = choose(values[k], values[k + 8]);
+  for (int64_t k = 0; k < 4; ++k) four[k] = choose(eight[k], eight[k + 4]);
+  return choose(choose(four[0], four[2]), choose(four[1], four[3]));
+}
+
+[[gnu::always_inline]] inline float smallest(const float* values) {
+  return reduce(values, [](float a, float b) { return b < a ? b : a; });
+}
+
+[[gnu::always_inline]] inline float largest(const float* values) {
+  return reduce(values, [](float a, float b) { return b > a ? b : a; });
+}
+
 [[gnu::always_inline]] inline void load_block(const Center* anchors, int64_t block, Chunk& chunk) {
   const int64_t first = block * kBlock;
   float* const x1 = chunk.x1 + first;
@@ -84,22 +101,26 @@ std::vector<GroundTruth> load_truths(const float* boxes, int64_t count) {
     y2[i] = usable ? box.y2 : kNowhere.y2;
     chunk.area[first + i] = area({x1[i], y1[i], x2[i], y2[i]});
   }
-  chunk.left[block] = *std::min_element(x1, x1 + kBlock);
-  chunk.top[block] = *std::min_element(y1, y1 + kBlock);
-  chunk.right[block] = *std::max_element(x2, x2 + kBlock);
-  chunk.bottom[block] = *std::max_element(y2, y2 + kBlock);
+  chunk.left[block] = smallest(x1);
+  chunk.top[block] = smallest(y1);
+  chunk.right[block] = largest(x2);
+  chunk.bottom[block] = largest(y2);
 }
 
+// Blocks behind the last anchor get bounds that nothing touches, and no boxes.
 REFINEDET_VECTOR_CLONES
 void load_chunk(const Center* anchors, int64_t count, Chunk& chunk) {
-  const int64_t whole = count / kBlock;
+  const int64_t whole = count / kBlock, rest = count % kBlock;
   for (int64_t block = 0; block < whole; ++block) load_block(anchors + block * kBlock, block, chunk);
+  if (whole == kBlocks) return;
   Center padded[kBlock];
-  for (int64_t block = whole; block < kBlocks; ++block) {
-    std::fill_n(padded, kBlock, Center{kInfinity, kInfinity, 0.0f, 0.0f});
-    if (block == whole) std::copy_n(anchors + block * kBlock, count - block * kBlock, padded);
-    load_block(padded, block, chunk);
-  }
+  std::fill_n(padded, kBlock, Center{kInfinity, kInfinity, 0.0f, 0.0f});
+  std::copy_n(anchors + whole * kBlock, rest, padded);
+  load_block(padded, whole, chunk);
+  std::fill(chunk.left + whole + 1, chunk.left + kBlocks, kNowhere.x1);
+  std::fill(chunk.top + whole + 1, chunk.top + kBlocks, kNowhere.y1);
+  std::fill(chunk.right + whole + 1, chunk.right + kBlocks, kNowhere.x2);
+  std::fill(chunk.bottom + whole + 1, chunk.bottom + kBlocks, kNowhere.y2);
 }
 
 // The chunk of the image that begins at anchor `first`; `space` has room for it.
@@ -301,13 +322,14 @@ class Matcher {
     Chunk space;
     const Chunk& chunk = chunk_at(img, first, space);
     Best best;
-    std::fill_n(best.iou, kChunk, 0.0f);
-    std::fill_n(best.truth, kChunk, -1);
+    const int64_t blocks = (count + kBlock - 1) / kBlock;
+    std::fill_n(best.iou, blocks * kBlock, 0.0f);
+    std::memset(best.truth, -1, blocks * kBlock * sizeof(int32_t));
     best_anchor.resize(img.num_truths);
     for (int64_t g = 0; g < img.num_truths; ++g)
       best_anchor[g] = compare(chunk, first, img.truths[g], static_cast<int32_t>(g), best);
     std::copy_n(best.iou, count, out_.ious + b * in_.num_anchors + first);
-    for (int64_t i = 0; i < kChunk; i += kBlock) {
+    for (int64_t i = 0; i < blocks * kBlock; i += kBlock) {
       for (uint32_t bits = matched(best, i, options_.iou_threshold); bits != 0; bits &= bits - 1) {
         const int64_t anchor = i + std::countr_zero(bits);
         write(b, first + anchor, best.truth[anchor]);

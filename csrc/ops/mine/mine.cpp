@@ -58,7 +58,7 @@ Tensor mine(const Tensor& losses, const Tensor& labels, const Tensor& ious, cons
   inputs.labels = dense_labels.const_data_ptr<int64_t>();
   inputs.ious = dense_ious.const_data_ptr<float>();
   inputs.objectness = dense_objectness ? dense_objectness->const_data_ptr<float>() : nullptr;
-  const Tensor mask = torch::stable::new_empty(dense_labels, {inputs.batch, inputs.num_anchors}, ScalarType::Bool);
+  const Tensor mask = new_tensor(dense_labels, {inputs.batch, inputs.num_anchors}, ScalarType::Bool);
   kKernels.run(losses, inputs, options, {.mask = mask.mutable_data_ptr<bool>()});
   return mask;
 }

@@ -141,6 +141,8 @@ struct Sum {
   return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
 }
 
+constexpr int64_t kAhead = 512;  // logits that are asked for early: the processor's own prefetch ends with a page
+
 // Estimates 1 / p0 of anchors of a chunk; NaN where it fails.
 REFINEDET_VECTOR_CLONES
 void estimate(const Chunk& chunk, const int32_t* places, int64_t size, float* estimates) {
@@ -150,6 +152,7 @@ void estimate(const Chunk& chunk, const int32_t* places, int64_t size, float* es
   for (int64_t k = 0; k < kLanes; ++k) some[k] = k < rest ? -1 : 0;
   for (int64_t i = 0; i < size; ++i) {
     const float* const row = chunk.losses + places[i] * chunk.num_classes;
+    __builtin_prefetch(row + std::min(kAhead, chunk.losses_end - row));
     Sum sum;
     for (int64_t c = 0; c < whole; c += kLanes) add_terms(row + c, row[0], all, sum);
     if (rest > 0) {

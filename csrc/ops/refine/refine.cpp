@@ -41,8 +41,7 @@ Tensor refine(const Tensor& anchors, const Tensor& offsets, const std::vector<do
   inputs.type = input_type(dense_offsets);
   inputs.anchors = dense_anchors.const_data_ptr<float>();
   inputs.offsets = dense_offsets.const_data_ptr();
-  const Tensor refined =
-      torch::stable::new_empty(dense_offsets, {inputs.batch, inputs.num_anchors, 4}, ScalarType::Float);
+  const Tensor refined = new_tensor(dense_offsets, {inputs.batch, inputs.num_anchors, 4}, ScalarType::Float);
   kKernels.run(offsets, inputs, options, {.refined = refined.mutable_data_ptr<float>()});
   return refined;
 }

@@ -43,7 +43,7 @@ Tensor soft_nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels,
   inputs.boxes = dense_boxes.const_data_ptr();
   inputs.scores = dense_scores.const_data_ptr<float>();
   inputs.labels = dense_labels.const_data_ptr<int64_t>();
-  const Tensor decayed = torch::stable::new_empty(dense_scores, {inputs.batch, inputs.num_boxes}, ScalarType::Float);
+  const Tensor decayed = new_tensor(dense_scores, {inputs.batch, inputs.num_boxes}, ScalarType::Float);
   const SoftNmsOutputs outputs{.decayed = decayed.mutable_data_ptr<float>()};
 #ifdef REFINEDET_WITH_CUDA
   if (on_gpu(boxes)) {

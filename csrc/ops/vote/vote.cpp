@@ -56,10 +56,8 @@ std::tuple<Tensor, Tensor> vote(const Tensor& boxes, const Tensor& scores, const
   inputs.boxes = dense_boxes.const_data_ptr();
   inputs.scores = dense_scores.const_data_ptr<float>();
   inputs.labels = dense_labels.const_data_ptr<int64_t>();
-  const Tensor found_boxes =
-      torch::stable::new_empty(dense_boxes, {inputs.batch, inputs.num_boxes, 4}, ScalarType::Float);
-  const Tensor found_scores =
-      torch::stable::new_empty(dense_boxes, {inputs.batch, inputs.num_boxes}, ScalarType::Float);
+  const Tensor found_boxes = new_tensor(dense_boxes, {inputs.batch, inputs.num_boxes, 4}, ScalarType::Float);
+  const Tensor found_scores = new_tensor(dense_boxes, {inputs.batch, inputs.num_boxes}, ScalarType::Float);
   const VoteOutputs outputs{.found_boxes = found_boxes.mutable_data_ptr<float>(),
                             .found_scores = found_scores.mutable_data_ptr<float>()};
 #ifdef REFINEDET_WITH_CUDA
