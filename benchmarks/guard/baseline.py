@@ -152,7 +152,7 @@ def advice(reports: Sequence[Report]) -> list[str]:
     if not all(one.comparable for one in reports):
         lines.append(
             "Without a baseline of these tools nothing is known. To compare two commits here: on the older one "
-            'make bench-accept REASON="other tools"; with its benchmarks/guard/baseline.json make bench-check on the newer.'
+            'make bench-accept REASON="other tools"; on the newer, with the file that it wrote, make bench-check'
         )
     if any(one.failed for one in reports):
         lines.append(f"If a growth is meant: {ACCEPT}")

@@ -42,11 +42,8 @@ using Integers = std::vector<int64_t>;
 
 constexpr Variances kVariances{0.1f, 0.1f, 0.2f, 0.2f};
 
-std::string wanted;  // the only operator to count; empty: all
-
 // A case is counted in its second call: what an operator keeps between calls is there then.
 void count(const char* op, const char* name, const std::function<void()>& call) {
-  if (!wanted.empty() && wanted != op) return;
   call();
   measured(call);
   std::printf("%s\t%s\n", op, name);
@@ -379,28 +376,58 @@ void count_refine(const char* name, int64_t side, int64_t batch, bool shared) {
   count("refine", name, [&] { cpu::refine(in, options, out); });
 }
 
+// --- All of them ------------------------------------------------------------------------------------------------------
+
+struct Operator {
+  const char* name;
+  void (*count)();
+};
+
+const Operator kOperators[] = {
+    {"detect", count_detect},
+    {"nms",
+     [] {
+       count_nms("1,000 boxes", scattered(1000), false);
+       count_nms("6,375 boxes", scattered(6375), false);
+       count_nms("1,000 boxes of 20 classes", crowd(1000), true);
+       count_nms("6,375 boxes of 20 classes", crowd(6375), true);
+     }},
+    {"match",
+     [] {
+       count_match("VOC 320, batch 8", 320, 8, 8);
+       count_match("VOC 512, batch 1", 512, 1, 8);
+       count_match("VOC 320, a crowd of 100", 320, 1, 100);
+     }},
+    {"mine",
+     [] {
+       count_mine("VOC 320, batch 8", 6375, 8, 21, false);
+       count_mine("VOC 320, filtered, batch 8", 6375, 8, 21, true);
+       count_mine("VOC 320, losses, batch 8", 6375, 8, 0, false);
+     }},
+    {"refine",
+     [] {
+       count_refine("VOC 320, batch 1", 320, 1, true);
+       count_refine("VOC 320, anchors of its own, batch 8", 320, 8, false);
+     }},
+    {"soft_nms",
+     [] {
+       count_soft_nms("linear, 1,000 boxes of 20 classes", crowd(1000), false);
+       count_soft_nms("Gaussian, 1,000 boxes of 20 classes", crowd(1000), true);
+       count_soft_nms("linear, 1,000 boxes", scattered(1000), false);
+     }},
+    {"vote",
+     [] {
+       count_vote("1,000 boxes of 20 classes", crowd(1000), false);
+       count_vote("6,375 boxes of 20 classes", crowd(6375), false);
+       count_vote("soft, 1,000 boxes", scattered(1000), true);
+     }},
+};
+
 }  // namespace
 
-// The operator to count, if not all.
+// Counts all operators, or the one that is named.
 int main(int argc, char** argv) {
-  if (argc > 1) wanted = argv[1];
-  count_detect();
-  count_nms("1,000 boxes", scattered(1000), false);
-  count_nms("6,375 boxes", scattered(6375), false);
-  count_nms("1,000 boxes of 20 classes", crowd(1000), true);
-  count_nms("6,375 boxes of 20 classes", crowd(6375), true);
-  count_match("VOC 320, batch 8", 320, 8, 8);
-  count_match("VOC 512, batch 1", 512, 1, 8);
-  count_match("VOC 320, a crowd of 100", 320, 1, 100);
-  count_mine("VOC 320, batch 8", 6375, 8, 21, false);
-  count_mine("VOC 320, filtered, batch 8", 6375, 8, 21, true);
-  count_mine("VOC 320, losses, batch 8", 6375, 8, 0, false);
-  count_refine("VOC 320, batch 1", 320, 1, true);
-  count_refine("VOC 320, anchors of its own, batch 8", 320, 8, false);
-  count_soft_nms("linear, 1,000 boxes of 20 classes", crowd(1000), false);
-  count_soft_nms("Gaussian, 1,000 boxes of 20 classes", crowd(1000), true);
-  count_soft_nms("linear, 1,000 boxes", scattered(1000), false);
-  count_vote("1,000 boxes of 20 classes", crowd(1000), false);
-  count_vote("6,375 boxes of 20 classes", crowd(6375), false);
-  count_vote("soft, 1,000 boxes", scattered(1000), true);
+  for (const Operator& op : kOperators) {
+    if (argc < 2 || std::string(argv[1]) == op.name) op.count();
+  }
 }
