@@ -49,6 +49,13 @@ class Finding:
         return self.new / self.old - 1
 
     @property
+    def moved(self) -> bool:
+        """By more than the limit."""
+        if self.old is None or self.new is None:
+            return True
+        return abs(self.new - self.old) > self.limit * self.old
+
+    @property
     def better(self) -> bool:
         return self.growth < 0
 
@@ -76,7 +83,7 @@ def compare(old: Values, new: Values, limit: float) -> list[Finding]:
         before, after = old.get(name, {}), new.get(name, {})
         for case in dict.fromkeys([*before, *after]):
             finding = Finding(name, case, before.get(case), after.get(case), limit)
-            if abs(finding.growth) > limit:
+            if finding.moved:
                 found.append(finding)
     return found
 
