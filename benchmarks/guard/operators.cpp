@@ -20,7 +20,10 @@
 #include "ops/soft_nms/soft_nms.h"
 #include "ops/vote/vote.h"
 
+// Without torch there is one thread.
 namespace refinedet::cpu {
+
+int64_t num_threads() { return 1; }
 
 void run_ranges(int64_t begin, int64_t end, int64_t, RangeFunction function, void* context) {
   if (begin < end) function(begin, end, context);
