@@ -16,10 +16,10 @@ BASE := $(VENV)/base.stamp
 DEMO_INSTALLED := $(VENV)/demo.stamp
 INSTALLED := $(VENV)/installed.stamp
 WITH_PEERS := $(VENV)/peers.stamp
-CPP := $(shell find csrc tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc benchmarks/guard tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
-.PHONY: demo test test-cuda test-gpu gpu-report lint benchmark fuzz clean
+.PHONY: demo test test-cuda test-gpu gpu-report lint benchmark bench-check bench-accept fuzz clean
 
 # What `make test` has installed will do.
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
@@ -39,6 +39,15 @@ lint: $(INSTALLED)
 # chooses; ARGS=--benchmark-autosave: the numbers are kept, and `pytest-benchmark compare` shows those of two commits.
 benchmark: $(WITH_PEERS)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-enable --benchmark-quiet $(ARGS)
+
+# What operators, kernels and calls cost, beside the committed baseline (docs/guard.md). Needs valgrind and nvcc.
+bench-check: $(INSTALLED)
+	$(BIN)/python benchmarks/guard check $(ARGS)
+
+# Renews the baseline: make bench-accept REASON="why it may cost more"
+export REASON
+bench-accept: $(INSTALLED)
+	$(BIN)/python benchmarks/guard accept --reason "$$REASON" $(ARGS)
 
 # What takes longer than a minute, on the CPU: the CUDA operators, called through torch; their kernels, simulated under
 # several schedules in every call; the mutations of the kernels.

@@ -57,10 +57,11 @@ Counts = dict[str, Any]  # a launch: kernel, blocks, threads, and numbers by nam
 # --- Counting ---------------------------------------------------------------------------------------------------------
 
 
-def count(case: Case) -> dict[str, Any]:
-    """The entry of a case in the table."""
+def count(case: Case, ptx: Path | None = None) -> dict[str, Any]:
+    """The entry of a case in the table. `ptx`: instead of that of the kernels."""
     call = importlib.import_module(f"test_{case.operator}").launch
-    with start(case.operator, ARCHITECTURE, counts="lines" if case.by_line else "launches", timeout=SECONDS) as harness:
+    counts = "lines" if case.by_line else "launches"
+    with start(case.operator, ARCHITECTURE, ptx=ptx, counts=counts, timeout=SECONDS) as harness:
         outputs = call(harness, *case.arguments())
     assert harness.last_result is not None
     launches = launches_of(harness.last_result)

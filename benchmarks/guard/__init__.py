@@ -1,0 +1,1 @@
+"""`make bench-check`: what the package costs, beside what it has cost (docs/guard.md)."""
