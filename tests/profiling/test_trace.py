@@ -85,7 +85,7 @@ def test_every_stage_and_layer_has_its_range(trace: Trace, pipeline: Pipeline) -
 def test_operations_lie_in_the_range_of_their_layer(trace: Trace) -> None:
     start, end = ranges(trace)["tcb.up.0.conv"]
     inside = {event["name"] for event in trace.events if event["ph"] == "X" and start < event["ts"] < end}
-    assert "aten::conv_transpose2d" in inside
+    assert any("conv" in name and "transpose" in name for name in inside)
     assert "refinedet::detect" not in inside
 
 
@@ -93,10 +93,10 @@ def test_stages_have_time_and_memory(pipeline: Pipeline, trace: Trace) -> None:
     stages = {stage.name: stage for stage in profile_stages(pipeline, trace, seconds=0)}
     assert list(stages) == list(SPLIT)
     assert all(stage.milliseconds > 0 for stage in stages.values())
-    images = 2 * 3 * 64 * 64 * 4
-    assert stages["prepare"].allocated.peak >= images
-    assert stages["prepare"].allocated.held == images
-    assert stages["backbone"].allocated.peak >= 2 * 64 * 32 * 32 * 4  # the first map
+    first_map, taps = 2 * 64 * 32 * 32 * 4, 2 * 4 * (8 * 8 * 256 + 4 * 4 * 512 + 2 * 2 * 512 + 256)
+    assert stages["backbone"].allocated.peak >= first_map
+    assert stages["backbone"].allocated.held >= taps
+    assert stages["TCB and heads"].allocated.held <= 0  # the taps go, and less is put out
     assert stages["decode"].allocated == Memory(0, 0)  # OpenCV's memory is not torch's
     assert all(stage.peaks.on_gpu is None for stage in stages.values())
     assert all(stage.peaks.resident is None or stage.peaks.resident > 1 << 26 for stage in stages.values())
@@ -109,7 +109,8 @@ def test_what_a_detector_makes_of_its_network_is_watched() -> None:
     class Fast(Detector):
         def run(self, images: torch.Tensor) -> LevelOutput:
             hooked = any(module._forward_hooks for module in self.network.modules())
-            return Detector(self.network if hooked else fast).run(images)
+            with torch.inference_mode():
+                return (self.network if hooked else fast)(images, by_level=True)
 
     made = Pipeline(Fast(tiny_model()), open_photographs(), batch=1)
     assert made.detector.running is fast
