@@ -19,7 +19,9 @@ COLUMNS = {
     "loop": (),
     "OpenVINO": ("openvino",),
     "ONNX Runtime": ("onnxruntime", "onnx"),
-    "OpenCV": ("opencv-python", "opencv-python-headless"),
+    "OpenCV": tuple(
+        f"opencv-{kind}" for kind in ("python", "python-headless", "contrib-python", "contrib-python-headless")
+    ),
     "ensemble_boxes": ("ensemble-boxes", "numba"),
 }
 
