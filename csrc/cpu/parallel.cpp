@@ -10,6 +10,4 @@ void run_ranges(int64_t begin, int64_t end, int64_t grain, RangeFunction functio
   torch::stable::parallel_for(begin, end, grain, [=](int64_t first, int64_t last) { function(first, last, context); });
 }
 
-int64_t num_threads() { return torch::stable::get_num_threads(); }
-
 }  // namespace refinedet::cpu

@@ -13,16 +13,13 @@
 
 namespace refinedet::cpu {
 
-int64_t num_threads();  // of torch
+int64_t num_threads();  // of torch (torch.set_num_threads)
 
 using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 
 // Runs `function` on disjoint ranges that cover [begin, end), on the threads of torch (torch.set_num_threads). Ranges
 // have at least `grain` elements, except the last.
 void run_ranges(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context);
-
-// Of torch (torch.set_num_threads).
-int64_t num_threads();
 
 template <class Function>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, Function function) {
