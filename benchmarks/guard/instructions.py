@@ -131,6 +131,11 @@ def first_line(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[0]
 
 
+def compiler_name(version: str) -> str:
+    """GCC says what it was called by: c++, g++ and g++-12 may be the same."""
+    return re.sub(r"^\S*[cg]\+\+\S* (?=\()", "GCC ", version)
+
+
 def find_valgrind() -> str:
     valgrind = shutil.which("valgrind")
     if valgrind is None:
@@ -143,7 +148,7 @@ def measure() -> Measured:
     valgrind = find_valgrind()
     values = count(build())
     made_with = {
-        "compiler": first_line([*compiler(), "--version"]),
+        "compiler": compiler_name(first_line([*compiler(), "--version"])),
         "C library": " ".join(platform.libc_ver()),
         "valgrind": first_line([valgrind, "--version"]),
         "machine": platform.machine(),

@@ -48,9 +48,8 @@ def in_process(package: Path) -> Measured:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (package, HERE.parent))),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "guard.times"], env=environment, capture_output=True, text=True, timeout=SECONDS
-    )
+    command = [sys.executable, "-m", "guard.times"]
+    done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True, timeout=SECONDS)
     if done.returncode != 0:
         raise GuardError(f"the times could not be measured:\n{done.stderr[-2000:]}")
     answer = json.loads(done.stdout)

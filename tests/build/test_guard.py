@@ -154,6 +154,18 @@ def test_the_product_is_counted_as_it_is_compiled() -> None:
     assert "parallel.cpp" not in files  # torch's threads
 
 
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("c++ (Debian 12.2.0-14+deb12u1) 12.2.0", "GCC (Debian 12.2.0-14+deb12u1) 12.2.0"),
+        ("x86_64-linux-gnu-g++-12 (GCC) 12.2.0", "GCC (GCC) 12.2.0"),
+        ("Debian clang version 14.0.6", "Debian clang version 14.0.6"),
+    ],
+)
+def test_a_compiler_is_the_same_by_every_name(version: str, name: str) -> None:
+    assert instructions.compiler_name(version) == name
+
+
 def test_every_operator_has_its_plant() -> None:
     for op in plant_slowdowns.OPERATORS:
         source = (ROOT / "csrc" / "ops" / op / f"{op}_cpu.cpp").read_text()
