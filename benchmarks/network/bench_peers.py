@@ -83,9 +83,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     network = make(arguments.model)
     images = 50 * torch.randn(1, 3, *network.config.size, generator=torch.Generator().manual_seed(0))
-    runs: dict[str, Run] = {}
-    for name, module in (("optimised", Levels(optimize(network))), ("eager", Levels(network))):
-        runs[name] = lambda module=module: [level.numpy() for level in module(images)]
+    made, eager = Levels(optimize(network)), Levels(network)
+    runs: dict[str, Run] = {
+        "optimised": lambda: [level.numpy() for level in made(images)],
+        "eager": lambda: [level.numpy() for level in eager(images)],
+    }
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an exporter that torch will remove
         file = Path(folder) / "network.onnx"
