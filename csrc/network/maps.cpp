@@ -38,8 +38,8 @@ Tensor l2_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   check_shape(kOp, "weight", weight, {channels});
   const Tensor dense_x = dense_float(kOp, "x", x), dense_weight = dense_float(kOp, "weight", weight);
   const Tensor y = torch::stable::new_empty(dense_x, {x.size(0), x.size(1), x.size(2), channels}, ScalarType::Float);
-  cpu::l2_norm(dense_x.const_data_ptr<float>(), dense_weight.const_data_ptr<float>(),
-               x.size(0) * x.size(1) * x.size(2), channels, static_cast<float>(epsilon), y.mutable_data_ptr<float>());
+  cpu::l2_norm(dense_x.const_data_ptr<float>(), dense_weight.const_data_ptr<float>(), x.size(0) * x.size(1) * x.size(2),
+               channels, static_cast<float>(epsilon), y.mutable_data_ptr<float>());
   return y;
 }
 

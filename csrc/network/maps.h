@@ -12,7 +12,7 @@ struct Pooling {
 };
 
 // The largest of each channel in windows of 2x2 or 3x3 pixels, the first at the corner; what of the last ones lies
-// outside the map does not count. NaN is the largest.
+// outside the map does not count. A NaN may get lost: to keep it makes GCC 12 leave the loop scalar, ten times slower.
 void max_pool(const Pooling& pooling, int64_t side);
 
 // y = weight * x / sqrt(sum of squares of a pixel's channels + epsilon), of [pixels,C].

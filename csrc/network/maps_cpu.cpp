@@ -15,7 +15,7 @@ template <int kSide>
     for (int i = 0; i < kSide; ++i) {
       for (int j = 0; j < kSide; ++j) {
         const float value = rows[i][columns[j] + c];
-        largest = value <= largest || largest != largest ? largest : value;
+        largest = !(value <= largest) ? value : largest;
       }
     }
     y[c] = largest;
@@ -65,9 +65,8 @@ void normalize_pixels(const float* x, const float* weight, int64_t pixels, int64
 }  // namespace
 
 void max_pool(const Pooling& pooling, int64_t side) {
-  parallel_for(0, pooling.batch * pooling.out_height, 4, [&](int64_t begin, int64_t end) {
-    (side == 2 ? pool_rows_of_2 : pool_rows_of_3)(pooling, begin, end);
-  });
+  parallel_for(0, pooling.batch * pooling.out_height, 4,
+               [&](int64_t begin, int64_t end) { (side == 2 ? pool_rows_of_2 : pool_rows_of_3)(pooling, begin, end); });
 }
 
 void l2_norm(const float* x, const float* weight, int64_t pixels, int64_t channels, float epsilon, float* y) {

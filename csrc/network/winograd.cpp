@@ -33,7 +33,8 @@ Tensor winograd(const Tensor& x, const Tensor& weight, const Tensor& bias, const
     dense_beside = dense_float(kOp, "beside", *beside);
   }
   const int64_t beside_channels = beside ? beside->size(3) : 0;
-  const Tensor y = torch::stable::new_empty(dense_x, {batch, height, width, beside_channels + out_channels}, ScalarType::Float);
+  const Tensor y =
+      torch::stable::new_empty(dense_x, {batch, height, width, beside_channels + out_channels}, ScalarType::Float);
   cpu::winograd({.x = dense_x.const_data_ptr<float>(),
                  .weight = dense_weight.const_data_ptr<float>(),
                  .bias = dense_bias.const_data_ptr<float>(),

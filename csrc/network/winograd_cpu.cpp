@@ -55,9 +55,12 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); 
 }  // namespace avx2
 #pragma GCC pop_options
 
-bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
 
-// Room for the tiles of a block, kept by the thread: to ask the system for it every time costs as much as a small layer.
+// Room for the tiles of a block, kept by the thread: to ask the system for it every time costs as much as a small
+// layer.
 float* scratch(int64_t floats) {
   constexpr int64_t kLine = 16;
   thread_local std::vector<float> room;
@@ -75,8 +78,8 @@ void winograd(const Winograd& c) {
   const int64_t tiles = c.batch * ((c.height + kTile - 1) / kTile) * ((c.width + kTile - 1) / kTile);
   const int64_t padded = panels(c) * kWinogradPanel;
   const int64_t of_tile = kProducts * (c.in_channels + padded);
-  // A block reads all weights, in * out of them, and writes and reads in + out floats for each tile. On the processor of
-  // the measurements (1.25 MB of L2 cache) this balances both, from 64 to 512 channels.
+  // A block reads all weights, in * out of them, and writes and reads in + out floats for each tile. On the processor
+  // of the measurements (1.25 MB of L2 cache) this balances both, from 64 to 512 channels.
   const int64_t most = std::max<int64_t>(24, 3 * (c.in_channels + padded) / 16);
   const int64_t threads = num_threads();
   const int64_t blocks = std::max<int64_t>(1, (tiles + most * threads - 1) / (most * threads)) * threads;

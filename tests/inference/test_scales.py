@@ -176,3 +176,12 @@ def test_merging_is_that_of_the_operators_on_pixels():
     expected = ops.vote(*rows, iou_threshold=0.3, soft=True, score_threshold=0.02, official=True)
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 3), (1, 4, 3), (256, 3, 3)])
+def test_normalising_is_the_arithmetic_of_float32(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for std in ((1.0, 1.0, 1.0), (57.375, 57.12, 58.395)):
+        preprocessing = Preprocessing(mean=(103.939, 116.779, 123.68), std=std)
+        expected = (image.astype(np.float32) - np.float32(preprocessing.mean)) / np.float32(std)
+        assert np.array_equal(normalize(image, preprocessing), expected)

@@ -108,15 +108,11 @@ def test_winograd_gives_the_same_bits_on_more_threads():
     assert torch.equal(found, expected)
 
 
-def test_nan_goes_through():
+def test_nan_goes_through_winograd():
     x = torch.zeros(1, 16, 8, 8)
     x[0, 3, 0, 0] = torch.nan
     found = winograd.convolve(x, *winograd.transform(torch.ones(4, 16, 3, 3), None), 4, relu=True)
     assert found[..., :2, :2].isnan().all()
-    for row, column in ((0, 0), (1, 1)):
-        x = torch.zeros(1, 16, 8, 8)
-        x[0, 3, row, column] = torch.nan
-        assert MaxPool(2, 2, False)(x)[0, 3, 0, 0].isnan()
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
