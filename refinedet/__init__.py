@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from refinedet.anchors import generate_anchors
     from refinedet.inference.detector import Detector, load
-    from refinedet.models import RefineDet, build
+    from refinedet.models.build import build
+    from refinedet.models.refinedet import RefineDet
     from refinedet.presets import COCO, OFFICIAL, PAPER, Preset
     from refinedet.records import Detections, LevelOutput, RawOutput, Targets
     from refinedet.training.loss import MultiBoxLoss

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from refinedet.inference.detector import eval_mode
+from refinedet.models.optimized import eval_mode
 
 _FUSED = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_transpose_pointwise")  # oneDNN's, unknown to torch's
 _WINOGRAD = "refinedet::winograd"  # a 3x3 convolution; its weights are [36,panels,C,panel]
