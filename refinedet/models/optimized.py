@@ -234,8 +234,9 @@ class FastL2Norm(nn.Module):
         self.weight = norm.weight.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.ops.refinedet.l2_norm(x.permute(0, 2, 3, 1), self.weight, L2Norm.EPS)
-        return cast(Tensor, y).permute(0, 3, 1, 2)
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        y, _ = torch.ops.refinedet.l2norm(rows.flatten(0, 2), self.weight, L2Norm.EPS)
+        return cast(Tensor, y).view(rows.shape).permute(0, 3, 1, 2)
 
 
 class MaxPool(nn.Module):

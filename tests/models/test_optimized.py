@@ -14,7 +14,8 @@ from torch import nn
 import refinedet
 from refinedet.inference.detector import Detector
 from refinedet.models import build, winograd
-from refinedet.models.optimized import Convolution, JointHeads, MaxPool, fold, optimize, optimized
+from refinedet.models.layers import L2Norm
+from refinedet.models.optimized import Convolution, FastL2Norm, JointHeads, MaxPool, fold, optimize, optimized
 
 ROUNDING = 2e-4  # of the largest value
 NHWC = torch.channels_last
@@ -127,11 +128,10 @@ def test_max_pooling(size, side, stride, ceil_mode):
 @pytest.mark.parametrize("channels", [1, 24, 37])
 def test_l2_norm(channels):
     torch.manual_seed(0)
-    x, weight = torch.randn(2, channels, 5, 6), torch.randn(channels)
+    x, norm = torch.randn(2, channels, 5, 6), L2Norm(channels, scale=20.0)
+    torch.nn.init.normal_(norm.weight)
     x[0, :, 0, 0] = 0
-    expected = x * (x.square().sum(dim=1, keepdim=True) + 1e-10).rsqrt() * weight[:, None, None]
-    found = torch.ops.refinedet.l2_norm(x.permute(0, 2, 3, 1), weight, 1e-10).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(FastL2Norm(norm)(x), norm(x))
 
 
 def change_weight(network):

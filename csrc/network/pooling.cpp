@@ -1,4 +1,4 @@
-#include "network/maps.h"
+#include "network/pooling.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -31,27 +31,11 @@ Tensor max_pool(const Tensor& x, int64_t side, int64_t stride, int64_t out_heigh
   return y;
 }
 
-Tensor l2_norm(const Tensor& x, const Tensor& weight, double epsilon) {
-  constexpr const char* kOp = "l2_norm";
-  check_shape(kOp, "x", x, {kAny, kAny, kAny, kAny});
-  const int64_t channels = x.size(3);
-  check_shape(kOp, "weight", weight, {channels});
-  const Tensor dense_x = dense_float(kOp, "x", x), dense_weight = dense_float(kOp, "weight", weight);
-  const Tensor y = torch::stable::new_empty(dense_x, {x.size(0), x.size(1), x.size(2), channels}, ScalarType::Float);
-  cpu::l2_norm(dense_x.const_data_ptr<float>(), dense_weight.const_data_ptr<float>(), x.size(0) * x.size(1) * x.size(2),
-               channels, static_cast<float>(epsilon), y.mutable_data_ptr<float>());
-  return y;
-}
-
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def("max_pool(Tensor x, int side, int stride, int out_height, int out_width) -> Tensor");
-  m.def("l2_norm(Tensor x, Tensor weight, float epsilon) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) {
-  m.impl("max_pool", TORCH_BOX(&max_pool));
-  m.impl("l2_norm", TORCH_BOX(&l2_norm));
-}
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("max_pool", TORCH_BOX(&max_pool)); }
 
 }  // namespace
 }  // namespace refinedet

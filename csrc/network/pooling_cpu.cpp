@@ -1,8 +1,7 @@
 #include <algorithm>
-#include <cmath>
 
 #include "cpu/parallel.h"
-#include "network/maps.h"
+#include "network/pooling.h"
 
 namespace refinedet::cpu {
 namespace {
@@ -45,34 +44,11 @@ void pool_rows_of_2(const Pooling& p, int64_t begin, int64_t end) { pool_rows<2>
 REFINEDET_VECTOR_CLONES
 void pool_rows_of_3(const Pooling& p, int64_t begin, int64_t end) { pool_rows<3>(p, begin, end); }
 
-REFINEDET_VECTOR_CLONES
-void normalize_pixels(const float* x, const float* weight, int64_t pixels, int64_t channels, float epsilon, float* y) {
-  constexpr int kLanes = 16;
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, y += channels) {
-    float sums[kLanes] = {};
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += x[c + lane] * x[c + lane];
-    }
-    float sum = epsilon;
-    for (; c < channels; ++c) sum += x[c] * x[c];
-    for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
-    const float inverse = 1 / std::sqrt(sum);
-    for (c = 0; c < channels; ++c) y[c] = x[c] * inverse * weight[c];
-  }
-}
-
 }  // namespace
 
 void max_pool(const Pooling& pooling, int64_t side) {
   parallel_for(0, pooling.batch * pooling.out_height, 4,
                [&](int64_t begin, int64_t end) { (side == 2 ? pool_rows_of_2 : pool_rows_of_3)(pooling, begin, end); });
-}
-
-void l2_norm(const float* x, const float* weight, int64_t pixels, int64_t channels, float epsilon, float* y) {
-  parallel_for(0, pixels, 64, [&](int64_t begin, int64_t end) {
-    normalize_pixels(x + begin * channels, weight, end - begin, channels, epsilon, y + begin * channels);
-  });
 }
 
 }  // namespace refinedet::cpu
