@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from support.gpu import skip_without_gpu
-from turns import Row, Table, clock_of, take_turns
+from turns import BUDGET, Row, Table, clock_of, take_turns
 
 _TABLE = pytest.StashKey[Table]()
 
@@ -59,12 +59,14 @@ def compare(request: pytest.FixtureRequest, table: Table, benchmark: BenchmarkFi
         *,
         row: tuple[str, ...] | None = None,
         device: str = "cpu",
+        threads: int = 1,
         floor: float | None = None,
+        budget: float = BUDGET,
     ) -> None:
         if not benchmark.enabled:
             benchmark(ours)
             return
-        medians, turns = take_turns({"ours": ours, **peers}, clock_of(device))
+        medians, turns = take_turns({"ours": ours, **peers}, clock_of(device, threads), budget)
         mine = medians.pop("ours")
         ratios = {name: median / mine for name, median in medians.items()}
         share = None if floor is None else floor / (mine * 1e6)

@@ -11,7 +11,7 @@ import torch
 TURNS = 15
 CALLS_PER_TURN = 3  # of which the best counts: it leaves out what other processes take and the caches they have emptied
 SHORT = 0.01  # seconds: of a longer call one is a turn
-BUDGET = 0.3  # seconds of a contestant; who has used them has had its turns
+BUDGET = 0.3  # seconds of a contestant, unless another is given; who has used them has had its turns
 
 # Columns of peers, and the distributions whose versions are told below.
 COLUMNS = {
@@ -23,17 +23,23 @@ COLUMNS = {
         f"opencv-{kind}" for kind in ("python", "python-headless", "contrib-python", "contrib-python-headless")
     ),
     "ensemble_boxes": ("ensemble-boxes", "numba"),
+    "MNN": ("MNN",),
+    "eager": ("torch",),
 }
 
 Call = Callable[[], object]
 
 
-def clock_of(device: str) -> Callable[[Call], float]:
-    """Seconds of a call: CPU time of this process and its threads, or the GPU's by CUDA events."""
-    return _event_seconds if device == "cuda" else _cpu_seconds
+def clock_of(device: str, threads: int = 1) -> Callable[[Call], float]:
+    """Seconds of a call: CPU time on one thread, the clock on the wall on more, or the GPU's by CUDA events."""
+    if device == "cuda":
+        return _event_seconds
+    return _cpu_seconds if threads == 1 else _wall_seconds
 
 
-def take_turns(calls: Mapping[str, Call], clock: Callable[[Call], float]) -> tuple[dict[str, float], int]:
+def take_turns(
+    calls: Mapping[str, Call], clock: Callable[[Call], float], budget: float = BUDGET
+) -> tuple[dict[str, float], int]:
     """The median of each one's turns in seconds, and the turns of the first.
 
     They alternate, so that a change in the machine's speed meets all of them.
@@ -42,7 +48,7 @@ def take_turns(calls: Mapping[str, Call], clock: Callable[[Call], float]) -> tup
     spent = dict.fromkeys(calls, 0.0)
     for _ in range(TURNS):
         for name, call in calls.items():
-            if spent[name] < BUDGET:
+            if spent[name] < budget:
                 times = [clock(call)]
                 if times[0] < SHORT:
                     times += [clock(call) for _ in range(CALLS_PER_TURN - 1)]
@@ -55,6 +61,12 @@ def _cpu_seconds(call: Call) -> float:
     begin = time.process_time()
     call()
     return time.process_time() - begin
+
+
+def _wall_seconds(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def _event_seconds(call: Call) -> float:
@@ -100,7 +112,8 @@ class Table:
             for row in self.rows
         ]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        yield "medians of turns, one thread, CPU time (cuda: events). Of a peer: how many times as long it takes."
+        yield "medians of turns, CPU time of one thread (more: wall time; cuda: events)."
+        yield "Of a peer: how many times as long it takes."
         yield "floor: the least time there can be, as a share of ours, where refinedet.profiling.cost knows it."
         for first, *rest in cells:
             numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard import baseline, calls, instructions, kernels, times
-from guard.baseline import Accepted, Measured
+from guard.baseline import Accepted, Measured, Report
 from guard.instructions import GuardError
 from refinedet.errors import RefineDetError
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         accepted = read(options.baseline)
         measured = measure(options.only, accepted)
-        reports = [baseline.report(name, accepted.get(name), of, limit_of(name)) for name, of in measured.items()]
+        reports = [report(name, accepted.get(name), of) for name, of in measured.items()]
         print("\n".join(line for one in reports for line in one.lines))
         if options.verb == "accept":
             accept(accepted, measured, options.baseline, options.reason)
@@ -92,12 +92,25 @@ def measure(names: Sequence[str], accepted: Mapping[str, Accepted]) -> dict[str,
     return measured
 
 
+def report(name: str, accepted: Accepted | None, measured: Measured) -> Report:
+    if name != TIMES:
+        return baseline.report(name, accepted, measured, COUNTS)
+    known = times.on_this_processor(accepted, measured)
+    if known is None and accepted is not None:
+        (case,) = {case for of in measured.values.values() for case in of}
+        return Report([f"{TIMES}: not compared, for there is no ratio of this processor: {case}"])
+    return baseline.report(TIMES, known, measured, RATIOS)
+
+
 def accept(accepted: Mapping[str, Accepted], measured: Mapping[str, Measured], file: Path, reason: str) -> None:
     """Renews what has moved; the tables of the kernels only if one of their numbers has."""
-    new = dict(accepted)
+    new, renewed = dict(accepted), []
     for name, of in measured.items():
-        new[name] = baseline.renewed(accepted.get(name), of, limit_of(name), reason)
-    renewed = [name for name in measured if new[name] is not accepted.get(name)]
+        old = times.on_this_processor(accepted.get(name), of) if name == TIMES else accepted.get(name)
+        latest = baseline.renewed(old, of, limit_of(name), reason)
+        if latest is not old:
+            renewed.append(name)
+            new[name] = times.beside_others(accepted.get(name), latest) if name == TIMES else latest
     if KERNELS.name in renewed:
         kernels.renew(reason)
     del new[KERNELS.name]

@@ -1,5 +1,8 @@
 """Times of what has no count, as ratios to a calibration of the same kind: convolution, matrix product, copy.
 
+The ratio of one processor says nothing of another: caches and vector units differ. So each has a case of its own, and
+on one without any nothing is compared.
+
 Both take turns in one process, in processor time of one thread, so that a machine that is slower or busy slows both.
 ``python -m guard.times`` is that process.
 """
@@ -30,10 +33,30 @@ def measure(accepted: Accepted | None, limit: float, package: Path = ROOT) -> Me
     """
     measured = in_process(package)
     for _ in range(TRIES - 1):
-        if accepted is None or not any(not one.better for one in compare(accepted.values, measured.values, limit)):
+        known = on_this_processor(accepted, measured)
+        if known is None or all(one.better for one in compare(known.values, measured.values, limit)):
             break
         measured = least(measured, in_process(package))
     return measured
+
+
+def on_this_processor(accepted: Accepted | None, measured: Measured) -> Accepted | None:
+    """The accepted ratios of the processor that these were measured on; None where there are none."""
+    if accepted is None:
+        return None
+    values = {
+        name: {case: ratio for case, ratio in accepted.values.get(name, {}).items() if case in of}
+        for name, of in measured.values.items()
+    }
+    return Accepted(values, accepted.made_with, accepted.reason) if any(values.values()) else None
+
+
+def beside_others(accepted: Accepted | None, renewed: Accepted) -> Accepted:
+    """`renewed`, with the ratios of the other processors as they were."""
+    if accepted is None or accepted.made_with != renewed.made_with:
+        return renewed
+    values = {name: accepted.values.get(name, {}) | of for name, of in renewed.values.items()}
+    return Accepted(values, renewed.made_with, renewed.reason)
 
 
 def least(a: Measured, b: Measured) -> Measured:
@@ -72,7 +95,15 @@ def ratios() -> Values:
     for _ in range(TURNS):
         for name, call in work.items():
             taken[name].append((seconds(calibrate), seconds(call)))
-    return {name: {"of the calibration": ratio_of_medians(turns)} for name, turns in taken.items()}
+    return {name: {processor(): ratio_of_medians(turns)} for name, turns in taken.items()}
+
+
+def processor() -> str:
+    import torch
+
+    from refinedet.profiling.machine import cpu_name
+
+    return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def ratio_of_medians(turns: list[tuple[float, float]]) -> float:
@@ -126,8 +157,4 @@ if __name__ == "__main__":
     import torch
 
     release = ".".join(torch.__version__.split(".")[:2])
-    print(
-        json.dumps(
-            {"values": values, "made_with": {"torch": release, "processor": torch.backends.cpu.get_cpu_capability()}}
-        )
-    )
+    print(json.dumps({"values": values, "made_with": {"torch": release}}))

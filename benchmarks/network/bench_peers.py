@@ -1,31 +1,34 @@
-"""The network for inference beside ONNX Runtime, OpenVINO and MNN: the same weights, exported, float32, same threads.
+"""The network for inference beside eager PyTorch, ONNX Runtime, OpenVINO and MNN: the same weights, exported, float32.
 
-    python benchmarks/network/bench_peers.py [--model bccd] [--threads 1] [--rounds 9]
+    pytest benchmarks/network/bench_peers.py --benchmark-enable -k "vgg16 and one"
 
-All outputs are compared first. Then they take turns; on one thread it is CPU time that counts, on more the clock on the
-wall. ``--model``: bccd or vgg16 (320, 21 classes, random weights). Needs onnx, onnxruntime, openvino and MNN.
+All outputs are compared first. Then they take turns; on one thread it is CPU time that counts, on two the clock on the
+wall. VGG-16 has 320 pixels, 21 classes and random weights.
 """
 
-import argparse
-import statistics
-import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
-
 import refinedet
+from refinedet import ops
+from refinedet.data.images import read_image
 from refinedet.models import RefineDet
 from refinedet.models.optimized import optimize
+from refinedet.preprocessing import prepare
+from refinedet.records import LevelOutput
 
+PHOTOGRAPH = Path(__file__).parents[2] / "examples" / "bccd" / "BloodImage_00031.jpg"
 TOLERANCE = 2e-3  # of the largest value; MNN's own is 7e-4
+SECONDS = 5.0  # of each contestant
+BARS = {"vgg16": {"ONNX Runtime": 1.0, "OpenVINO": 1.0}}
+THREADS = pytest.mark.parametrize("threads", [1, 2], ids=["one thread", "two threads"])
+
 Run = Callable[[], list[np.ndarray]]
 
 
@@ -40,79 +43,99 @@ class Levels(nn.Module):
         return tuple(level for output in self.network(images, True) for level in output)
 
 
-def make(model: str) -> RefineDet:
+def network_of(model: str) -> RefineDet:
     if model == "bccd":
         return refinedet.load("bccd").network
     torch.manual_seed(0)
     return refinedet.build("vgg16", size=320, num_classes=21).eval()
 
 
-def peers(file: Path, images: np.ndarray, threads: int) -> dict[str, Run]:
-    """Each peer with its version."""
-    import _tools
-    import MNN
-    import onnx
-    import onnxruntime
-    import openvino
+@torch.inference_mode(False)
+@torch.no_grad()
+def export(model: str, file: Path) -> Path:
+    network = network_of(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an exporter that torch will remove
+        images = torch.zeros(1, 3, *network.config.size)
+        torch.onnx.export(Levels(network), (images,), file, dynamo=False, input_names=["images"])
+    return file
 
+
+def onnx_runtime(file: Path, images: np.ndarray, threads: int) -> Run:
+    onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"images": images})
+
+
+def openvino(file: Path, images: np.ndarray, threads: int) -> Run:
+    module = pytest.importorskip("openvino")
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(str(file), "CPU", settings).create_infer_request()
+    request = module.Core().compile_model(str(file), "CPU", settings).create_infer_request()
+    return lambda: list(request.infer({0: images}).values())
+
+
+def mnn(file: Path, images: np.ndarray, threads: int) -> Run:
+    module, onnx = pytest.importorskip("MNN"), pytest.importorskip("onnx")
+    import _tools  # MNN's
+
     names = [output.name for output in onnx.load(str(file)).graph.output]
     converted = str(file.with_suffix(".mnn"))
     _tools.mnnconvert(["", "-f", "ONNX", "--modelFile", str(file), "--MNNModel", converted, "--bizCode", "x"])
-    runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
-    module = MNN.nn.load_module_from_file(converted, ["images"], names, runtime_manager=runtime)
-    given = MNN.expr.const(images, list(images.shape), MNN.expr.NCHW)
-    return {
-        f"ONNX Runtime {onnxruntime.__version__}": lambda: session.run(None, {"images": images}),
-        f"OpenVINO {openvino.__version__.split('-')[0]}": lambda: list(request.infer({0: images}).values()),
-        f"MNN {MNN.version()}": lambda: [np.array(value.read()) for value in module.onForward([given])],
-    }
+    runtime = module.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads},))
+    network = module.nn.load_module_from_file(converted, ["images"], names, runtime_manager=runtime)
+    given = module.expr.const(images, list(images.shape), module.expr.NCHW)
+    return lambda: [np.array(value.read()) for value in network.onForward([given])]
 
 
-@torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("bccd", "vgg16"), default="bccd")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    network = make(arguments.model)
+@THREADS
+@pytest.mark.parametrize("model", ["bccd", "vgg16"])
+def test_network(model: str, threads: int, compare: Callable[..., None], tmp_path: Path) -> None:
+    torch.set_num_threads(threads)
+    network = network_of(model)
     images = 50 * torch.randn(1, 3, *network.config.size, generator=torch.Generator().manual_seed(0))
     made, eager = Levels(optimize(network)), Levels(network)
-    runs: dict[str, Run] = {
-        "optimised": lambda: [level.numpy() for level in made(images)],
+    file, values = export(model, tmp_path / "network.onnx"), images.numpy()
+    peers: dict[str, Run] = {
         "eager": lambda: [level.numpy() for level in eager(images)],
+        "ONNX Runtime": onnx_runtime(file, values, threads),
+        "OpenVINO": openvino(file, values, threads),
+        "MNN": mnn(file, values, threads),
     }
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an exporter that torch will remove
-        file = Path(folder) / "network.onnx"
-        with torch.inference_mode(False), torch.no_grad():
-            exported = Levels(make(arguments.model))
-            torch.onnx.export(exported, (images.clone(),), file, dynamo=False, input_names=["images"])
-        runs |= peers(file, images.numpy(), arguments.threads)
-        expected = runs["eager"]()
-        for name, run in runs.items():
-            for found, level in zip(run(), expected, strict=True):
-                assert np.abs(found - level).max() <= TOLERANCE * np.abs(level).max(), name
-        clock = time.process_time if arguments.threads == 1 else time.perf_counter
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(arguments.rounds):
-            for name, run in runs.items():
-                start = clock()
-                run()
-                times[name].append(clock() - start)
-    ours = statistics.median(times["optimised"])
-    print(
-        f"{arguments.model}, torch {torch.__version__}, {arguments.threads} threads: time over the optimised network's"
+
+    def ours() -> list[np.ndarray]:
+        return [level.numpy() for level in made(images)]
+
+    expected = ours()
+    for name, run in peers.items():
+        for found, level in zip(run(), expected, strict=True):
+            assert np.abs(found - level).max() <= TOLERANCE * np.abs(level).max(), name
+    row = ("network", model, "float32", "1", f"cpu, {threads} threads")
+    compare(ours, peers, BARS.get(model, {}), row=row, threads=threads, budget=SECONDS)
+
+
+@THREADS
+def test_detector(threads: int, compare: Callable[..., None], tmp_path: Path) -> None:
+    """A decoded photograph to boxes, beside ONNX Runtime's network alone and `ops.detect`."""
+    torch.set_num_threads(threads)
+    detector, photograph = refinedet.load("bccd"), read_image(PHOTOGRAPH)
+    images = prepare(photograph, detector.size, detector.preprocessing)[None].numpy()
+    run = onnx_runtime(export("bccd", tmp_path / "network.onnx"), images, threads)
+    levels = len(detector.network.backbone.channels)
+
+    def peer() -> ops.Detected:
+        found = [torch.from_numpy(value) for value in run()]
+        outputs = (tuple(found[i : i + levels]) for i in range(0, len(found), levels))
+        return detector.select(LevelOutput(*outputs))
+
+    assert abs(int(peer().counts[0]) - len(detector.detect([photograph])[0].scores)) <= 1
+    row = ("detector", "bccd", "float32", "1", f"cpu, {threads} threads")
+    compare(
+        lambda: detector.detect([photograph]),
+        {"ONNX Runtime": peer},
+        {"ONNX Runtime": 1.0},
+        row=row,
+        threads=threads,
+        budget=SECONDS,
     )
-    for name, taken in times.items():
-        print(f"  {name:<24} {statistics.median(taken) / ours:.2f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -134,6 +134,29 @@ def test_a_time_is_measured_again_before_it_fails(monkeypatch: pytest.MonkeyPatc
         assert len([*answers]) == len(ratios) + 1 - processes
 
 
+def test_a_processor_without_a_ratio_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accepting adds its ratio to those of the others."""
+    file = tmp_path / "baseline.json"
+
+    def run(verb: str, processor: str, ratio: float) -> int:
+        answer = Measured({"model.detect": {processor: ratio}}, {"torch": "2.14"})
+        monkeypatch.setattr(times, "in_process", lambda package: answer)
+        reason = ["--reason", "x"] if verb == "accept" else []
+        return command.main([verb, "--only", "times", "--baseline", str(file), *reason])
+
+    assert run("check", "one", 2.0) == 2  # no baseline of any
+    assert run("accept", "one", 2.0) == 0
+    assert run("check", "one", 2.3) == 1
+    capsys.readouterr()
+    assert run("check", "other", 9.0) == 0
+    assert "times: not compared, for there is no ratio of this processor: other" in capsys.readouterr().out
+    assert run("accept", "other", 9.0) == 0
+    assert run("check", "other", 9.0) == 0
+    assert json.loads(file.read_text())["times"]["values"] == {"model.detect": {"one": 2.0, "other": 9.0}}
+
+
 def test_the_baseline_has_every_operator_and_kernel() -> None:
     accepted = command.read(baseline.FILE)
     assert accepted.keys() == set(command.PARTS)
