@@ -32,7 +32,7 @@ class KeptBoxes {
   static constexpr int kLanes = 16;
   static constexpr int32_t kNone = -1;
 
-  struct Block {
+  struct alignas(64) Block {  // no vector crosses a cache line
     Block();
 
     float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];

@@ -18,7 +18,7 @@ _NOT_ALLOCATED = re.compile(
 _BOUNDARY = re.compile(r" \(originally from .*")  # the place in torch's headers that an error came through
 
 
-def call(name: str, *arguments: Any) -> Any:
+def call(name: str, *arguments: Any, overload: str = "default") -> Any:
     """Run ``torch.ops.refinedet.<name>``: in C++ but for what an error needs, for a call is half of a small problem.
 
     Raises:
@@ -29,7 +29,7 @@ def call(name: str, *arguments: Any) -> Any:
     """
     extension.require()
     try:
-        return getattr(torch.ops.refinedet, name).default(*arguments)
+        return getattr(getattr(torch.ops.refinedet, name), overload)(*arguments)
     except RuntimeError as error:
         message = str(error).partition("\n")[0] or f"{type(error).__name__} without a message"
         if message.startswith(f"refinedet.{name}: "):

@@ -1,7 +1,7 @@
 """From the raw outputs of the network to detections: the whole inference path after the last convolution."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -79,21 +79,15 @@ def detect(
             instead of floating-point numbers, devices that differ, ``top_k`` or ``keep_top_k`` below 1, a negative
             ``iou_threshold``, a threshold that is NaN, or variances that are not four numbers above 0.
     """
-    outputs = call(
-        "detect",
-        _to_levels(arm_loc),
-        _to_levels(arm_conf),
-        _to_levels(odm_loc),
-        _to_levels(odm_conf),
-        anchors,
-        objectness_threshold,
-        score_threshold,
-        iou_threshold,
-        top_k,
-        keep_top_k,
-        tuple(variances),
-    )
-    return Detected(*outputs)
+    options = objectness_threshold, score_threshold, iou_threshold, top_k, keep_top_k, tuple(variances)
+    if _is_whole(odm_loc) and _is_whole(odm_conf) and _is_whole(arm_loc) and _is_whole(arm_conf):
+        return Detected(*call("detect", arm_loc, arm_conf, odm_loc, odm_conf, anchors, *options, overload="whole"))
+    levels = _to_levels(arm_loc), _to_levels(arm_conf), _to_levels(odm_loc), _to_levels(odm_conf)
+    return Detected(*call("detect", *levels, anchors, *options))
+
+
+def _is_whole(output: Levels | None) -> bool:
+    return output is None or isinstance(output, Tensor)
 
 
 def _to_levels(output: Levels | None) -> Sequence[Tensor]:
@@ -149,7 +143,7 @@ def _check_shapes(checks: Checks, outputs: dict[str, Sequence[Tensor]], anchors:
 
 
 @extension.register_fake("detect")
-def _(
+def _fake(
     arm_loc: Sequence[Tensor],
     arm_conf: Sequence[Tensor],
     odm_loc: Sequence[Tensor],
@@ -193,3 +187,14 @@ def _(
         anchors.new_empty((batch, keep_top_k), dtype=torch.int64),
         anchors.new_empty((batch,), dtype=torch.int64),
     )
+
+
+@extension.register_fake("detect.whole")
+def _(
+    arm_loc: Tensor | None,
+    arm_conf: Tensor | None,
+    odm_loc: Tensor | None,
+    odm_conf: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _fake(*([] if output is None else [output] for output in (arm_loc, arm_conf, odm_loc, odm_conf)), *arguments)

@@ -198,6 +198,8 @@ def operators() -> tuple[str, ...]:
 def register_fake(name: str) -> Callable[[_Function], _Function]:
     """``torch.library.register_fake`` for the operator ``refinedet::name``; registers nothing without the extension.
 
+    An overload's name is "operator.overload"; it counts as no operator of its own.
+
     No operator is differentiable: autograd lets its tensors through, and what it returns never requires a gradient.
     """
 
@@ -205,10 +207,12 @@ def register_fake(name: str) -> Callable[[_Function], _Function]:
         global _problem
         if _problem is not None:
             return fake
-        if not hasattr(torch.ops.refinedet, name):
+        operator, _, overload = name.partition(".")
+        if not hasattr(getattr(torch.ops.refinedet, operator, None), overload or "default"):
             _problem = (f"the compiled extension is older than the Python files (it has no operator {name})", _fix())
             return fake
-        _operators.append(name)
+        if not overload:
+            _operators.append(operator)
         _autograd.impl(name, torch.library.fallthrough_kernel, "Autograd")
         registered: _Function = torch.library.register_fake(f"refinedet::{name}", fake)
         return registered

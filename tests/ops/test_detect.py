@@ -477,6 +477,8 @@ def test_bad_level(position: int, level: int, tensor: Tensor, message: str) -> N
     [
         (in_levels(BATCH, (1, 1, 1, 1, 1)), "odm_loc has 5 levels, expected 1 to 4"),
         ((None, None, [], [], BATCH[4]), "odm_loc has 0 levels, expected 1 to 4"),
+        ((*BATCH[:2], None, *BATCH[3:]), "odm_loc has 0 levels, expected 1 to 4"),
+        ((*BATCH[:3], None, BATCH[4]), "the number of levels differs: odm_conf has 0, odm_loc 1"),
         ((*BATCH[:2], *in_levels(BATCH, (2, 3))[2:]), "the number of levels differs: arm_loc has 1, odm_loc 2"),
         ((*BATCH[:3], *in_levels(BATCH, (2, 3))[3:]), "the number of levels differs: odm_conf has 2, odm_loc 1"),
         ((*in_levels(BATCH, (2, 3))[:4], BATCH[4][:4]), r"anchors has shape \[4, 4\], expected \[5, 4\]"),
@@ -502,6 +504,7 @@ def test_bad_option(option: str, value: object, message: str) -> None:
 
 
 OPERATOR = torch.ops.refinedet.detect.default
+WHOLE = torch.ops.refinedet.detect.whole
 OPTIONS = (0.01, 0.01, 0.45, 100, 20, [0.1, 0.1, 0.2, 0.2])
 
 
@@ -513,6 +516,9 @@ def test_opcheck() -> None:
     for arm_loc, arm_conf, odm_loc, odm_conf in ([[tensor] for tensor in inputs], levels):
         torch.library.opcheck(OPERATOR, (arm_loc, arm_conf, odm_loc, odm_conf, anchors, *OPTIONS))
         torch.library.opcheck(OPERATOR, ([], [], odm_loc, odm_conf, anchors, *OPTIONS))
+    torch.library.opcheck(WHOLE, (*inputs, anchors, *OPTIONS))
+    torch.library.opcheck(WHOLE, (None, None, *inputs[2:], anchors, *OPTIONS))
+    assert_same(Detected(*WHOLE(*inputs, anchors, *OPTIONS)), Detected(*OPERATOR(*levels, anchors, *OPTIONS)))
 
 
 class Decode(torch.nn.Module):

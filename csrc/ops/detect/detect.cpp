@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "kernels.h"
@@ -18,12 +20,10 @@ namespace {
 constexpr const char* kOp = "detect";
 constexpr Kernels kKernels = REFINEDET_KERNELS(detect);
 
-using Levels = std::vector<Tensor>;
-
 // An output of the network: a tensor for each level, none when the network has no such output.
 struct Output {
   const char* name;
-  const Levels& levels;
+  std::span<const Tensor> levels;
 
   Name level_name(size_t i) const { return levels.size() == 1 ? Name(name) : Name(name, static_cast<int>(i)); }
 };
@@ -137,11 +137,8 @@ DetectOutputs pointers_to(const Results& results) {
           mutable_data<int64_t>(indices), mutable_data<int64_t>(counts)};
 }
 
-Results detect(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_loc, const Levels& odm_conf,
-               const Tensor& anchors, double objectness_threshold, double score_threshold, double iou_threshold,
+Results detect(const Arguments& arguments, double objectness_threshold, double score_threshold, double iou_threshold,
                int64_t top_k, int64_t keep_top_k, const std::vector<double>& variances) {
-  const Arguments arguments{
-      {"arm_loc", arm_loc}, {"arm_conf", arm_conf}, {"odm_loc", odm_loc}, {"odm_conf", odm_conf}, anchors};
   check_devices(arguments);
   DetectInputs inputs = check_shapes(arguments);
   const DetectOptions options{.objectness_threshold = number(kOp, "objectness_threshold", objectness_threshold),
@@ -150,36 +147,58 @@ Results detect(const Levels& arm_loc, const Levels& arm_conf, const Levels& odm_
                               .top_k = at_least_1(kOp, "top_k", top_k),
                               .keep_top_k = at_least_1(kOp, "keep_top_k", keep_top_k),
                               .variances = to_variances(kOp, variances)};
-  kKernels.check_limits(anchors, inputs, options);
+  kKernels.check_limits(arguments.anchors, inputs, options);
   const std::vector<Tensor> tensors = set_arrays(arguments, &inputs);
-  Results results = new_results(anchors, inputs.batch, options.keep_top_k);
-  kKernels.run(anchors, inputs, options, pointers_to(results));
+  Results results = new_results(arguments.anchors, inputs.batch, options.keep_top_k);
+  kKernels.run(arguments.anchors, inputs, options, pointers_to(results));
   return results;
 }
 
+using InLevels = std::vector<Tensor>;
+using Whole = std::optional<Tensor>;
+
+std::span<const Tensor> levels(const InLevels& output) { return output; }
+std::span<const Tensor> levels(const Whole& output) { return {pointer_to(output), output ? size_t{1} : 0}; }
+
 // As TORCH_BOX makes it, which would copy the results.
+template <class Given>
 void boxed_detect(StableIValue* stack, uint64_t, uint64_t) {
   using torch::stable::detail::to;
-  const auto arm_loc = to<Levels>(stack[0]), arm_conf = to<Levels>(stack[1]);
-  const auto odm_loc = to<Levels>(stack[2]), odm_conf = to<Levels>(stack[3]);
+  const auto arm_loc = to<Given>(stack[0]), arm_conf = to<Given>(stack[1]);
+  const auto odm_loc = to<Given>(stack[2]), odm_conf = to<Given>(stack[3]);
   const auto anchors = to<Tensor>(stack[4]);
-  const auto variances = to<std::vector<double>>(stack[10]);
-  Results results = detect(arm_loc, arm_conf, odm_loc, odm_conf, anchors, to<double>(stack[5]), to<double>(stack[6]),
-                           to<double>(stack[7]), to<int64_t>(stack[8]), to<int64_t>(stack[9]), variances);
+  const Arguments arguments{{"arm_loc", levels(arm_loc)},
+                            {"arm_conf", levels(arm_conf)},
+                            {"odm_loc", levels(odm_loc)},
+                            {"odm_conf", levels(odm_conf)},
+                            anchors};
+  Results results = detect(arguments, to<double>(stack[5]), to<double>(stack[6]), to<double>(stack[7]),
+                           to<int64_t>(stack[8]), to<int64_t>(stack[9]), to<std::vector<double>>(stack[10]));
   for (Result& result : results) *stack++ = torch::stable::detail::from(result.release());
 }
 
+// Every element of a list crosses the boundary of torch by itself: whole outputs, the usual case, come without lists.
 STABLE_TORCH_LIBRARY_FRAGMENT(refinedet, m) {
   m.def(
       "detect(Tensor[] arm_loc, Tensor[] arm_conf, Tensor[] odm_loc, Tensor[] odm_conf, Tensor anchors, "
       "float objectness_threshold, float score_threshold, float iou_threshold, int top_k, int keep_top_k, "
       "float[] variances) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor indices, Tensor counts)");
+  m.def(
+      "detect.whole(Tensor? arm_loc, Tensor? arm_conf, Tensor? odm_loc, Tensor? odm_conf, Tensor anchors, "
+      "float objectness_threshold, float score_threshold, float iou_threshold, int top_k, int keep_top_k, "
+      "float[] variances) -> (Tensor boxes, Tensor scores, Tensor labels, Tensor indices, Tensor counts)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) { m.impl("detect", &boxed_detect); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CPU, m) {
+  m.impl("detect", &boxed_detect<InLevels>);
+  m.impl("detect.whole", &boxed_detect<Whole>);
+}
 
 #ifdef REFINEDET_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) { m.impl("detect", &boxed_detect); }
+STABLE_TORCH_LIBRARY_IMPL(refinedet, CUDA, m) {
+  m.impl("detect", &boxed_detect<InLevels>);
+  m.impl("detect.whole", &boxed_detect<Whole>);
+}
 #endif
 
 }  // namespace
