@@ -12,6 +12,7 @@ TURNS = 15
 CALLS_PER_TURN = 3  # of which the best counts: it leaves out what other processes take and the caches they have emptied
 SHORT = 0.01  # seconds: of a longer call one is a turn
 BUDGET = 0.3  # seconds of a contestant, unless another is given; who has used them has had its turns
+PAUSE = 0.2  # seconds in which the threads of the one before stop waiting for work
 
 # Columns of peers, and the distributions whose versions are told below.
 COLUMNS = {
@@ -64,6 +65,7 @@ def _cpu_seconds(call: Call) -> float:
 
 
 def _wall_seconds(call: Call) -> float:
+    time.sleep(PAUSE)
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin

@@ -101,6 +101,7 @@ def save_backbone(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], f
     _save(Path(path), tensors, {"source": to_json(dict(facts))})
 
 
+@torch.inference_mode(False)  # else its weights would count no changes, and neither be trained nor optimised
 def load_network(path_or_name: str | os.PathLike[str]) -> RefineDet:
     """Network of a checkpoint, in eval mode, float32, on the CPU, whatever torch's default dtype and device.
 

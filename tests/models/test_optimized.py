@@ -195,6 +195,11 @@ def test_runs_as_it_is_where_it_is_more_than_its_layers(change):
         assert optimized(tiny_model()) is None
 
 
+def test_is_made_of_a_network_that_was_loaded_in_inference_mode():
+    with torch.inference_mode():
+        assert optimized(refinedet.load("bccd").network) is not None
+
+
 def test_keeps_no_network_alive():
     network = tiny_model()
     optimized(network)
