@@ -201,4 +201,4 @@ def _(
     odm_conf: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _fake(*([] if output is None else [output] for output in (arm_loc, arm_conf, odm_loc, odm_conf)), *arguments)
+    return _fake(_to_levels(arm_loc), _to_levels(arm_conf), _to_levels(odm_loc), _to_levels(odm_conf), *arguments)
