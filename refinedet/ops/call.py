@@ -9,6 +9,7 @@ import torch
 from refinedet.errors import ExtensionError, InputError
 from refinedet.ops import extension
 
+_OPERATORS = torch.ops.refinedet
 _TYPE_MISMATCH = re.compile(r"Expected a value of type '(.+)' for argument '(.+)' but instead found type '(.+)'")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size calculation overflowed")
 # Torch 2.10 does not say why.
@@ -29,7 +30,7 @@ def call(name: str, *arguments: Any, overload: str = "default") -> Any:
     """
     extension.require()
     try:
-        return getattr(getattr(torch.ops.refinedet, name), overload)(*arguments)
+        return getattr(getattr(_OPERATORS, name), overload)(*arguments)
     except RuntimeError as error:
         message = str(error).partition("\n")[0] or f"{type(error).__name__} without a message"
         if message.startswith(f"refinedet.{name}: "):

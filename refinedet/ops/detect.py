@@ -1,6 +1,7 @@
 """From the raw outputs of the network to detections: the whole inference path after the last convolution."""
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -31,6 +32,8 @@ class Detected(NamedTuple):
 
 Levels: TypeAlias = Tensor | Sequence[Tensor]
 """An output of the network for all anchors, or a tensor for each level."""
+
+_WHOLE = (Tensor, NoneType)
 
 
 def detect(
@@ -79,15 +82,16 @@ def detect(
             instead of floating-point numbers, devices that differ, ``top_k`` or ``keep_top_k`` below 1, a negative
             ``iou_threshold``, a threshold that is NaN, or variances that are not four numbers above 0.
     """
+    outputs = arm_loc, arm_conf, odm_loc, odm_conf
     options = objectness_threshold, score_threshold, iou_threshold, top_k, keep_top_k, tuple(variances)
-    if _is_whole(odm_loc) and _is_whole(odm_conf) and _is_whole(arm_loc) and _is_whole(arm_conf):
-        return Detected(*call("detect", arm_loc, arm_conf, odm_loc, odm_conf, anchors, *options, overload="whole"))
-    levels = _to_levels(arm_loc), _to_levels(arm_conf), _to_levels(odm_loc), _to_levels(odm_conf)
-    return Detected(*call("detect", *levels, anchors, *options))
-
-
-def _is_whole(output: Levels | None) -> bool:
-    return output is None or isinstance(output, Tensor)
+    if (
+        isinstance(odm_loc, _WHOLE)
+        and isinstance(odm_conf, _WHOLE)
+        and isinstance(arm_loc, _WHOLE)
+        and isinstance(arm_conf, _WHOLE)
+    ):
+        return Detected._make(call("detect", *outputs, anchors, *options, overload="whole"))
+    return Detected._make(call("detect", *map(_to_levels, outputs), anchors, *options))
 
 
 def _to_levels(output: Levels | None) -> Sequence[Tensor]:
@@ -197,4 +201,4 @@ def _(
     odm_conf: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _fake(*([] if output is None else [output] for output in (arm_loc, arm_conf, odm_loc, odm_conf)), *arguments)
+    return _fake(_to_levels(arm_loc), _to_levels(arm_conf), _to_levels(odm_loc), _to_levels(odm_conf), *arguments)
