@@ -230,6 +230,7 @@ def estimated_cases(seed: int, anchors: int, classes: int) -> Tensor:
     return logits
 
 
+@pytest.mark.cpu_only  # more classes than CUDA takes
 @pytest.mark.parametrize("classes", [7, 8, 9, 15, 16, 17, 21, 32, 81, 4096, 4097])
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
 def test_estimates_decide_as_the_losses_on_the_cpu(classes: int, ratio: float) -> None:
