@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     try:
         accepted = read(options.baseline)
-        measured = measure(options.only, accepted)
+        measured = measure(options.only, accepted, options.verb)
         reports = [report(name, accepted.get(name), of) for name, of in measured.items()]
         print("\n".join(line for one in reports for line in one.lines))
         if options.verb == "accept":
@@ -82,13 +82,14 @@ def read(file: Path) -> dict[str, Accepted]:
     return {**baseline.read(file), KERNELS.name: kernels.accepted()}
 
 
-def measure(names: Sequence[str], accepted: Mapping[str, Accepted]) -> dict[str, Measured]:
+def measure(names: Sequence[str], accepted: Mapping[str, Accepted], verb: str) -> dict[str, Measured]:
     """The counts beside one another, then the times."""
     parts = [part for part in COUNTED if part.name in names]
     with ThreadPoolExecutor(len(COUNTED)) as pool:
         measured = dict(zip([part.name for part in parts], pool.map(lambda part: part.measure(), parts), strict=True))
     if TIMES in names:
-        measured[TIMES] = times.measure(accepted.get(TIMES), RATIOS)
+        to_accept = verb == "accept"
+        measured[TIMES] = times.measure_to_accept() if to_accept else times.measure(accepted.get(TIMES), RATIOS)
     return measured
 
 
