@@ -10,6 +10,7 @@ from torch import Tensor
 
 from refinedet import generate_anchors
 from refinedet.profiling import cost
+from refinedet.profiling.operators import crowd as crowd
 
 SIDES = {6375: 320, 16320: 512}
 
@@ -67,17 +68,6 @@ def random_boxes(count: int) -> tuple[Tensor, Tensor]:
     center = torch.rand(count, 2, generator=generator)
     half = torch.rand(count, 2, generator=generator) * 0.1 + 0.01
     return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator)
-
-
-def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments of batched_nms: boxes around 40 objects, scores, labels of 20 classes."""
-    generator = torch.Generator().manual_seed(0)
-    objects = torch.rand(40, 4, generator=generator) * 0.5
-    chosen = objects[torch.randint(40, (count,), generator=generator)]
-    center = chosen[:, :2] * 2 + torch.randn(count, 2, generator=generator) * 0.03
-    half = chosen[:, 2:] * 0.3 + 0.02
-    labels = torch.randint(20, (count,), generator=generator)
-    return torch.cat([center - half, center + half], dim=1), torch.rand(count, generator=generator), labels
 
 
 def image_of(boxes: Tensor, scores: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,7 +62,8 @@ def export(model: str, file: Path) -> Path:
 
 
 def onnx_runtime(file: Path, images: np.ndarray, threads: int) -> Run:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -70,15 +71,17 @@ def onnx_runtime(file: Path, images: np.ndarray, threads: int) -> Run:
 
 
 def openvino(file: Path, images: np.ndarray, threads: int) -> Run:
-    module = pytest.importorskip("openvino")
+    import openvino as module
+
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = module.Core().compile_model(str(file), "CPU", settings).create_infer_request()
     return lambda: list(request.infer({0: images}).values())
 
 
 def mnn(file: Path, images: np.ndarray, threads: int) -> Run:
-    module, onnx = pytest.importorskip("MNN"), pytest.importorskip("onnx")
     import _tools  # MNN's
+    import MNN as module
+    import onnx
 
     names = [output.name for output in onnx.load(str(file)).graph.output]
     converted = str(file.with_suffix(".mnn"))

@@ -75,7 +75,7 @@ def _calls(raw: LevelOutput, anchors: Tensor, preset: Preset) -> Iterator[tuple[
 
 
 def _calls_on_boxes(device: torch.device) -> Iterator[tuple[str, str, cost.Work, Call]]:
-    boxes, scores, labels = (each.to(device) for each in _crowd(BOXES))
+    boxes, scores, labels = (each.to(device) for each in crowd(BOXES))
     case = f"{BOXES:,} boxes, 20 classes"
     yield "nms", case, cost.nms(BOXES).work, lambda: ops.batched_nms(boxes, scores, labels, 0.45)
     image = boxes[None], scores[None], labels[None] + 1
@@ -130,8 +130,11 @@ def _truths(images: int, classes: int, device: torch.device) -> tuple[Tensor, Te
     return torch.cat([center - half, center + half], dim=1).to(device), labels.to(device), offsets.to(device)
 
 
-def _crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes around 40 objects, scores, labels of 20 classes: what the cost model counted."""
+def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes around 40 objects, scores, labels of 20 classes: what the cost model counted.
+
+    [N,4] float32 corners, [N] float32, [N] int64: arguments of `ops.batched_nms`.
+    """
     generator = torch.Generator().manual_seed(0)
     objects = torch.rand(40, 4, generator=generator) * 0.5
     chosen = objects[torch.randint(40, (count,), generator=generator)]
