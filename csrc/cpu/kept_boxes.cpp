@@ -16,7 +16,7 @@ KeptBoxes::Block::Block() {
   std::fill_n(area, kLanes, 0.0f);
 }
 
-void KeptBoxes::add(int64_t list, Corners box, float box_area) {
+void KeptBoxes::add(int64_t list, const Corners& box, float box_area) {
   List& entry = lists_[list];
   if (entry.lane == kLanes) {
     const auto added = static_cast<int32_t>(blocks_.size());
@@ -35,7 +35,7 @@ void KeptBoxes::add(int64_t list, Corners box, float box_area) {
 }
 
 REFINEDET_VECTOR_CLONES
-bool KeptBoxes::any_overlap(const Block* blocks, int32_t first, Corners box, float box_area, float threshold) {
+bool KeptBoxes::any_overlap(const Block* blocks, int32_t first, const Corners& box, float box_area, float threshold) {
   for (int32_t i = first; i != kNone; i = blocks[i].next) {
     const Block& kept = blocks[i];
     int32_t hit = 0;

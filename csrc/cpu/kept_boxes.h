@@ -1,5 +1,5 @@
 // The boxes that a greedy suppression has kept so far, in lists: one for each class, or part of the image. They are
-// laid out so that one candidate meets 16 of them per vector step.
+// laid out so that one candidate meets several of them per vector step.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +18,10 @@ class KeptBoxes {
   }
 
   // `box_area` is the area of `box`, here and below.
-  void add(int64_t list, Corners box, float box_area);
+  void add(int64_t list, const Corners& box, float box_area);
 
   // Whether a box of the list suppresses this one. `threshold` is not negative.
-  bool suppresses(int64_t list, Corners box, float box_area, float threshold) const {
+  bool suppresses(int64_t list, const Corners& box, float box_area, float threshold) const {
     const int32_t first = lists_[list].first;
     return first != kNone && any_overlap(blocks_.data(), first, box, box_area, threshold);
   }
@@ -44,7 +44,8 @@ class KeptBoxes {
     int32_t lane = kLanes;  // next free place in the last block
   };
 
-  static bool any_overlap(const Block* blocks, int32_t first, Corners box, float box_area, float threshold);
+  // The box comes in memory, from where it is broadcast.
+  static bool any_overlap(const Block* blocks, int32_t first, const Corners& box, float box_area, float threshold);
 
   std::vector<Block> blocks_;
   std::vector<List> lists_;

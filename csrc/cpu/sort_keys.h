@@ -9,9 +9,8 @@ namespace refinedet::cpu {
 
 struct SortScratch {
   Scratch<uint64_t> keys;
-  Scratch<uint32_t> ends;
 
-  int64_t bytes() const { return keys.bytes() + ends.bytes(); }
+  int64_t bytes() const { return keys.bytes(); }
 };
 
 void sort_keys(uint64_t* keys, int64_t count, SortScratch& scratch);

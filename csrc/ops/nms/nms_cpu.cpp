@@ -1,6 +1,7 @@
 #include "ops/nms/nms.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -18,6 +19,10 @@ constexpr int64_t kFewBoxes = 64;     // of a class: they need no grid
 constexpr int64_t kTaskBoxes = 4096;  // so many pay for another thread
 constexpr int64_t kMostCells = 16;    // a box that touches more of them belongs to none
 
+// The corners of a box, x1, y1, x2, y2, or something of each of them.
+using Floats [[gnu::vector_size(16)]] = float;
+using Ints [[gnu::vector_size(16)]] = int32_t;
+
 Corners load(const float* boxes, int64_t i) {
   return {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
 }
@@ -31,13 +36,28 @@ struct NmsScratch {
   int64_t bytes() const { return keys.bytes() + sort.bytes() + members.bytes() + kept.bytes(); }
 };
 
+// Whether all boxes take part.
+REFINEDET_VECTOR_CLONES
+bool all_numbers(const float* boxes, const float* scores, int64_t count) {
+  int32_t trouble = 0;
+  for (int64_t i = 0; i < 4 * count; ++i) trouble |= !finite(boxes[i]);
+  for (int64_t i = 0; i < count; ++i) trouble |= scores[i] != scores[i];
+  return trouble == 0;
+}
+
+REFINEDET_VECTOR_CLONES
+void make_keys(const float* scores, int64_t count, uint64_t* keys) {
+  for (int64_t i = 0; i < count; ++i) keys[i] = descending_key(scores[i], static_cast<uint32_t>(i));
+}
+
 // The keys of all boxes that take part, descending_key(score, index). Returns their number.
-int64_t list_keys(const NmsInputs& in, const float* boxes, uint64_t* keys) {
+int64_t list_keys(const float* boxes, const float* scores, int64_t num_boxes, uint64_t* keys) {
+  make_keys(scores, num_boxes, keys);
+  if (all_numbers(boxes, scores, num_boxes)) return num_boxes;
   int64_t count = 0;
-  for (int64_t i = 0; i < in.num_boxes; ++i) {
-    const bool is_number = in.scores[i] == in.scores[i];
-    keys[count] = descending_key(in.scores[i], static_cast<uint32_t>(i));
-    count += is_number && finite(load(boxes, i));
+  for (int64_t i = 0; i < num_boxes; ++i) {
+    keys[count] = keys[i];
+    count += scores[i] == scores[i] && finite(load(boxes, i));
   }
   return count;
 }
@@ -90,22 +110,17 @@ std::vector<int64_t> group_by_label(const LabelNumbers& number, const uint64_t* 
 
 // --- Suppression ------------------------------------------------------------------------------------------------------
 
+// The columns and rows that a box touches, inclusive.
+struct Cells {
+  int32_t left, top, right, bottom;
+
+  int32_t count() const { return (right - left + 1) * (bottom - top + 1); }
+};
+
 // Cells along one axis.
 struct Axis {
   float origin = 0, scale = 0;
   int64_t cells = 1;
-
-  // Monotone in x, whatever is rounded.
-  int64_t cell(float x) const {
-    const float place = (x - origin) * scale;
-    return place > 0 ? static_cast<int64_t>(std::min(place, static_cast<float>(cells - 1))) : 0;
-  }
-};
-
-struct Cells {
-  int64_t left, right, top, bottom;  // inclusive
-
-  int64_t count() const { return (right - left + 1) * (bottom - top + 1); }
 };
 
 // A grid over the boxes of a class, in cells about as large as they are. Boxes that overlap share a cell.
@@ -125,20 +140,31 @@ class Grid {
       height += positive(box.y2 - box.y1);
     }
     const auto most = static_cast<int64_t>(std::sqrt(static_cast<double>(count) / 8));
-    x_ = axis(bounds.x1, bounds.x2, width / kFewBoxes, most);
-    y_ = axis(bounds.y1, bounds.y2, height / kFewBoxes, most);
+    const Axis x = axis(bounds.x1, bounds.x2, width / kFewBoxes, most);
+    const Axis y = axis(bounds.y1, bounds.y2, height / kFewBoxes, most);
+    columns_ = x.cells;
+    rows_ = y.cells;
+    const auto last = [](const Axis& axis) { return static_cast<float>(axis.cells - 1); };
+    origin_ = Floats{x.origin, y.origin, x.origin, y.origin};
+    scale_ = Floats{x.scale, y.scale, x.scale, y.scale};
+    last_ = Floats{last(x), last(y), last(x), last(y)};
   }
 
-  int64_t size() const { return x_.cells * y_.cells; }
+  int64_t size() const { return columns_ * rows_; }
 
-  Cells cells(Corners box) const { return {x_.cell(box.x1), x_.cell(box.x2), y_.cell(box.y1), y_.cell(box.y2)}; }
+  // Monotone in each coordinate, whatever is rounded.
+  Cells cells(Floats box) const {
+    const Floats place = (box - origin_) * scale_;
+    const Floats inside = place < last_ ? place : last_;
+    return std::bit_cast<Cells>(__builtin_convertvector(inside > 0.0f ? inside : Floats{}, Ints));
+  }
 
   // Whether `visit(number)` is true for one of the cells.
   template <class Visit>
   bool any(const Cells& cells, const Visit& visit) const {
     for (int64_t row = cells.top; row <= cells.bottom; ++row) {
       for (int64_t column = cells.left; column <= cells.right; ++column) {
-        if (visit(row * x_.cells + column)) return true;
+        if (visit(row * columns_ + column)) return true;
       }
     }
     return false;
@@ -153,16 +179,16 @@ class Grid {
     return std::isnormal(scale) ? Axis{low, scale, cells} : Axis{};
   }
 
-  Axis x_, y_;
+  int64_t columns_ = 1, rows_ = 1;
+  Floats origin_{}, scale_{}, last_{};
 };
 
 // The part of a box that a box which suppresses it has to touch: that one covers more than the share `iou_threshold` of
 // its width and of its height. Rounding is far below the margin, but where an area is nearly 0.
-Corners core(Corners box, float box_area, float iou_threshold) {
+Floats core(Floats box, float box_area, float iou_threshold) {
   if (!(box_area > 1e-30f)) return box;
-  const float share = 0.99f * std::min(iou_threshold, 0.5f);
-  const float x = share * (box.x2 - box.x1), y = share * (box.y2 - box.y1);
-  return {box.x1 + x, box.y1 + y, box.x2 - x, box.y2 - y};
+  const Floats opposite = __builtin_shuffle(box, Ints{2, 3, 0, 1});
+  return box + 0.99f * std::min(iou_threshold, 0.5f) * (opposite - box);
 }
 
 // Greedy suppression of the boxes of a class, best first; `keep(i, is_kept)` hears of each.
@@ -174,16 +200,17 @@ void suppress_class(int64_t count, float iou_threshold, const BoxAt& box_at, con
   kept->reset(grid.size() + 1);
   for (int64_t i = 0; i < count; ++i) {
     const Corners box = box_at(i);
+    const auto corners = std::bit_cast<Floats>(box);
     const float box_area = area(box);
     if (!(box_area > 0)) {  // it overlaps nothing
       keep(i, true);
       continue;
     }
     const auto suppresses = [&](int64_t list) { return kept->suppresses(list, box, box_area, iou_threshold); };
-    const bool goes = suppresses(elsewhere) || grid.any(grid.cells(core(box, box_area, iou_threshold)), suppresses);
+    const bool goes = suppresses(elsewhere) || grid.any(grid.cells(core(corners, box_area, iou_threshold)), suppresses);
     keep(i, !goes);
     if (goes) continue;
-    const Cells cells = grid.cells(box);
+    const Cells cells = grid.cells(corners);
     if (cells.count() > kMostCells) {
       kept->add(elsewhere, box, box_area);
     } else {
@@ -202,7 +229,7 @@ void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) 
   const auto* const boxes = static_cast<const float*>(in.boxes);
   const ThreadScratch<NmsScratch> scratch;
   uint64_t* const keys = scratch->keys.reserve(in.num_boxes);
-  const int64_t count = list_keys(in, boxes, keys);
+  const int64_t count = list_keys(boxes, in.scores, in.num_boxes, keys);
   sort_keys(keys, count, scratch->sort);
   const auto box_at = [&](int64_t place) { return load(boxes, key_index(keys[place])); };
   uint8_t* const kept = scratch->kept.reserve(count);
