@@ -17,6 +17,9 @@ SOURCE = r"""
 using namespace refinedet;
 extern "C" {
 void exps(const float* x, long n, float* y) { for (long i = 0; i < n; ++i) y[i] = portable_exp(x[i]); }
+void moderate_exps(const float* x, long n, float* y) {
+  for (long i = 0; i < n; ++i) y[i] = portable_exp_of_moderate(x[i]);
+}
 void objectness_all(const float* x, long n, float* y) {
   for (long i = 0; i < n; ++i) y[i] = objectness(x[2 * i], x[2 * i + 1]);
 }
@@ -70,6 +73,17 @@ def floats() -> np.ndarray:
         [0, -0.0, np.inf, -np.inf, np.nan, 88.72283, 88.72284, -87.33655, -103.97, -104.1, 1e-45], np.float32
     )
     return np.concatenate([patterns, rng.uniform(-105, 90, 500_000).astype(np.float32), special])
+
+
+def test_the_short_form_has_the_same_bits_where_it_holds(library: ctypes.CDLL) -> None:
+    near = np.linspace(-86, 86, 2_000_001, dtype=np.float32)
+    ties = ((np.arange(-124, 124) + 0.5) * np.log(2)).astype(np.float32)  # where 2^n changes
+    for step in (-np.inf, np.inf):
+        ties = np.concatenate([ties, np.nextafter(ties, np.float32(step))])
+    x = np.concatenate([near, ties, np.array([-86, 86, 0, -0.0, 1e-45, -1e-45, 1e-38], np.float32)])
+    short, whole = (run(f, x, len(x), np.float32) for f in (library.moderate_exps, library.exps))
+    assert np.array_equal(short.view(np.uint32), whole.view(np.uint32))
+    assert np.isfinite(whole).all()
 
 
 def test_exp_equals_its_pytorch_twin_bit_for_bit(library: ctypes.CDLL, floats: np.ndarray) -> None:
