@@ -3,8 +3,9 @@
     python tools/compare_builds.py OTHER_TREE [--only TEXT ...] [--threads 1] [--rounds 25]
 
 Each tree is a process of its own, for both register the same operators. Both get the same inputs, have to give the same
-results, and then take turns: a turn is as many calls as take some milliseconds. Printed are the medians of the turns in
-CPU time of all threads, and how many times this tree is faster. Each tree has to be compiled
+results, and then take turns: a turn is as many calls as take some hundredths of a second. Printed are the medians of
+the turns in CPU time of all threads, and how many times this tree is faster: the quartiles of the ratios of neighbouring
+turns, for a shared machine is slow for both at once. Each tree has to be compiled
 (`python setup.py build_ext --inplace`).
 """
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-TURN = 0.004  # seconds, at least
+TURN = 0.02  # seconds, at least
 DETECT = ("typical_voc320", "coco81_320", "clusters_voc320", "dense_voc320", "typical_voc512")
 
 Case = dict[str, Any]  # operator, arguments, options
@@ -140,8 +141,8 @@ class Build:
 # --- The comparison ---------------------------------------------------------------------------------------------------
 
 
-def compare(ours: Build, other: Build, name: str, rounds: int) -> tuple[float, float]:
-    """Seconds of a call in both builds: medians of their turns."""
+def compare(ours: Build, other: Build, name: str, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of a call in each turn of both builds."""
     for mine, theirs in zip(ours.results(name), other.results(name), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
     builds = (ours, other)
@@ -151,8 +152,15 @@ def compare(ours: Build, other: Build, name: str, rounds: int) -> tuple[float, f
         while build.seconds(name, calls[i]) < TURN:
             calls[i] *= 2
     turns = [[build.seconds(name, calls[i]) / calls[i] for i, build in enumerate(builds)] for _ in range(rounds)]
-    our_time, other_time = (statistics.median(times) for times in zip(*turns, strict=True))
-    return our_time, other_time
+    our_times, other_times = (list(times) for times in zip(*turns, strict=True))
+    return our_times, other_times
+
+
+def line(name: str, ours: list[float], other: list[float]) -> str:
+    """The row of a case."""
+    times = "".join(f"{statistics.median(side) * 1e6:9.1f} us " for side in (ours, other))
+    ratios = statistics.quantiles([theirs / mine for mine, theirs in zip(ours, other, strict=True)], n=4)
+    return f"{name:32} {times}" + "".join(f"{ratio:8.2f}" for ratio in ratios)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -160,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("tree", type=Path, metavar="OTHER_TREE")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases with one of these in their name")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each build")
+    parser.add_argument("--rounds", type=int, default=25, help="turns of each build, at least 2")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     tree: Path = options.tree.resolve()
@@ -176,11 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Build(ROOT, folder / "ours", cases, threads) as ours,
             Build(tree, folder / "other", cases, threads) as other,
         ):
-            print(f"{'CPU time of a call, ' + str(threads) + ' threads':32} {'ours':>12} {'other':>12}    ratio")
+            header = f"CPU time of a call, {threads} threads"
+            print(f"{header:32} {'ours':>12} {'other':>12}   ratio: lower, median, upper")
             for name in cases:
-                our_time, other_time = compare(ours, other, name, options.rounds)
-                times = f"{our_time * 1e6:9.1f} us {other_time * 1e6:9.1f} us"
-                print(f"{name:32} {times} {other_time / our_time:8.2f}", flush=True)
+                print(line(name, *compare(ours, other, name, options.rounds)), flush=True)
     return None
 
 
