@@ -4,8 +4,8 @@
 
 Each tree is a process of its own, for both register the same operators. Both get the same inputs, have to give the same
 results, and then take turns: a turn is as many calls as take some hundredths of a second. Printed are the medians of
-the turns in CPU time of all threads, and how many times this tree is faster: the quartiles of the ratios of neighbouring
-turns, for a shared machine is slow for both at once. Each tree has to be compiled
+the turns in CPU time of all threads, and how many times this tree is faster: the quartiles of the ratios of
+neighbouring turns, for a shared machine is slow for both at once. Each tree has to be compiled
 (`python setup.py build_ext --inplace`).
 """
 
