@@ -61,13 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, write the files, and show the tables."""
     os.environ.setdefault(*_NO_LOG)
     from refinedet.ops.devices import choose_device
-    from refinedet.profiling.model import open_detector, open_photographs
+    from refinedet.profiling.model import imitate_training, open_detector, open_photographs
     from refinedet.profiling.profile import STEPS, profile
 
     say, note = speaker(arguments), noter(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)  # what stands in the way is told before minutes of work
     device = choose_device(arguments.device)
     detector, random_weights = open_detector(arguments.model, arguments.size)
+    photographs = open_photographs()
+    if random_weights:
+        imitate_training(detector, photographs.decode(0))
     with show_progress("profiling", "step", len(STEPS) + 1, leave=False) as bar:
 
         def on_step(step: str) -> None:
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = profile(
             arguments.model,
             detector.to(device),
-            open_photographs(),
+            photographs,
             arguments.batch,
             random_weights=random_weights,
             on_step=on_step,

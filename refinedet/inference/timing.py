@@ -86,6 +86,24 @@ def noted_calls(kind: type[Module]) -> Iterator[list[Module]]:
         handle.remove()
 
 
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which CUDA events and streams that name no GPU are those of ``device``, if it is one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def repetitions(seconds: float, most: int) -> Iterator[int]:
+    """0, 1, ...: one turn at least, then as long as another like the last is likely to be done within ``seconds``, and
+    ``most`` at most."""
+    start = time.perf_counter()
+    end = start + seconds
+    for number in range(most):
+        yield number
+        now = time.perf_counter()
+        if 2 * now - start > end:
+            return
+        start = now
+
+
 def wait_for(device: torch.device | None) -> None:
     """Until a GPU has done all that was queued on it; at once where ``device`` is none."""
     if device is not None and device.type == "cuda":

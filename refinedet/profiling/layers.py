@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refinedet.inference.timing import repetitions
 from refinedet.profiling.ceilings import Rate
 from refinedet.profiling.flops import Counter, Layer
 
-LEAST_RUNS, MOST_RUNS = 3, 30
-SECONDS = 5.0  # in which they are done, where one run is shorter
+MOST_RUNS = 30
 SLEEP = 100_000_000  # cycles of a GPU: in 50 ms the host has queued all layers
 
 
@@ -48,16 +48,16 @@ class LayerTimes:
         return sum(each.milliseconds for each in self.layers)
 
 
-def time_layers(network: nn.Module, images: Tensor, seconds: float = SECONDS) -> LayerTimes:
-    """Run ``network`` on prepared ``images`` [B,3,H,W] of its device and dtype, as often as ``seconds`` allow.
+def time_layers(network: nn.Module, images: Tensor, seconds: float) -> LayerTimes:
+    """Run ``network`` on prepared ``images`` [B,3,H,W] of its device and dtype, as often as ``seconds`` allow, at least
+    once.
 
     Passes with and without clocks take turns. The network is to be in eval mode, and warm.
     """
     alone: list[float] = []
     passes: list[_Clocks | _GpuClocks] = []
-    end = time.perf_counter() + seconds
     with torch.inference_mode(False), torch.no_grad():
-        while len(passes) < LEAST_RUNS or (time.perf_counter() < end and len(passes) < MOST_RUNS):
+        for _ in repetitions(seconds, MOST_RUNS):
             alone.append(_time_pass(network, images))
             passes.append(_clock_pass(network, images))
     times = [statistics.median(column) for column in zip(*(each.times() for each in passes), strict=True)]

@@ -13,6 +13,7 @@ import torch
 from refinedet.errors import InputError, printable
 from refinedet.files import write_text
 from refinedet.inference.detector import Detector
+from refinedet.inference.timing import current_device
 from refinedet.parsing import to_json
 from refinedet.preprocessing import prepare
 from refinedet.profiling.ceilings import Ceilings, Rate, measure_ceilings
@@ -28,6 +29,7 @@ from refinedet.profiling.trace import Kernel, Trace
 
 SCHEMA = "refinedet-profile/1"
 FILES = {"numbers": "profile.json", "trace": "trace.json", "roofline": "roofline.png", "page": "profile.html"}
+SECONDS = 10.0  # for the stages and for the layers, or those of one call
 STEPS = ("trace", "stages", "layers", "operators", "ceilings")
 _ORDERS: dict[str, Callable[[TimedLayer], float]] = {
     "time": lambda timed: -timed.milliseconds,
@@ -70,7 +72,7 @@ class Profile:
     def about(self) -> str:
         """What was measured, and on what."""
         height, width = self.size
-        weights = " (random weights)" if self.random_weights else ""
+        weights = " (random weights, heads biased as in benchmark)" if self.random_weights else ""
         return (
             f"{printable(self.model)}{weights}, input {height} x {width}, {self.parameters / 1e6:.2f} M parameters\n"
             f"calls with {self.batch} of {self.images}\n{self.machine.text()}"
@@ -157,7 +159,10 @@ class Profile:
         ]
         header = ("stage", "ms", "share", "allocated MB", "GPU MB", "resident MB")
         images = f"{self.batch} image{'' if self.batch == 1 else 's'}"
-        note = "allocated: by torch on the device, at most, above what the stage began with; GPU, resident: in all"
+        note = (
+            f"{_medians(self.stages[0].calls)}; allocated: by torch on the device, at most, above what the stage began "
+            "with; GPU, resident: in all"
+        )
         return Table(f"Stages of a call with {images}: {whole:.2f} ms", header, rows, note=note)
 
     def _layer_table(self, order: str) -> Table:
@@ -177,7 +182,7 @@ class Profile:
         total, whole = self.network.total, self.network.whole
         note = (
             f"sum of the layers {total:.2f} ms, {total / whole:.0%} of the whole network without clocks inside, "
-            f"{whole:.2f} ms; medians of {self.network.runs} runs; {self._gflop():.2f} GFLOP"
+            f"{whole:.2f} ms; {_medians(self.network.runs)}; {self._gflop():.2f} GFLOP"
         )
         return Table(f"Layers of the network, {len(rows)}", header, rows, texts=3, note=note)
 
@@ -221,21 +226,31 @@ def profile(
 
     Raises InputError for a ``batch`` that needs more memory than is free.
     """
-    device = detector.device
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # events are of the current one
-    else:
+    if detector.device.type == "cpu":
         _check_memory(detector, batch)
+    with current_device(detector.device):
+        return _profile(model, detector, photographs, batch, random_weights, on_step)
+
+
+def _profile(
+    model: str,
+    detector: Detector,
+    photographs: Photographs,
+    batch: int,
+    random_weights: bool,
+    on_step: Callable[[str], object],
+) -> Profile:
+    device = detector.device
     on_step("trace")
     pipeline = Pipeline(detector, photographs, batch)
     trace = trace_call(pipeline)
     on_step("stages")
-    stages = profile_stages(pipeline, trace)
+    stages = profile_stages(pipeline, trace, SECONDS)
     on_step("layers")
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
     inputs = inputs.to(device, detector.dtype, memory_format=detector.network.backbone.memory_format)
-    times = time_layers(pipeline.detector.running, inputs)
+    times = time_layers(pipeline.detector.running, inputs, SECONDS)
     on_step("operators")
     operators = list(time_operators(pipeline.detector.run(inputs), detector.network.anchors, detector.preset))
     on_step("ceilings")
@@ -261,6 +276,7 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
     return {
         "name": stage.name,
         "milliseconds": stage.milliseconds,
+        "calls": stage.calls,
         "allocated_peak_bytes": stage.allocated.peak,
         "allocated_held_bytes": stage.allocated.held,
         "gpu_peak_bytes": stage.peaks.on_gpu,
@@ -271,6 +287,10 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
 def _kernel_table(kernels: Sequence[Kernel]) -> Table:
     rows = [(kernel.name, str(kernel.calls), f"{kernel.milliseconds:.3f}", f"{kernel.share:.1%}") for kernel in kernels]
     return Table("Kernels of a call", ("kernel", "calls", "ms", "share"), rows)
+
+
+def _medians(calls: int) -> str:
+    return "one call" if calls == 1 else f"medians of {calls} calls, {SECONDS:.0f} s at most"
 
 
 def _megabytes(count: int | None) -> str:

@@ -24,7 +24,7 @@ from refinedet.errors import is_out_of_memory
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.scales import make_inputs
-from refinedet.inference.timing import STAGES, Seconds, noted_calls, timed, timed_module
+from refinedet.inference.timing import STAGES, Seconds, current_device, noted_calls, repetitions, timed, timed_module
 from refinedet.models import RefineDet
 from refinedet.ops.reference import portable
 from refinedet.preprocessing import normalize
@@ -116,7 +116,8 @@ def measure_batches(
         speed = BatchSpeed.of(batch)
         speed.error = _shortage(batch * bytes_per_image)
         if speed.error is None:
-            _Run(detector, photographs, speed, on_call, stop).measure(left / (len(batches) - len(measured)))
+            with current_device(detector.device):
+                _Run(detector, photographs, speed, on_call, stop).measure(left / (len(batches) - len(measured)))
         measured.append(speed)
     return measured
 
@@ -170,22 +171,19 @@ class _Run:
             if not self._stop():
                 self._call(None)
         self.speed.found.clear()
-        self._repeat(self._measure_call, start + (1 - NETWORK_SHARE) * seconds)
+        end = start + seconds
+        self._repeat(self._measure_call, end - NETWORK_SHARE * seconds)
         if not self._stop():
             inputs = self._prepare(self._photographs.batch(0, self.speed.batch))
-            self._repeat(lambda: self.speed.network.seconds.append(self._time_network(inputs)), start + seconds)
+            self._repeat(lambda: self.speed.network.seconds.append(self._time_network(inputs)), end)
             self.speed.surviving = self._count_surviving()
 
     def _repeat(self, call: Callable[[], object], end: float) -> None:
         """Call at least once, then as long as another call is likely to be done at ``end``."""
-        for _ in range(MOST_CALLS):
+        for _ in repetitions(end - time.perf_counter(), MOST_CALLS):
             if self._stop():
                 return
-            start = time.perf_counter()
             call()
-            now = time.perf_counter()
-            if 2 * now - start > end:
-                return
 
     def _measure_call(self) -> None:
         """One call, whole. Its stages are those of the same call, but on a GPU, which is waited for after each of

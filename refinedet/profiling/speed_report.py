@@ -79,6 +79,19 @@ def describe_model(name: str, detector: Detector, random: bool) -> Model:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Seconds that a measurement was given and took, loading included, and those of the measuring itself."""
+
+    given: float
+    taken: float
+    measuring: float
+
+    def text(self) -> str:
+        """In one line."""
+        return f"time: {self.taken:.0f} s, {self.measuring:.0f} s of them measuring; --seconds {self.given:g}"
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole measurement. Times in seconds, memory in bytes, None where it is not known."""
 
@@ -89,6 +102,7 @@ class Report:
     loaded: float
     resident: int | None  # before the model was loaded
     batches: Sequence[BatchSpeed]
+    spent: Spent
 
     @property
     def tried(self) -> list[BatchSpeed]:
@@ -106,6 +120,7 @@ class Report:
             "machine": asdict(self.machine),
             "images": self.images,
             "cold": {"import_seconds": self.imported, "load_seconds": self.loaded},
+            "spent": {f"{name}_seconds": value for name, value in asdict(self.spent).items()},
             "resident_before_load_bytes": self.resident,
             "batches": [self._batch_document(each) for each in self.batches],
             "paper": {"milliseconds": self._paper(), "device": PAPER_DEVICE, "applicable": self._paper_applies()},
@@ -118,12 +133,12 @@ class Report:
         return "\n\n".join(filter(None, parts))
 
     def remarks(self) -> list[str]:
-        """Cold start, memory, the paper, and what went wrong: a line each."""
+        """Rate, cold start, time, memory, the paper, and what went wrong: a line each."""
         errors = [f"batch {each.batch}: {each.error}" for each in self.batches if each.error]
         rates = {each.batch: self._gflops(each) for each in self.batches}
         told = [f"{rate:.1f} GFLOP/s at batch {batch}" for batch, rate in rates.items() if rate is not None]
         network = f"network: {', '.join(told) or 'not measured'}"
-        return [network, self._cold(), self._memory(), self._paper_text(), *errors]
+        return [network, self._cold(), self.spent.text(), self._memory(), self._paper_text(), *errors]
 
     def _batch_document(self, speed: BatchSpeed) -> dict[str, Any]:
         return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
-from refinedet.inference.timing import Seconds, around_stages, noted_calls, timed
+from refinedet.inference.timing import Seconds, around_stages, noted_calls, repetitions, timed
 from refinedet.models import RefineDet
 from refinedet.profiling.model import Photographs
 from refinedet.profiling.ranges import around_parts, layer_ranges, named_range
@@ -24,9 +23,7 @@ from refinedet.profiling.speed import DRAWN, SPLIT
 from refinedet.profiling.trace import Memory, Trace, record
 from refinedet.records import LevelOutput
 
-WARM_UP = 2
-LEAST_CALLS, MOST_CALLS = 5, 50
-SECONDS = 5.0
+MOST_CALLS = 50
 
 
 class Peaks(NamedTuple):
@@ -38,10 +35,12 @@ class Peaks(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """Median ``milliseconds`` of a call, and the memory of one call: what torch allocated on the device, and peaks."""
+    """Median ``milliseconds`` of so many ``calls``, and the memory of one call: what torch allocated on the device, and
+    peaks."""
 
     name: str
     milliseconds: float
+    calls: int
     allocated: Memory
     peaks: Peaks
 
@@ -88,16 +87,14 @@ class Pipeline:
         self._calls += 1
 
 
-def time_stages(pipeline: Pipeline, seconds: float = SECONDS) -> dict[str, float]:
-    """Median milliseconds of `SPLIT` of the calls that ``seconds`` allow, after `WARM_UP` calls."""
-    for _ in range(WARM_UP):
-        pipeline({})
+def time_stages(pipeline: Pipeline, seconds: float) -> tuple[dict[str, float], int]:
+    """Median milliseconds of `SPLIT` of the calls that ``seconds`` allow, at least one, and how many they were. The
+    pipeline is to be warm."""
     calls: list[Seconds] = []
-    end = time.perf_counter() + seconds
-    while len(calls) < LEAST_CALLS or (time.perf_counter() < end and len(calls) < MOST_CALLS):
+    for _ in repetitions(seconds, MOST_CALLS):
         calls.append({})
         pipeline(calls[-1])
-    return {stage: statistics.median(1e3 * each[stage] for each in calls) for stage in SPLIT}
+    return {stage: statistics.median(1e3 * each[stage] for each in calls) for stage in SPLIT}, len(calls)
 
 
 def trace_call(pipeline: Pipeline) -> Trace:
@@ -122,8 +119,9 @@ def measure_peaks(pipeline: Pipeline) -> dict[str, Peaks]:
     return peaks
 
 
-def profile_stages(pipeline: Pipeline, trace: Trace, seconds: float = SECONDS) -> list[Stage]:
+def profile_stages(pipeline: Pipeline, trace: Trace, seconds: float) -> list[Stage]:
     """One for each of `SPLIT`; ``trace``: what `trace_call` returned."""
-    times, peaks = time_stages(pipeline, seconds), measure_peaks(pipeline)
+    peaks = measure_peaks(pipeline)
+    times, calls = time_stages(pipeline, seconds)
     allocated = trace.memory(SPLIT, pipeline.detector.device)
-    return [Stage(name, times[name], allocated[name], peaks[name]) for name in SPLIT]
+    return [Stage(name, times[name], calls, allocated[name], peaks[name]) for name in SPLIT]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ from refinedet.commands import main as cli
 from refinedet.profiling import machine, model, speed
 from refinedet.profiling.speed import SPLIT, BatchSpeed
 from refinedet.profiling.speed_page import page
-from refinedet.profiling.speed_report import PAPER, REST, SCHEMA, Model, Report
+from refinedet.profiling.speed_report import PAPER, REST, SCHEMA, Model, Report, Spent
 
 MODEL = Model("net", "vgg16", (320, 320), 20, "float32", True, 6375, 34_440_884, 75.5458, 79_000_000)
 CPU = machine.describe(torch.device("cpu"))
@@ -45,7 +46,7 @@ def measured(batch: int, calls: int) -> BatchSpeed:
 
 
 def report(*batches: BatchSpeed, where: machine.Machine = CPU, what: Model = MODEL) -> Report:
-    return Report(what, where, "2 own, 500x375", 2.0, 0.25, 1 << 30, batches)
+    return Report(what, where, "2 own, 500x375", 2.0, 0.25, 1 << 30, batches, Spent(45, 41.2, 38.6))
 
 
 def test_from_the_shell_to_document_and_page(checkpoint, tmp_path, capsys):
@@ -60,6 +61,9 @@ def test_from_the_shell_to_document_and_page(checkpoint, tmp_path, capsys):
     assert document["model"]["classes"] == 2
     assert document["images"] == "1 own, 128x96"
     assert document["machine"]["torch"] == torch.__version__
+    assert document["spent"]["given_seconds"] == 1
+    assert 0 < document["spent"]["measuring_seconds"] < document["spent"]["taken_seconds"]
+    assert re.search(r"^time: \d+ s, \d+ s of them measuring; --seconds 1$", out, re.MULTILINE)
     assert [each["batch"] for each in document["batches"]] == [2, 1]
     for batch in document["batches"]:
         assert batch["error"] is None
@@ -72,6 +76,22 @@ def test_from_the_shell_to_document_and_page(checkpoint, tmp_path, capsys):
     assert str(html) in out
     assert "biases not" in out  # conventions
     assert html.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_loading_is_of_the_time_that_is_given(checkpoint, monkeypatch):
+    given: list[float] = []
+    open_detector = model.open_detector
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        return open_detector(*arguments)
+
+    monkeypatch.setattr(model, "open_detector", slow)
+    monkeypatch.setattr(speed, "measure_batches", lambda *arguments, **options: given.append(arguments[3]) or [])
+    assert cli.main(["benchmark", str(checkpoint), "--seconds", "100", "--quiet"]) == 0
+    assert cli.main(["benchmark", str(checkpoint), "--seconds", "1", "--quiet"]) == 0
+    assert 0 < given[0] < 99.5
+    assert 0 <= given[1] < 0.5
 
 
 @pytest.mark.parametrize("size", ["64", "64x128"])

@@ -1,6 +1,7 @@
 """What `refinedet benchmark` measures: times of whole calls, stages that add up, batches that fail alone."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -191,6 +192,40 @@ def test_on_a_gpu_the_split_is_of_other_calls_and_the_network_between_events(det
     assert len(run.speed.stages) == counted
     assert gpu.events == 2 * len(run.speed.network.seconds) > 0
     assert all(0 < seconds < 1 for seconds in run.speed.network.seconds)
+
+
+def test_what_names_no_gpu_is_of_the_detectors(detector, photographs, monkeypatch):
+    """Events above all: those of another GPU are passed at once."""
+    log: list[object] = []
+
+    @contextmanager
+    def current(device):
+        log.append(device)
+        yield
+        log.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(Detector, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(speed._Run, "measure", lambda run, seconds: log.append("measured"))
+    measure_batches(detector, photographs, [1], 0.1)
+    assert log == [torch.device("cuda", 1), "measured", "left"]
+
+
+def test_repetitions_end_before_another_would_be_too_late(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def count(each: float, seconds: float, most: int = 100) -> int:
+        done = 0
+        for _ in timing.repetitions(seconds, most):
+            clock[0] += each
+            done += 1
+        return done
+
+    assert count(each=1.0, seconds=3.5) == 3
+    assert count(each=2.0, seconds=3.5) == 1
+    assert count(each=9.0, seconds=3.5) == count(each=9.0, seconds=-1.0) == 1
+    assert count(each=0.25, seconds=10.0, most=7) == 7
 
 
 def test_a_gpu_is_waited_for_at_the_end_of_a_stage(gpu):

@@ -26,11 +26,7 @@ constexpr int64_t kTaskScores = 1 << 15;  // of an image: so many pay for anothe
 // One row per class or coordinate, one column per anchor.
 using TileRow = float[kLanes];
 
-// A row as one value, with operators: GCC leaves some short loops over a row scalar. Aligned as a float.
-using Lanes [[gnu::vector_size(sizeof(TileRow)), gnu::aligned(alignof(float)), gnu::may_alias]] = float;
-using IntLanes [[gnu::vector_size(sizeof(TileRow)), gnu::aligned(alignof(float)), gnu::may_alias]] = int32_t;
-
-inline Lanes& lanes(TileRow& row) { return reinterpret_cast<Lanes&>(row); }
+using BitRow = uint32_t[kLanes];
 
 const float* floats(const void* elements) { return static_cast<const float*>(elements); }
 
@@ -109,28 +105,58 @@ ImageAnchors filter_image(const DetectInputs& in, const ObjectnessFilter& filter
   }
 }
 
-// Turns the logits of 16 anchors into exponentials and gives their sums. Bit c % 32 of likely[c / 32][l] says that
-// anchor l may be a candidate in class c.
+// Turns logits into exponentials, below the highest of each anchor, and gives their sums.
+template <float exp_of(float)>
+[[gnu::always_inline]] inline void sum_exponentials(TileRow* tile, int64_t num_classes, const TileRow& highest,
+                                                    TileRow& total) {
+  TileRow sum = {};
+  for (int64_t c = 0; c < num_classes; ++c) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      tile[c][lane] = exp_of(tile[c][lane] - highest[lane]);
+      sum[lane] += tile[c][lane];
+    }
+  }
+  std::copy_n(sum, kLanes, total);
+}
+
+// Exponentials of 16 anchors and their sums. Bit c % 32 of likely[c / 32][l] says that anchor l may be a candidate in
+// class c.
 REFINEDET_VECTOR_CLONES
 void exponentials(const float* const* rows, int64_t num_classes, float likely_from, TileRow* tile, TileRow& total,
-                  TileRow* likely) {
+                  BitRow* likely) {
   load_tile(rows, num_classes, tile);
-  Lanes highest = lanes(tile[0]), sum{};
-  for (int64_t c = 1; c < num_classes; ++c) highest = lanes(tile[c]) > highest ? lanes(tile[c]) : highest;
-  for (int64_t c = 0; c < num_classes; ++c) {
-    TileRow shifted;
-    lanes(shifted) = lanes(tile[c]) - highest;
-    for (int lane = 0; lane < kLanes; ++lane) tile[c][lane] = portable_exp(shifted[lane]);
-    sum += lanes(tile[c]);
-  }
-  lanes(total) = sum;
-  const Lanes bound = likely_from * sum;
-  for (int64_t first = 0; first < num_classes; first += 32, ++likely) {
-    IntLanes bits{};
-    for (int64_t c = first; c < std::min(first + 32, num_classes); ++c) {
-      bits |= (lanes(tile[c]) > bound) & static_cast<int32_t>(1u << (c - first));
+  TileRow highest;
+  std::copy_n(tile[0], kLanes, highest);
+  for (int64_t c = 1; c < num_classes; ++c) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      highest[lane] = tile[c][lane] > highest[lane] ? tile[c][lane] : highest[lane];
     }
-    reinterpret_cast<IntLanes&>(*likely) = bits;
+  }
+  BitRow moderate;
+  std::fill_n(moderate, kLanes, 1);
+  for (int64_t c = 0; c < num_classes; ++c) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      moderate[lane] &= tile[c][lane] - highest[lane] >= -kModerate;  // a NaN is not
+    }
+  }
+  if (std::accumulate(moderate, moderate + kLanes, 0) == kLanes) {
+    sum_exponentials<portable_exp_of_moderate>(tile, num_classes, highest, total);
+  } else {
+    sum_exponentials<portable_exp>(tile, num_classes, highest, total);
+  }
+  TileRow bound;
+  for (int lane = 0; lane < kLanes; ++lane) bound[lane] = likely_from * total[lane];
+  for (int64_t first = 0; first < num_classes; first += 32, ++likely) {
+    BitRow bits = {};
+    for (int64_t c = first; c < std::min(first + 32, num_classes); ++c) {
+      const uint32_t bit = 1u << (c - first);
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) bits[lane] |= -uint32_t{tile[c][lane] > bound[lane]} & bit;
+    }
+    std::copy_n(bits, kLanes, *likely);
   }
 }
 
@@ -141,7 +167,7 @@ float likely_from(float threshold) { return threshold > 1e-30f ? threshold * (1 
 void append_candidates(const LevelAnchors& level, int64_t num_classes, float threshold, Candidates& candidates) {
   const int64_t words = (num_classes + 31) / 32;  // of bits
   auto* const tile = reinterpret_cast<TileRow*>(candidates.tile.reserve((num_classes + words) * kLanes));
-  TileRow* const likely = tile + num_classes;
+  auto* const likely = reinterpret_cast<BitRow*>(tile + num_classes);
   const float from = likely_from(threshold);
   for (int64_t first = 0; first < level.count; first += kLanes) {
     const int used = static_cast<int>(std::min<int64_t>(kLanes, level.count - first));
@@ -157,7 +183,7 @@ void append_candidates(const LevelAnchors& level, int64_t num_classes, float thr
       const auto first_score = static_cast<uint32_t>((level.first_anchor + anchors[lane]) * num_classes);
       for (int64_t w = 0; w < words; ++w) {
         const uint32_t background = w == 0 ? 1 : 0;
-        for (uint32_t bits = float_bits(likely[w][lane]) & ~background; bits != 0; bits &= bits - 1) {
+        for (uint32_t bits = likely[w][lane] & ~background; bits != 0; bits &= bits - 1) {
           const auto c = static_cast<uint32_t>(32 * w + std::countr_zero(bits));
           const float score = tile[c][lane] / total[lane];
           *next = descending_key(score, first_score + c);
