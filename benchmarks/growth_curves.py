@@ -19,6 +19,7 @@ AXES = {
 }
 HELD = {"anchors": 10_000, "batch": 1, "classes": 20, "objects": 40}  # classes without the background
 IOU = 0.45
+READS = "detect, reads alone"
 
 Problem = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -85,6 +86,21 @@ def _detect(survivors: float, size: dict[str, int]) -> Problem:
     return ops.detect, _outputs(size, survivors)
 
 
+def _reads(size: dict[str, int]) -> Problem:
+    """What detect has to read, read by torch: the objectness of all anchors and the rows of the survivors."""
+    arm_loc, arm_conf, odm_loc, odm_conf, _ = _outputs(size, 0.02)
+    survivors = (arm_conf[..., 0] == 0).flatten().nonzero()[:, 0]
+    rows = [output.flatten(end_dim=1) for output in (arm_loc, odm_loc, odm_conf)]
+    places = [torch.empty(len(survivors), output.shape[1]) for output in rows]
+    return _read, (arm_conf, survivors, rows, places)
+
+
+def _read(objectness: Tensor, survivors: Tensor, rows: list[Tensor], places: list[Tensor]) -> None:
+    objectness.sum()
+    for output, place in zip(rows, places, strict=True):
+        torch.index_select(output, 0, survivors, out=place)
+
+
 def _refine(size: dict[str, int]) -> Problem:
     outputs = _outputs({**size, "classes": 1}, 1.0)
     return ops.refine, (outputs[4], outputs[0])
@@ -139,6 +155,7 @@ def _merge(operator: Callable[..., Any], size: dict[str, int]) -> Problem:
 def _curves() -> Iterator[Curve]:
     for axis in ("anchors", "batch", "classes"):
         yield Curve("detect", axis, partial(_detect, 0.02), "each output is looked at once; a class has at most top_k")
+    yield Curve(READS, "batch", _reads, "torch reads what detect reads and computes nothing: caches alone")
     yield Curve("detect, all survive", "anchors", partial(_detect, 1.0), "a class is cut to top_k = 1,000 first")
     for axis in ("anchors", "batch"):
         yield Curve("refine", axis, _refine, "each anchor by itself")

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from growth_curves import AXES, CURVES, HELD, Curve
+from growth_curves import AXES, CURVES, HELD, READS, Curve
 from matplotlib.figure import Figure
 
 from refinedet.files import atomic_write
@@ -39,6 +39,11 @@ The exponent is the slope in these pictures, by least squares over the last {las
 the algorithm has at worst, with the reason; {tolerance} more counts as within, for sorts and for caches that become too
 small. Memory may be linear everywhere; where it stays below 1 MiB no exponent is told. "Largest" is the last point: one
 whose call would take more than some seconds, were it quadratic, is left out.
+
+`{reads}` is no operator but a yardstick: torch alone reads the numbers that `detect` has to read,
+some 150 KB of each image here and there, into memory that it has. Where that is steeper than linear, the images
+together no longer fit into the processor's caches, and `detect` by batch is steeper for the same reason: it waits for
+memory, and works no more.
 
 """
 
@@ -111,7 +116,7 @@ def markdown(found: dict[str, Any]) -> str:
     facts = "\n".join(f"| {name} | {value} |" for name, value in found["machine"].items())
     held = ", ".join(f"{value:,} {'image' if name == 'batch' else name}" for name, value in HELD.items())
     lines = [HEADER, ["---", "---", *["---:"] * 6, "---", "---"], *rows(found)]
-    text = ABOUT.format(facts=facts, held=held, last=LAST, tolerance=TOLERANCE)
+    text = ABOUT.format(facts=facts, held=held, last=LAST, tolerance=TOLERANCE, reads=READS)
     return text + "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "box_math.h"
@@ -13,7 +14,7 @@ class KeptBoxes {
  public:
   // Empty lists. The memory of those before stays.
   void reset(int64_t num_lists) {
-    blocks_.clear();
+    used_ = 0;
     lists_.assign(num_lists, {});
   }
 
@@ -22,32 +23,33 @@ class KeptBoxes {
 
   // Whether a box of the list suppresses this one. `threshold` is not negative.
   bool suppresses(int64_t list, const Corners& box, float box_area, float threshold) const {
-    const int32_t first = lists_[list].first;
-    return first != kNone && any_overlap(blocks_.data(), first, box, box_area, threshold);
+    const Block* const first = lists_[list].first;
+    return first != nullptr && any_overlap(first, box, box_area, threshold);
   }
 
-  int64_t bytes() const { return blocks_.capacity() * sizeof(Block) + lists_.capacity() * sizeof(List); }
+  int64_t bytes() const { return chunks_.size() * kChunk * sizeof(Block) + lists_.capacity() * sizeof(List); }
 
  private:
   static constexpr int kLanes = 16;
-  static constexpr int32_t kNone = -1;
+  static constexpr int64_t kChunk = 64;  // blocks that are allocated together
 
   struct alignas(64) Block {  // no vector crosses a cache line
-    Block();
-
     float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
-    int32_t next = kNone;
+    Block* next;
   };
 
   struct List {
-    int32_t first = kNone, last = kNone;
+    Block *first = nullptr, *last = nullptr;
     int32_t lane = kLanes;  // next free place in the last block
   };
 
-  // The box comes in memory, from where it is broadcast.
-  static bool any_overlap(const Block* blocks, int32_t first, const Corners& box, float box_area, float threshold);
+  Block* new_block();
 
-  std::vector<Block> blocks_;
+  // The box comes in memory, from where it is broadcast.
+  static bool any_overlap(const Block* first, const Corners& box, float box_area, float threshold);
+
+  std::vector<std::unique_ptr<Block[]>> chunks_;  // blocks stay where they are
+  int64_t used_ = 0;                              // blocks
   std::vector<List> lists_;
 };
 

@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
-#include <vector>
 
 #include "kernels.h"
 
@@ -36,11 +36,11 @@ std::optional<Tensor> dense_labels_of(const std::optional<Tensor>& labels) {
 
 // `like`: a tensor of the device.
 Tensor run_on_cpu(const Tensor& like, const NmsInputs& inputs, const NmsOptions& options) {
-  std::vector<int64_t> kept(inputs.num_boxes);
+  const auto kept = std::make_unique_for_overwrite<int64_t[]>(inputs.num_boxes);  // no zeros, which touch its pages
   int64_t count = 0;
-  kKernels.run(like, inputs, options, {.kept = kept.data(), .count = &count});
+  kKernels.run(like, inputs, options, {.kept = kept.get(), .count = &count});
   Result result = new_result(like, {count}, ScalarType::Long);
-  std::copy_n(kept.data(), count, mutable_data<int64_t>(result));
+  std::copy_n(kept.get(), count, mutable_data<int64_t>(result));
   return Tensor(result.release());
 }
 

@@ -23,17 +23,16 @@ constexpr int64_t kMostCells = 16;    // a box that touches more of them belongs
 using Floats [[gnu::vector_size(16)]] = float;
 using Ints [[gnu::vector_size(16)]] = int32_t;
 
-Corners load(const float* boxes, int64_t i) {
-  return {boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]};
-}
+Corners load(const float* box) { return {box[0], box[1], box[2], box[3]}; }
 
 struct NmsScratch {
   Scratch<uint64_t> keys;
   SortScratch sort;
-  Scratch<uint32_t> members;  // of the classes, one after the other: places in the order
-  Scratch<uint8_t> kept;      // by place
+  Scratch<uint32_t> numbers;  // of the classes, in the order of the keys
+  Scratch<uint32_t> members;  // of the classes, one after the other: numbers of boxes
+  Scratch<uint8_t> kept;      // by box
 
-  int64_t bytes() const { return keys.bytes() + sort.bytes() + members.bytes() + kept.bytes(); }
+  int64_t bytes() const { return keys.bytes() + sort.bytes() + numbers.bytes() + members.bytes() + kept.bytes(); }
 };
 
 // Whether all boxes take part.
@@ -57,28 +56,28 @@ int64_t list_keys(const float* boxes, const float* scores, int64_t num_boxes, ui
   int64_t count = 0;
   for (int64_t i = 0; i < num_boxes; ++i) {
     keys[count] = keys[i];
-    count += scores[i] == scores[i] && finite(load(boxes, i));
+    count += scores[i] == scores[i] && finite(load(boxes + 4 * i));
   }
   return count;
 }
 
 // --- Classes ----------------------------------------------------------------------------------------------------------
 
-// Numbers for the labels of the boxes that take part, from 0.
+// Numbers for labels, from 0.
 class LabelNumbers {
  public:
-  LabelNumbers(const int64_t* labels, const uint64_t* keys, int64_t count) : labels_(labels) {
-    const auto label = [&](uint64_t key) { return labels[key_index(key)]; };
-    lowest_ = std::accumulate(keys, keys + count, label(keys[0]),
-                              [&](int64_t a, uint64_t k) { return std::min(a, label(k)); });
-    const int64_t highest =
-        std::accumulate(keys, keys + count, lowest_, [&](int64_t a, uint64_t k) { return std::max(a, label(k)); });
+  LabelNumbers(const int64_t* labels, int64_t count) : lowest_(labels[0]) {
+    int64_t highest = labels[0];
+    for (int64_t i = 1; i < count; ++i) {
+      lowest_ = std::min(lowest_, labels[i]);
+      highest = std::max(highest, labels[i]);
+    }
     const uint64_t range = static_cast<uint64_t>(highest) - static_cast<uint64_t>(lowest_);
     if (range < static_cast<uint64_t>(2 * count)) {
       size_ = static_cast<int64_t>(range) + 1;
       return;
     }
-    std::transform(keys, keys + count, std::back_inserter(distinct_), label);
+    distinct_.assign(labels, labels + count);
     std::sort(distinct_.begin(), distinct_.end());
     distinct_.erase(std::unique(distinct_.begin(), distinct_.end()), distinct_.end());
     size_ = static_cast<int64_t>(distinct_.size());
@@ -86,25 +85,27 @@ class LabelNumbers {
 
   int64_t size() const { return size_; }
 
-  int64_t operator()(uint64_t key) const {
-    const int64_t label = labels_[key_index(key)];
-    if (distinct_.empty()) return label - lowest_;
-    return std::lower_bound(distinct_.begin(), distinct_.end(), label) - distinct_.begin();
+  uint32_t operator()(int64_t label) const {
+    if (distinct_.empty()) return static_cast<uint32_t>(label - lowest_);
+    const auto found = std::lower_bound(distinct_.begin(), distinct_.end(), label);
+    return static_cast<uint32_t>(found - distinct_.begin());
   }
 
  private:
-  const int64_t* labels_;
   int64_t lowest_, size_;
   std::vector<int64_t> distinct_;  // where they are far from each other
 };
 
-// Lists the places of each class in their order, and returns where the classes end.
-std::vector<int64_t> group_by_label(const LabelNumbers& number, const uint64_t* keys, int64_t count,
-                                    uint32_t* members) {
+// Lists the boxes of each class in their order, and returns where the classes end. There is room in `numbers`.
+std::vector<int64_t> group_by_label(const int64_t* labels, const LabelNumbers& number, const uint64_t* keys,
+                                    int64_t count, uint32_t* numbers, uint32_t* members) {
   std::vector<int64_t> ends(number.size());
-  for (int64_t i = 0; i < count; ++i) ++ends[number(keys[i])];
+  for (int64_t i = 0; i < count; ++i) {
+    numbers[i] = number(labels[key_index(keys[i])]);
+    ++ends[numbers[i]];
+  }
   std::exclusive_scan(ends.begin(), ends.end(), ends.begin(), int64_t{0});
-  for (int64_t i = 0; i < count; ++i) members[ends[number(keys[i])]++] = static_cast<uint32_t>(i);
+  for (int64_t i = 0; i < count; ++i) members[ends[numbers[i]]++] = key_index(keys[i]);
   return ends;
 }
 
@@ -128,12 +129,11 @@ class Grid {
  public:
   template <class BoxAt>
   Grid(int64_t count, const BoxAt& box_at) {
-    if (count <= kFewBoxes) return;
-    Corners bounds = box_at(0);
+    Corners bounds = load(box_at(0));
     double width = 0, height = 0;
     for (int64_t i = 0; i < kFewBoxes;
          ++i) {  // a sample: what lies beyond the bounds goes into the cells at the border
-      const Corners box = box_at(i * (count / kFewBoxes));
+      const Corners box = load(box_at(i * (count / kFewBoxes)));
       bounds = {std::min(bounds.x1, box.x1), std::min(bounds.y1, box.y1), std::max(bounds.x2, box.x2),
                 std::max(bounds.y2, box.y2)};
       width += positive(box.x2 - box.x1);
@@ -187,36 +187,51 @@ class Grid {
 // its width and of its height. Rounding is far below the margin, but where an area is nearly 0.
 Floats core(Floats box, float box_area, float iou_threshold) {
   if (!(box_area > 1e-30f)) return box;
-  const Floats opposite = __builtin_shuffle(box, Ints{2, 3, 0, 1});
+  const Floats opposite{box[2], box[3], box[0], box[1]};
   return box + 0.99f * std::min(iou_threshold, 0.5f) * (opposite - box);
 }
 
-// Greedy suppression of the boxes of a class, best first; `keep(i, is_kept)` hears of each.
+// Greedy suppression, best first. `keep(i, is_kept)` hears of each box. `suppressed(box, area)` asks those that
+// `add(box, area)` got.
+template <class BoxAt, class Keep, class Suppressed, class Add>
+void suppress(int64_t count, const BoxAt& box_at, const Keep& keep, const Suppressed& suppressed, const Add& add) {
+  constexpr int64_t kAhead = 8;  // boxes lie anywhere in memory
+  for (int64_t i = 0; i < count; ++i) {
+    __builtin_prefetch(box_at(std::min(i + kAhead, count - 1)));
+    const Corners box = load(box_at(i));
+    const float box_area = area(box);
+    const bool overlaps_some = box_area > 0;
+    const bool goes = overlaps_some && suppressed(box, box_area);
+    keep(i, !goes);
+    if (overlaps_some && !goes) add(box, box_area);
+  }
+}
+
+// The same for the boxes of a class.
 template <class BoxAt, class Keep>
 void suppress_class(int64_t count, float iou_threshold, const BoxAt& box_at, const Keep& keep) {
+  const ThreadScratch<KeptBoxes> kept;
+  if (count <= kFewBoxes) {
+    kept->reset(1);
+    return suppress(
+        count, box_at, keep,
+        [&](const Corners& box, float box_area) { return kept->suppresses(0, box, box_area, iou_threshold); },
+        [&](const Corners& box, float box_area) { kept->add(0, box, box_area); });
+  }
   const Grid grid(count, box_at);
   const int64_t elsewhere = grid.size();  // the list of boxes that touch many cells
-  const ThreadScratch<KeptBoxes> kept;
   kept->reset(grid.size() + 1);
-  for (int64_t i = 0; i < count; ++i) {
-    const Corners box = box_at(i);
-    const auto corners = std::bit_cast<Floats>(box);
-    const float box_area = area(box);
-    if (!(box_area > 0)) {  // it overlaps nothing
-      keep(i, true);
-      continue;
-    }
+  const auto suppressed = [&](const Corners& box, float box_area) {
     const auto suppresses = [&](int64_t list) { return kept->suppresses(list, box, box_area, iou_threshold); };
-    const bool goes = suppresses(elsewhere) || grid.any(grid.cells(core(corners, box_area, iou_threshold)), suppresses);
-    keep(i, !goes);
-    if (goes) continue;
-    const Cells cells = grid.cells(corners);
-    if (cells.count() > kMostCells) {
-      kept->add(elsewhere, box, box_area);
-    } else {
-      grid.any(cells, [&](int64_t list) { return kept->add(list, box, box_area), false; });
-    }
-  }
+    const Floats middle = core(std::bit_cast<Floats>(box), box_area, iou_threshold);
+    return suppresses(elsewhere) || grid.any(grid.cells(middle), suppresses);
+  };
+  const auto add = [&](const Corners& box, float box_area) {
+    const Cells cells = grid.cells(std::bit_cast<Floats>(box));
+    if (cells.count() > kMostCells) return kept->add(elsewhere, box, box_area);
+    grid.any(cells, [&](int64_t list) { return kept->add(list, box, box_area), false; });
+  };
+  suppress(count, box_at, keep, suppressed, add);
 }
 
 }  // namespace
@@ -231,33 +246,35 @@ void nms(const NmsInputs& in, const NmsOptions& options, const NmsOutputs& out) 
   uint64_t* const keys = scratch->keys.reserve(in.num_boxes);
   const int64_t count = list_keys(boxes, in.scores, in.num_boxes, keys);
   sort_keys(keys, count, scratch->sort);
-  const auto box_at = [&](int64_t place) { return load(boxes, key_index(keys[place])); };
-  uint8_t* const kept = scratch->kept.reserve(count);
-  const auto list_kept = [&] {
-    int64_t listed = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      out.kept[listed] = key_index(keys[i]);
-      listed += kept[i];
-    }
-    *out.count = listed;
+  uint8_t* const kept = scratch->kept.reserve(in.num_boxes);
+  // Of boxes of one class, best first: box_number(i).
+  const auto suppress_boxes = [&](int64_t number, const auto& box_number) {
+    suppress_class(
+        number, options.iou_threshold, [&](int64_t i) { return boxes + 4 * int64_t{box_number(i)}; },
+        [&](int64_t i, bool is_kept) { kept[box_number(i)] = is_kept; });
   };
   if (in.labels == nullptr || count == 0) {
-    suppress_class(count, options.iou_threshold, box_at, [&](int64_t i, bool is_kept) { kept[i] = is_kept; });
-    return list_kept();
+    suppress_boxes(count, [&](int64_t i) { return key_index(keys[i]); });
+  } else {
+    uint32_t* const members = scratch->members.reserve(count);
+    const std::vector<int64_t> ends = group_by_label(in.labels, LabelNumbers(in.labels, in.num_boxes), keys, count,
+                                                     scratch->numbers.reserve(count), members);
+    const auto num_classes = static_cast<int64_t>(ends.size());
+    const int64_t grain = count < 2 * kTaskBoxes ? num_classes : std::max<int64_t>(num_classes * kTaskBoxes / count, 1);
+    parallel_for(0, num_classes, grain, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        const int64_t begin = c == 0 ? 0 : ends[c - 1];
+        suppress_boxes(ends[c] - begin, [&](int64_t i) { return members[begin + i]; });
+      }
+    });
   }
-  uint32_t* const members = scratch->members.reserve(count);
-  const std::vector<int64_t> ends = group_by_label(LabelNumbers(in.labels, keys, count), keys, count, members);
-  const auto num_classes = static_cast<int64_t>(ends.size());
-  const int64_t grain = count < 2 * kTaskBoxes ? num_classes : std::max<int64_t>(num_classes * kTaskBoxes / count, 1);
-  parallel_for(0, num_classes, grain, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) {
-      const int64_t begin = c == 0 ? 0 : ends[c - 1];
-      suppress_class(
-          ends[c] - begin, options.iou_threshold, [&](int64_t i) { return box_at(members[begin + i]); },
-          [&](int64_t i, bool is_kept) { kept[members[begin + i]] = is_kept; });
-    }
-  });
-  list_kept();
+  int64_t listed = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t box = key_index(keys[i]);
+    out.kept[listed] = box;
+    listed += kept[box];
+  }
+  *out.count = listed;
 }
 
 }  // namespace refinedet::cpu
