@@ -3,22 +3,22 @@
 #include <vector>
 
 #include "cpu/parallel.h"
-#include "network/panels.h"
-#include "network/pointwise.h"
 #include "network/winograd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define REFINEDET_CONVOLUTIONS
+#define REFINEDET_WINOGRAD
 #include <immintrin.h>
 #endif
 
 namespace refinedet::cpu {
 
-#ifdef REFINEDET_CONVOLUTIONS
+#ifdef REFINEDET_WINOGRAD
 
 namespace {
 
 constexpr int64_t kSkew = 16;  // floats between the planes of the scratch: else their lines share one set of the cache
+
+int64_t panels(const Winograd& c) { return (c.out_channels + kWinogradPanel - 1) / kWinogradPanel; }
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx2,fma")
@@ -32,9 +32,6 @@ inline Vec load_some(const float* at, int64_t count) { return _mm512_maskz_loadu
 inline void store_some(float* at, Vec value, int64_t count) { _mm512_mask_storeu_ps(at, (1u << count) - 1, value); }
 inline Vec broadcast(float value) { return _mm512_set1_ps(value); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-#include "network/product_kernels.inc"
-// clang-format keeps their order
-#include "network/pointwise_kernels.inc"
 #include "network/winograd_kernels.inc"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -54,9 +51,6 @@ inline Vec load_some(const float* at, int64_t count) { return _mm256_maskload_ps
 inline void store_some(float* at, Vec value, int64_t count) { _mm256_maskstore_ps(at, first_lanes(count), value); }
 inline Vec broadcast(float value) { return _mm256_set1_ps(value); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-#include "network/product_kernels.inc"
-// clang-format keeps their order
-#include "network/pointwise_kernels.inc"
 #include "network/winograd_kernels.inc"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -77,12 +71,12 @@ float* scratch(int64_t floats) {
 
 }  // namespace
 
-bool has_convolutions() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_winograd() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 void winograd(const Winograd& c) {
   constexpr int64_t kTile = 4, kProducts = 36;
   const int64_t tiles = c.batch * ((c.height + kTile - 1) / kTile) * ((c.width + kTile - 1) / kTile);
-  const int64_t padded = panels(c.out_channels) * kPanel;
+  const int64_t padded = panels(c) * kWinogradPanel;
   const int64_t of_tile = kProducts * (c.in_channels + padded);
   // A block reads all weights, in * out of them, and writes and reads in + out floats for each tile. On the processor
   // of the measurements (1.25 MB of L2 cache) this balances both, from 64 to 512 channels.
@@ -98,28 +92,11 @@ void winograd(const Winograd& c) {
   });
 }
 
-void pointwise(const Pointwise& c) {
-  // Pixels of a block stay in the cache while all weights go by.
-  constexpr int64_t kFloats = 1 << 15;
-  const int64_t most = std::max<int64_t>(24, kFloats / std::max<int64_t>(1, c.in_channels));
-  const int64_t threads = c.rows == 1 ? num_threads() : 1;  // rows are enough for all threads
-  const int64_t blocks = std::max<int64_t>(1, (c.width + most * threads - 1) / (most * threads)) * threads;
-  const auto run = has_avx512() ? avx512::convolve_pixels : avx2::convolve_pixels;
-  parallel_for(0, c.rows * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i % blocks;
-      run(c, i / blocks, c.width * block / blocks, c.width * (block + 1) / blocks);
-    }
-  });
-}
-
 #else
 
-bool has_convolutions() { return false; }
+bool has_winograd() { return false; }
 
 void winograd(const Winograd&) {}
-
-void pointwise(const Pointwise&) {}
 
 #endif
 
