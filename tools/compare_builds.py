@@ -3,10 +3,10 @@
     python tools/compare_builds.py OTHER_TREE [--only TEXT ...] [--threads 1] [--rounds 25]
 
 Each tree is a process of its own, for both register the same operators. Both get the same inputs, have to give the same
-results, and then take turns: a turn is as many calls as take some hundredths of a second. Printed are the medians of
-the turns in CPU time of all threads, and how many times this tree is faster: the quartiles of the ratios of
-neighbouring turns, for a shared machine is slow for both at once. Each tree has to be compiled
-(`python setup.py build_ext --inplace`).
+results, and then take turns, the one that began last beginning next: a turn is as many calls as take some hundredths of
+a second. Printed are the medians of the turns in CPU time of all threads, and how many times this tree is faster: the
+quartiles of the ratios of neighbouring turns, for a shared machine is slow for both at once. Each tree has to be
+compiled (`python setup.py build_ext --inplace`).
 """
 
 import argparse
@@ -151,16 +151,22 @@ def compare(ours: Build, other: Build, name: str, rounds: int) -> tuple[list[flo
         build.seconds(name, 10)
         while build.seconds(name, calls[i]) < TURN:
             calls[i] *= 2
-    turns = [[build.seconds(name, calls[i]) / calls[i] for i, build in enumerate(builds)] for _ in range(rounds)]
-    our_times, other_times = (list(times) for times in zip(*turns, strict=True))
-    return our_times, other_times
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds):
+        for i in (0, 1) if number % 2 == 0 else (1, 0):
+            times[i].append(builds[i].seconds(name, calls[i]) / calls[i])
+    return times
+
+
+def quartiles(ours: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Of the ratios of neighbouring turns, the other's time over ours."""
+    return statistics.quantiles([theirs / mine for mine, theirs in zip(ours, other, strict=True)], n=4)
 
 
 def line(name: str, ours: list[float], other: list[float]) -> str:
     """The row of a case."""
     times = "".join(f"{statistics.median(side) * 1e6:9.1f} us " for side in (ours, other))
-    ratios = statistics.quantiles([theirs / mine for mine, theirs in zip(ours, other, strict=True)], n=4)
-    return f"{name:32} {times}" + "".join(f"{ratio:8.2f}" for ratio in ratios)
+    return f"{name:32} {times}" + "".join(f"{ratio:8.2f}" for ratio in quartiles(ours, other))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -174,9 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tree: Path = options.tree.resolve()
     if options.serve is not None:
         return serve(tree, options.serve, options.threads)
+    if options.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2")
     if not list(tree.glob("refinedet/_C*.so")):
         parser.error(f"{tree} has no compiled refinedet/_C: build it there by `python setup.py build_ext --inplace`")
     cases = {name: case for name, case in make_cases().items() if any(text in name for text in options.only)}
+    if not cases:
+        parser.error(f"no case has {' or '.join(options.only)} in its name")
     threads: int = options.threads
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
