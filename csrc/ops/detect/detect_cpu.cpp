@@ -25,7 +25,6 @@ constexpr int64_t kTaskScores = 1 << 15;  // of an image: so many pay for anothe
 
 // One row per class or coordinate, one column per anchor.
 using TileRow = float[kLanes];
-
 using BitRow = uint32_t[kLanes];
 
 const float* floats(const void* elements) { return static_cast<const float*>(elements); }
@@ -105,7 +104,8 @@ ImageAnchors filter_image(const DetectInputs& in, const ObjectnessFilter& filter
   }
 }
 
-// Turns logits into exponentials, below the highest of each anchor, and gives their sums.
+// Turns logits into exponentials, below the highest of each anchor, and gives their sums. Rows are walked by loops, not
+// as vector types: GCC splits those before it makes the clones.
 template <float exp_of(float)>
 [[gnu::always_inline]] inline void sum_exponentials(TileRow* tile, int64_t num_classes, const TileRow& highest,
                                                     TileRow& total) {
