@@ -32,6 +32,7 @@ inline Vec load_some(const float* at, int64_t count) { return _mm512_maskz_loadu
 inline void store_some(float* at, Vec value, int64_t count) { _mm512_mask_storeu_ps(at, (1u << count) - 1, value); }
 inline Vec broadcast(float value) { return _mm512_set1_ps(value); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec subtract_multiple(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(b, c, a); }  // a - b c
 #include "network/winograd_kernels.inc"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -51,6 +52,7 @@ inline Vec load_some(const float* at, int64_t count) { return _mm256_maskload_ps
 inline void store_some(float* at, Vec value, int64_t count) { _mm256_maskstore_ps(at, first_lanes(count), value); }
 inline Vec broadcast(float value) { return _mm256_set1_ps(value); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec subtract_multiple(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }  // a - b c
 #include "network/winograd_kernels.inc"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -78,9 +80,9 @@ void winograd(const Winograd& c) {
   const int64_t tiles = c.batch * ((c.height + kTile - 1) / kTile) * ((c.width + kTile - 1) / kTile);
   const int64_t padded = panels(c) * kWinogradPanel;
   const int64_t of_tile = kProducts * (c.in_channels + padded);
-  // A block reads all weights, in * out of them, and writes and reads in + out floats for each tile. On the processor
-  // of the measurements (1.25 MB of L2 cache) this balances both, from 64 to 512 channels.
-  const int64_t most = std::max<int64_t>(24, 3 * (c.in_channels + padded) / 16);
+  // A block reads all weights, in * out of them, and writes and reads in + out floats for each tile. This balances
+  // both, from 64 to 512 channels; half as many tiles or twice as many take as long, within 2 % (512 KB of L2 cache).
+  const int64_t most = std::max<int64_t>(24, 3 * (c.in_channels + padded) / 32);
   const int64_t threads = num_threads();
   const int64_t blocks = std::max<int64_t>(1, (tiles + most * threads - 1) / (most * threads)) * threads;
   const auto run = has_avx512() ? avx512::convolve_tiles : avx2::convolve_tiles;

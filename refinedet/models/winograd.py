@@ -9,7 +9,7 @@ from torch import Tensor
 from refinedet.ops import extension
 
 TILE = 4  # rows and columns of output that are computed at once
-PANEL = 32  # output channels that lie together
+PANEL = 16  # output channels that lie together
 CHANNELS = 16  # input channels come in multiples of it
 LEAST_TILES = 12  # else reading the weights, four times as many as of the direct way, takes longer
 
