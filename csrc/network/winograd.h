@@ -24,11 +24,7 @@ struct Winograd {
   bool relu;
 };
 
-inline constexpr int kWinogradPanel = 16;     // output channels
 inline constexpr int kWinogradChannels = 16;  // input channels come in multiples of it
-
-// Whether this processor can.
-bool has_winograd();
 
 void winograd(const Winograd& convolution);
 

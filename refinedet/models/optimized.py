@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from refinedet.choices import TIMM
-from refinedet.models import winograd
+from refinedet.models import panels, pointwise, winograd
 from refinedet.models.backbones.base import Features
 from refinedet.models.heads import Heads
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
@@ -140,8 +140,8 @@ def _agree(made: nn.Module, backbone: nn.Module, size: tuple[int, int]) -> bool:
 class Convolution(nn.Module):
     """A convolution or deconvolution with all that follows it: normalisation, a sum, ReLU.
 
-    ``method`` says how it is computed, "winograd" or "onednn"; it is chosen, and the weights are laid out, for the
-    first input that comes. Inputs of other sizes are computed as well.
+    ``method`` says how it is computed, "winograd", "pointwise" or "onednn"; it is chosen, and the weights are laid out,
+    for the first input that comes. Inputs of other sizes are computed as well.
     """
 
     def __init__(self, conv: Conv, weight: Tensor, bias: Tensor | None) -> None:
@@ -161,11 +161,17 @@ class Convolution(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         if self.method is None:
             self._prepare(x)
+        options: dict[str, Any] = {"relu": self.relu, "other": other}
         if self.method == "winograd":
-            bias = cast(Tensor, self.bias)
-            return winograd.convolve(
-                x, self.weight, bias, self.out_channels, relu=self.relu, other=other, beside=beside
-            )
+            options["beside"] = beside
+            return winograd.convolve(x, self.weight, cast(Tensor, self.bias), self.out_channels, **options)
+        if self.method == "pointwise":
+            y = pointwise.convolve(x, self.weight, cast(Tensor, self.bias), self.out_channels, **options)
+        else:
+            y = self._by_onednn(x, other)
+        return y if beside is None else torch.cat([beside, y], dim=1)
+
+    def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         place = self.padding, self.stride, self.dilation, self.groups
         activation = "relu" if self.relu else "none"
         if self.transposed:
@@ -178,13 +184,18 @@ class Convolution(nn.Module):
             y = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, other, self.weight, self.bias, *place, "add", None, "relu" if self.relu else None, [], ""
             )
-        return cast(Tensor, y) if beside is None else torch.cat([beside, y], dim=1)
+        return cast(Tensor, y)
 
     def _prepare(self, x: Tensor) -> None:
         place = self.stride, self.dilation, self.groups, x.shape
-        if self._suits_winograd(x):
+        shape = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        if not self.transposed and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and winograd.suits(x):
             self.method = "winograd"
             self.weight, self.bias = winograd.transform(self.weight, self.bias)
+            return
+        if not self.transposed and shape == ((1, 1), (1, 1), (0, 0), (1, 1), 1) and panels.available():
+            self.method = "pointwise"
+            self.weight, self.bias = pointwise.transform(self.weight, self.bias)
             return
         self.method = "onednn"
         if self.transposed:
@@ -193,11 +204,6 @@ class Convolution(nn.Module):
             )
         else:
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, *place)
-
-    def _suits_winograd(self, x: Tensor) -> bool:
-        shape = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        plain = not self.transposed and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-        return plain and winograd.suits(x)
 
 
 class JointHeads(nn.Module):

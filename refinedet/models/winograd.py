@@ -3,13 +3,11 @@
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from refinedet.ops import extension
+from refinedet.models.panels import available, in_panels
 
 TILE = 4  # rows and columns of output that are computed at once
-PANEL = 16  # output channels that lie together
 CHANNELS = 16  # input channels come in multiples of it
 LEAST_TILES = 12  # else reading the weights, four times as many as of the direct way, takes longer
 
@@ -35,21 +33,10 @@ def suits(x: Tensor) -> bool:
     return channels % CHANNELS == 0 and tiles >= LEAST_TILES and available()
 
 
-def available() -> bool:
-    """Whether the processor has the instructions (AVX2 and FMA)."""
-    extension.require()
-    return cast(bool, torch.ops.refinedet.has_winograd())
-
-
 def transform(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights [D,C,3,3] and biases [D] of a convolution as `convolve` takes them."""
-    out_channels, in_channels = weight.shape[:2]
-    padding = -out_channels % PANEL
-    if bias is None:
-        bias = weight.new_zeros(out_channels)
-    padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, padding)).reshape(-1, 9)
-    kernels = torch.kron(_KERNEL, _KERNEL) @ padded.T
-    return kernels.view(36, -1, PANEL, in_channels).transpose(2, 3).contiguous(), F.pad(bias, (0, padding))
+    kernels = torch.kron(_KERNEL, _KERNEL) @ weight.reshape(-1, 9).T
+    return in_panels(kernels.view(36, *weight.shape[:2]), bias)
 
 
 def convolve(

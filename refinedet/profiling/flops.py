@@ -21,7 +21,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 from refinedet.models.optimized import eval_mode
 
 _FUSED = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_transpose_pointwise")  # oneDNN's, unknown to torch's
-_WINOGRAD = "refinedet::winograd"  # a 3x3 convolution; its weights are [36,panels,C,panel]
+_OWN = {"refinedet::winograd": 9, "refinedet::pointwise": 1}  # places of the kernel; weights are [..,panels,C,panel]
 _UNMOVED = "_unsafe_view"  # torch does not declare this one a view
 
 
@@ -123,9 +123,9 @@ class Counter(TorchDispatchMode):
 def _flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     name = func._schema.name
     given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
-    if name == _WINOGRAD:  # as if it computed all products, and not a quarter of them
+    if name in _OWN:  # Winograd's as if it computed all products, and not a quarter of them
         pixels = result.numel() // result.shape[-1]
-        return int(2 * 9 * pixels * given["weight"].shape[2] * given["out_channels"])
+        return int(2 * _OWN[name] * pixels * given["weight"].shape[-2] * given["out_channels"])
     if name in _FUSED:
         return int(conv_flop_count(args[0].shape, given["W"].shape, result.shape, "transpose" in name))
     formula = flop_registry.get(func._overloadpacket)

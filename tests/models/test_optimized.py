@@ -13,13 +13,14 @@ from torch import nn
 
 import refinedet
 from refinedet.inference.detector import Detector
-from refinedet.models import build, winograd
+from refinedet.models import build, panels, pointwise, winograd
 from refinedet.models.layers import L2Norm
 from refinedet.models.optimized import Convolution, FastL2Norm, JointHeads, MaxPool, fold, optimize, optimized
 
 ROUNDING = 2e-4  # of the largest value
 NHWC = torch.channels_last
 
+OWN = pytest.mark.skipif(not panels.available(), reason="the kernels of our own need AVX2 and FMA")
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN runs as it is")
 
 
@@ -77,6 +78,7 @@ def test_normalisation_is_folded_into_the_channels_of_the_output(transposed, bia
     assert_close(fold(conv, norm)(x), norm(conv(x)), 1e-5)
 
 
+@OWN
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("extra", ["", "other", "beside"])
 @pytest.mark.parametrize(
@@ -96,24 +98,66 @@ def test_winograd(shape, out_channels, extra, relu):
     assert_close(found.double(), expected, 1e-4)
 
 
-def test_winograd_gives_the_same_bits_on_more_threads():
+@OWN
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("summand", [False, True])
+@pytest.mark.parametrize(("shape", "out_channels"), [((1, 3, 1, 1), 1), ((2, 48, 7, 9), 33), ((1, 200, 13, 22), 56)])
+def test_pointwise(shape, out_channels, summand, relu):
     torch.manual_seed(0)
-    x, weights = torch.randn(1, 16, 40, 44), winograd.transform(torch.randn(8, 16, 3, 3), None)
-    expected = winograd.convolve(x, *weights, 8)
+    x = torch.randn(shape).contiguous(memory_format=NHWC)
+    weight, bias = torch.randn(out_channels, shape[1], 1, 1), torch.randn(out_channels)
+    other = torch.randn(shape[0], out_channels, *shape[2:]).contiguous(memory_format=NHWC) if summand else None
+    expected = F.conv2d(x.double(), weight.double(), bias.double())
+    expected = expected if other is None else expected + other
+    expected = expected.relu() if relu else expected
+    found = pointwise.convolve(x, *pointwise.transform(weight, bias), out_channels, relu=relu, other=other)
+    assert_close(found.double(), expected, 1e-5)
+
+
+@OWN
+def test_pointwise_of_no_image():
+    x = torch.zeros(0, 16, 4, 4).contiguous(memory_format=NHWC)
+    assert pointwise.convolve(x, *pointwise.transform(torch.ones(18, 16, 1, 1), None), 18).shape == (0, 18, 4, 4)
+
+
+@OWN
+def test_shapes_choose_the_kernels():
+    """Of the tiny model: 3x3 of stride 1 on maps of 12 tiles and more, 1x1; all others are oneDNN's."""
+    network = optimize(tiny_model())
+    network(torch.rand(1, 3, *network.config.size))
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Convolution)}
+    assert {layer.method for layer in layers.values()} == {"winograd", "pointwise", "onednn"}
+    plain = {name for name, layer in layers.items() if layer.kernel_size == (1, 1)}
+    assert {name for name, layer in layers.items() if layer.method == "pointwise"} == plain
+    assert all(layer.kernel_size == (3, 3) for layer in layers.values() if layer.method == "winograd")
+
+
+CONVOLVE = pytest.mark.parametrize(("kernels", "side"), [(winograd, 3), (pointwise, 1)])
+
+
+@OWN
+@CONVOLVE
+def test_convolutions_give_the_same_bits_on_more_threads(kernels, side):
+    torch.manual_seed(0)
+    x, weights = torch.randn(1, 16, 40, 44), kernels.transform(torch.randn(8, 16, side, side), None)
+    expected = kernels.convolve(x, *weights, 8)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        found = winograd.convolve(x, *weights, 8)
+        found = kernels.convolve(x, *weights, 8)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found, expected)
 
 
-def test_nan_goes_through_winograd():
+@OWN
+@CONVOLVE
+def test_nan_goes_through_convolutions(kernels, side):
     x = torch.zeros(1, 16, 8, 8)
     x[0, 3, 0, 0] = torch.nan
-    found = winograd.convolve(x, *winograd.transform(torch.ones(4, 16, 3, 3), None), 4, relu=True)
-    assert found[..., :2, :2].isnan().all()
+    found = kernels.convolve(x, *kernels.transform(torch.ones(4, 16, side, side), None), 4, relu=True)
+    assert found[:, :, 0, 0].isnan().all()
+    assert found[:, :, 7, 7].isfinite().all()
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])

@@ -114,9 +114,10 @@ def test_fused_convolutions_have_the_work_of_plain_ones(transposed: bool) -> Non
     assert [layer.bytes for layer in fused.layers] == [layer.bytes for layer in plain.layers]
 
 
-def test_winograd_counts_as_the_convolution_that_it_is() -> None:
-    """By its schema alone, whose own test is that of the network for inference: 8 to 5 channels, beside 3 others."""
-    schema = "refinedet::winograd(Tensor x, Tensor weight, Tensor bias, Tensor? beside, int out_channels) -> Tensor"
+@pytest.mark.parametrize(("name", "places", "weight"), [("winograd", 9, (36, 1, 8, 16)), ("pointwise", 1, (1, 8, 16))])
+def test_a_convolution_of_ours_counts_as_any_other(name, places, weight) -> None:
+    """By its schema alone, whose own test is that of the network for inference: 8 to 5 channels."""
+    schema = f"refinedet::{name}(Tensor x, Tensor weight, Tensor bias, Tensor? other, int out_channels) -> Tensor"
     func = SimpleNamespace(_schema=torch._C.parse_schema(schema))
-    arguments = torch.rand(2, 10, 12, 8), torch.rand(36, 1, 8, 32), torch.rand(32), torch.rand(2, 10, 12, 3), 5
-    assert flops._flop(func, arguments, {}, torch.rand(2, 10, 12, 8)) == 2 * 9 * 8 * 5 * (2 * 10 * 12)
+    arguments = torch.rand(2, 10, 12, 8), torch.rand(weight), torch.rand(16), None, 5
+    assert flops._flop(func, arguments, {}, torch.rand(2, 10, 12, 8)) == 2 * places * 8 * 5 * (2 * 10 * 12)

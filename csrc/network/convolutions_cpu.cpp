@@ -3,22 +3,22 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "network/panels.h"
+#include "network/pointwise.h"
 #include "network/winograd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define REFINEDET_WINOGRAD
+#define REFINEDET_CONVOLUTIONS
 #include <immintrin.h>
 #endif
 
 namespace refinedet::cpu {
 
-#ifdef REFINEDET_WINOGRAD
+#ifdef REFINEDET_CONVOLUTIONS
 
 namespace {
 
 constexpr int64_t kSkew = 16;  // floats between the planes of the scratch: else their lines share one set of the cache
-
-int64_t panels(const Winograd& c) { return (c.out_channels + kWinogradPanel - 1) / kWinogradPanel; }
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx2,fma")
@@ -33,6 +33,9 @@ inline void store_some(float* at, Vec value, int64_t count) { _mm512_mask_storeu
 inline Vec broadcast(float value) { return _mm512_set1_ps(value); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec subtract_multiple(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(b, c, a); }  // a - b c
+#include "network/product_kernels.inc"
+// clang-format keeps their order
+#include "network/pointwise_kernels.inc"
 #include "network/winograd_kernels.inc"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -53,6 +56,9 @@ inline void store_some(float* at, Vec value, int64_t count) { _mm256_maskstore_p
 inline Vec broadcast(float value) { return _mm256_set1_ps(value); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec subtract_multiple(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(b, c, a); }  // a - b c
+#include "network/product_kernels.inc"
+// clang-format keeps their order
+#include "network/pointwise_kernels.inc"
 #include "network/winograd_kernels.inc"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -73,12 +79,12 @@ float* scratch(int64_t floats) {
 
 }  // namespace
 
-bool has_winograd() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_convolutions() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 void winograd(const Winograd& c) {
   constexpr int64_t kTile = 4, kProducts = 36;
   const int64_t tiles = c.batch * ((c.height + kTile - 1) / kTile) * ((c.width + kTile - 1) / kTile);
-  const int64_t padded = panels(c) * kWinogradPanel;
+  const int64_t padded = panels(c.out_channels) * kPanel;
   const int64_t of_tile = kProducts * (c.in_channels + padded);
   // A block reads all weights, in * out of them, and writes and reads in + out floats for each tile. This balances
   // both, from 64 to 512 channels; half as many tiles or twice as many take as long, within 2 % (512 KB of L2 cache).
@@ -94,11 +100,26 @@ void winograd(const Winograd& c) {
   });
 }
 
+void pointwise(const Pointwise& c) {
+  // Pixels of a block stay in the cache while all weights go by.
+  constexpr int64_t kFloats = 1 << 15;
+  const int64_t most = std::max<int64_t>(24, kFloats / c.in_channels), threads = num_threads();
+  const int64_t blocks = std::max<int64_t>(1, (c.pixels + most * threads - 1) / (most * threads)) * threads;
+  const auto run = has_avx512() ? avx512::convolve_pixels : avx2::convolve_pixels;
+  parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      run(c, c.pixels * block / blocks, c.pixels * (block + 1) / blocks);
+    }
+  });
+}
+
 #else
 
-bool has_winograd() { return false; }
+bool has_convolutions() { return false; }
 
 void winograd(const Winograd&) {}
+
+void pointwise(const Pointwise&) {}
 
 #endif
 
