@@ -20,7 +20,7 @@ from refinedet.inference.selection import select
 from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.models.build import try_backbone
-from refinedet.models.optimized import eval_mode, optimized
+from refinedet.models.optimized import eval_mode, optimized, run_in_parts
 from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
@@ -181,7 +181,8 @@ class Detector:
         """
         made = optimized(self.network) if self.optimize and len(images) else None
         with eval_mode(self.network):
-            raw: LevelOutput = (made or self.network)(images.to(self.device, self.dtype), by_level=True)
+            images = images.to(self.device, self.dtype)
+            raw: LevelOutput = run_in_parts(made, images) if made else self.network(images, by_level=True)
         return raw
 
     def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:

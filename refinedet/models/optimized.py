@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -29,6 +29,7 @@ from refinedet.models.backbones.base import Features
 from refinedet.models.heads import Heads
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
 from refinedet.models.refinedet import RefineDet
+from refinedet.records import LevelOutput
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 Levels = tuple[Tensor, ...]
@@ -72,6 +73,18 @@ def optimized(network: nn.Module) -> RefineDet | None:
         made = _Made(facts, [modules[1:], [tensor.detach() for tensor in tensors]], optimize(network))
     _MADE[network] = made
     return made.network
+
+
+def run_in_parts(network: RefineDet, images: Tensor) -> LevelOutput:
+    """Raw output of an `optimized` network for images [B,3,H,W], B >= 1, as many at a time as there are threads: the
+    maps of more are pushed out of the processor's caches before the next layer reads them."""
+    parts = [network(some, by_level=True) for some in images.split(torch.get_num_threads())]
+    return cast(LevelOutput, parts[0] if len(parts) == 1 else LevelOutput(*map(_join, zip(*parts, strict=True))))
+
+
+def _join(parts: Sequence[Levels | None]) -> Any:
+    """The levels of all images, from those of each part; None of a network without these outputs."""
+    return None if parts[0] is None else tuple(torch.cat(level) for level in zip(*cast(Any, parts), strict=True))
 
 
 def _modules(module: nn.Module) -> Iterator[nn.Module]:
