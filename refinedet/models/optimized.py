@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from refinedet.choices import TIMM
 from refinedet.models import winograd
-from refinedet.models.backbones.base import Features
+from refinedet.models.backbones.base import Backbone, Features
 from refinedet.models.heads import Heads
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
 from refinedet.models.refinedet import RefineDet
@@ -117,12 +117,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def optimize(network: RefineDet) -> RefineDet:
     """A network of the same outputs for inference, in float32 on the CPU; ``network`` is not changed.
 
-    It holds weights of its own, prepared for the convolutions, and does not follow later changes of ``network``, which
-    has to be in eval mode here. A backbone of timm runs once: where torch.fx has misread it, it is left as it is.
+    Its hooks are its own. It holds weights of its own, prepared for the convolutions, shares the others, and is to be
+    made anew after a change of ``network``, which has to be in eval mode here. A backbone of timm runs once: where
+    torch.fx has misread it, it is left as it is.
     """
     made = cast(RefineDet, _optimize_children(network))
     if network.config.backbone.startswith(TIMM) and not _agree(made.backbone, network.backbone, network.config.size):
-        made.backbone = network.backbone
+        made.backbone = cast(Backbone, _copy(network.backbone))
     return made
 
 
@@ -302,7 +303,7 @@ def _optimize(module: nn.Module) -> nn.Module:
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return fold(cast(Conv, module), None)
     if not any(True for _ in module.children()):
-        return module
+        return _copy(module)
     tracer = _Tracer()
     try:
         graph = tracer.trace(module)
@@ -319,8 +320,19 @@ def _is_plain(pool: nn.MaxPool2d) -> bool:
 
 def _optimize_children(module: nn.Module) -> nn.Module:
     """A copy of the module whose parts are optimised."""
+    return _rebuild(module, _optimize)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A module that does the same, with hooks of its own and the same tensors; its parts likewise."""
+    return _rebuild(module, _copy)
+
+
+def _rebuild(module: nn.Module, rebuild_part: Callable[[nn.Module], nn.Module]) -> nn.Module:
     other = copy.copy(module)
-    other._modules = {name: child and _optimize(child) for name, child in module._modules.items()}
+    # Otherwise both would have one dictionary of hooks.
+    vars(other).update({name: value.copy() for name, value in vars(other).items() if isinstance(value, (dict, set))})
+    other._modules = {name: child and rebuild_part(child) for name, child in module._modules.items()}
     return other
 
 

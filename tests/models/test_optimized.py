@@ -14,6 +14,7 @@ from torch import nn
 import refinedet
 from refinedet.inference.detector import Detector
 from refinedet.models import build, winograd
+from refinedet.models import optimized as optimized_module
 from refinedet.models.layers import L2Norm
 from refinedet.models.optimized import Convolution, FastL2Norm, JointHeads, MaxPool, fold, optimize, optimized
 
@@ -54,6 +55,29 @@ def test_outputs_are_those_of_the_network(backbone):
         for found, expected in zip(made(images), network(images), strict=True):
             assert_close(found, expected)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "squeezenet", "timm:test_resnet", "timm:test_efficientnet"])
+@torch.no_grad()
+def test_hooks_are_its_own(backbone, monkeypatch):
+    """Of every module, in both directions, and where torch.fx has misread the backbone, too."""
+    network = build(backbone, 64, 4, tcb_channels=32).eval()
+    images = torch.rand(1, 3, *network.config.size)
+    for agrees in (True, False):
+        monkeypatch.setattr(optimized_module, "_agree", lambda *_, agrees=agrees: agrees)
+        made = optimize(network)
+        for one, other in ((made, network), (network, made)):
+            called = []
+            handles = [
+                module.register_forward_hook(lambda module, *_, called=called: called.append(module))
+                for module in one.modules()
+            ]
+            other(images)
+            assert not called
+            one(images)
+            assert called
+            for handle in handles:
+                handle.remove()
 
 
 def test_layers_keep_their_names():
