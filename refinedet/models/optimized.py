@@ -372,7 +372,7 @@ class _Fusion:
             self.module.set_submodule(node.target, _optimize(module))
             return
         after = _only_user(node)
-        norm = self._called(after)
+        norm: Any = self._called(after) if self._called(node) is module else None
         if type(norm) in _NORMS and norm.track_running_stats:
             self.module.set_submodule(node.target, fold(module, norm))
             _drop(after, node)
@@ -394,7 +394,7 @@ class _Fusion:
         for conv, other in (node.args, reversed(node.args)):
             layer = self._called(conv)
             if isinstance(layer, Convolution) and not layer.transposed and _only_user(conv) is node:
-                if not isinstance(other, fx.Node):
+                if not isinstance(other, fx.Node) or other is conv:
                     return
                 node.op, node.target, node.args = "call_module", conv.target, (*conv.args, other)
                 self.module.graph.erase_node(conv)
@@ -402,7 +402,8 @@ class _Fusion:
 
     def _take_relu(self, node: Node) -> None:
         before = node.args[0]
-        whole = [before] if before.target is not torch.cat else list(before.args[0])
+        parts = before.args[0] if before.target is torch.cat else None
+        whole = parts if isinstance(parts, list | tuple) else [before]
         layers = [self._called(part) for part in whole]
         if _only_user(before) is not node or any(_only_user(part) is None for part in whole):
             return
@@ -414,8 +415,10 @@ class _Fusion:
     def _take_concatenation(self, node: Node) -> None:
         """The last convolution writes its channels to their place, and what comes before them as well."""
         parts, dim = node.args[0], node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        last = parts[-1]
-        if dim != 1 or len(parts) != 2 or _only_user(last) is not node or len(last.args) != 1:
+        if not isinstance(parts, list | tuple) or len(parts) != 2 or parts[0] is parts[1] or dim != 1:
+            return
+        last = parts[1]
+        if _only_user(last) is not node or len(last.args) != 1:
             return
         if isinstance(self._called(last), Convolution):
             node.op, node.target = "call_module", last.target

@@ -80,6 +80,51 @@ def test_hooks_are_its_own(backbone, monkeypatch):
                 handle.remove()
 
 
+class Shared(nn.Module):
+    """One convolution with a normalisation of its own behind each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.first, self.second = (with_statistics(nn.Sequential(nn.BatchNorm2d(4)))[0] for _ in range(2))
+
+    def forward(self, x):
+        return self.first(self.conv(x)), self.second(self.conv(x + 1)).relu()
+
+
+class Twice(nn.Module):
+    """The output of a convolution, two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y, z = self.conv(x), self.other(x)
+        return y + y, torch.cat([z, z], dim=1)
+
+
+class Pieces(nn.Module):
+    """A concatenation of what torch.fx has no list of."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        pieces = self.conv(x).chunk(2, dim=1)
+        return (torch.cat(pieces, dim=1).relu(),)
+
+
+@pytest.mark.parametrize("kind", [Shared, Twice, Pieces])
+@torch.no_grad()
+def test_what_is_used_twice_is_not_taken_up(kind):
+    torch.manual_seed(0)
+    module, x = kind().eval(), torch.randn(2, 4, 6, 8)
+    for found, expected in zip(optimized_module._optimize(module)(x), module(x), strict=True):
+        assert_close(found, expected)
+
+
 def test_layers_keep_their_names():
     names = {name: type(module) for name, module in optimize(tiny_model()).named_modules()}
     assert names["tcb.lateral1.0.conv"] is names["backbone.features.3.squeeze"] is Convolution
