@@ -17,6 +17,7 @@ from refinedet.models import build, winograd
 from refinedet.models import optimized as optimized_module
 from refinedet.models.layers import L2Norm
 from refinedet.models.optimized import Convolution, FastL2Norm, JointHeads, MaxPool, fold, optimize, optimized
+from refinedet.training.sgd import CaffeSGD
 
 ROUNDING = 2e-4  # of the largest value
 NHWC = torch.channels_last
@@ -224,13 +225,20 @@ def replace_layer(network):
     network.odm.loc[0] = copy.deepcopy(network.odm.loc[0])
 
 
-def take_a_step(network):
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    network.train()(torch.randn(2, 3, 64, 64)).odm_conf.square().mean().backward()
+def take_a_step(network, kind=torch.optim.SGD):
+    optimizer = kind(network.parameters(), lr=0.1)
+    network.eval()(torch.randn(2, 3, 64, 64)).odm_conf.square().mean().backward()  # statistics stay
     optimizer.step()
 
 
-@pytest.mark.parametrize("change", [change_weight, change_statistics, load, round_weights, replace_layer, take_a_step])
+def take_a_step_of_training(network):
+    take_a_step(network, CaffeSGD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_weight, change_statistics, load, round_weights, replace_layer, take_a_step, take_a_step_of_training],
+)
 def test_is_made_anew_after_a_change(change):
     network, images = tiny_model(), torch.randn(1, 3, 64, 64)
     first = optimized(network)
