@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "growth" / "cpu.json"
 ENOUGH = 0.15  # seconds of a point, after its first call
 CALLS = 15
-TOO_LONG = 5.0  # seconds of a call: a point that would take longer, were it quadratic, is left out
+TOO_LONG = 20.0  # seconds of a call: a point that would take longer, were it quadratic, is left out
 
 NO_HUGE_PAGES = 41  # prctl(PR_SET_THP_DISABLE): a page that is touched counts with 4 KiB
 
@@ -61,7 +61,7 @@ def _would_take_too_long(points: list[dict[str, float]], value: int) -> bool:
     if not points or "seconds" not in points[-1]:
         return False
     before = next(iter(points[-1].values()))
-    return points[-1]["seconds"] * (value / before) ** 2 > TOO_LONG * 4
+    return points[-1]["seconds"] * (value / before) ** 2 > TOO_LONG
 
 
 def _measure_point(curve: Curve, value: int, memory_alone: bool) -> dict[str, float]:

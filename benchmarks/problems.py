@@ -11,6 +11,7 @@ from torch import Tensor
 from refinedet import generate_anchors
 from refinedet.profiling import cost
 from refinedet.profiling.operators import crowd as crowd
+from refinedet.profiling.operators import ground_truth as ground_truth
 
 SIDES = {6375: 320, 16320: 512}
 
@@ -51,15 +52,6 @@ def golden_outputs(name: str) -> tuple[Tensor, ...]:
     with np.load(DETOUT / f"{name}.npz") as data:
         assert json.loads(str(data["meta"]))["strict"]
     return load_golden(name)[0]
-
-
-def ground_truth(images: int, objects: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """gt_boxes, gt_labels and gt_offsets: the same number of random objects in each image."""
-    generator = torch.Generator().manual_seed(0)
-    center = torch.rand(images * objects, 2, generator=generator)
-    half = torch.rand(images * objects, 2, generator=generator) * 0.15 + 0.02
-    labels = torch.randint(1, 21, (images * objects,), generator=generator)
-    return torch.cat([center - half, center + half], dim=1), labels, torch.arange(images + 1) * objects
 
 
 def random_boxes(count: int) -> tuple[Tensor, Tensor]:

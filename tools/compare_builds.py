@@ -24,6 +24,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = 0.02  # seconds, at least
+NOT_COMPILED = "has no compiled refinedet/_C: build it there by `python setup.py build_ext --inplace`"
 DETECT = ("typical_voc320", "coco81_320", "clusters_voc320", "dense_voc320", "typical_voc512")
 
 Case = dict[str, Any]  # operator, arguments, options
@@ -169,6 +170,10 @@ def line(name: str, ours: list[float], other: list[float]) -> str:
     return f"{name:32} {times}" + "".join(f"{ratio:8.2f}" for ratio in quartiles(ours, other))
 
 
+def is_compiled(tree: Path) -> bool:
+    return any(tree.glob("refinedet/_C*.so"))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("tree", type=Path, metavar="OTHER_TREE")
@@ -182,8 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return serve(tree, options.serve, options.threads)
     if options.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
-    if not list(tree.glob("refinedet/_C*.so")):
-        parser.error(f"{tree} has no compiled refinedet/_C: build it there by `python setup.py build_ext --inplace`")
+    if not is_compiled(tree):
+        parser.error(f"{tree} {NOT_COMPILED}")
     cases = {name: case for name, case in make_cases().items() if any(text in name for text in options.only)}
     if not cases:
         parser.error(f"no case has {' or '.join(options.only)} in its name")

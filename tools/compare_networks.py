@@ -15,9 +15,10 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from compare_builds import quartiles
+from compare_builds import NOT_COMPILED, is_compiled, quartiles
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "refinedet" / "checkpoints" / "bccd.safetensors"
@@ -89,15 +90,18 @@ def distance(found: list[Object], other: list[Object]) -> float:
     return max(both, default=0.0)
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, metavar="OTHER_TREE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=15, help="of each tree, at least 2")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    tree: Path = arguments.other.resolve()
     if arguments.turns < 2:
         parser.error("--turns: quartiles need at least 2")
-    ours, other = Worker(ROOT, arguments.threads), Worker(arguments.other.resolve(), arguments.threads)
+    if not is_compiled(tree):  # an installed refinedet would be found in its place
+        parser.error(f"{tree} {NOT_COMPILED}")
+    ours, other = Worker(ROOT, arguments.threads), Worker(tree, arguments.threads)
     apart = distance(ours.found, other.found)
     print(f"objects: {len(ours.found)} here, {len(other.found)} there, corners at most {apart:.3f} pixels apart")
     times: dict[Worker, list[float]] = {ours: [], other: []}

@@ -34,6 +34,7 @@ import count_kernels
 from guard import calls, instructions, kernels, times
 from guard.baseline import Finding, Values, compare
 from guard.command import COUNTS, RATIOS
+from guard.processes import GuardError
 from mutate import blank_comments, device_functions, table, write_if_changed
 from ptx_on_cpu import harness
 from simulated.harness import CSRC, OPERATORS, compiler, kernel_file
@@ -332,7 +333,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         rows = {part: list(plant()) for part, plant in PARTS.items() if part in arguments.only}
-    except (instructions.GuardError, ToolkitError) as error:
+    except (GuardError, ToolkitError) as error:
         parser.exit(2, f"plant_slowdowns: {error}\n")
     text = report(rows)
     print(text)

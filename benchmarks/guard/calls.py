@@ -9,9 +9,7 @@ Not instructions: under callgrind `import torch` alone takes minutes. These coun
 import ctypes
 import gc
 import json
-import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,32 +17,25 @@ from types import FrameType
 from typing import Any
 
 from guard.baseline import Measured, Values
-from guard.instructions import BUILD, HERE, ROOT, GuardError, compiler, locked
+from guard.instructions import BUILD, HERE, ROOT, compiler, locked
+from guard.processes import measured_by, run
 
 LIBRARY = "allocations.so"
 CALLS = 20
-SECONDS = 120
 
 
 def measure(package: Path = ROOT) -> Measured:
     """`package`: the folder that holds the package."""
     with locked(BUILD):
         command = [*compiler(), "-std=c++20", "-O1", "-shared", "-fPIC", str(HERE / "allocations.cpp"), "-o", LIBRARY]
-        done = subprocess.run(command, cwd=BUILD, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise GuardError(f"allocations.cpp does not compile:\n{done.stderr}")
-    environment = os.environ | {
-        "LD_PRELOAD": str(BUILD / LIBRARY),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join([str(package), str(HERE.parent)]),
-    }
-    command = [sys.executable, "-m", "guard.calls"]
-    done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True, timeout=SECONDS)
-    if done.returncode != 0:
-        raise GuardError(f"the calls could not be counted:\n{done.stderr[-2000:]}")
-    answer = json.loads(done.stdout)
-    return Measured(answer["values"], answer["made_with"])
+        run(command, "allocations.cpp does not compile", cwd=BUILD)
+    return measured_by(
+        "guard.calls",
+        package,
+        "the calls could not be counted",
+        LD_PRELOAD=str(BUILD / LIBRARY),
+        PYTHONHASHSEED="0",
+    )
 
 
 # --- In the process ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from guard import baseline, calls, instructions, kernels, times
 from guard.baseline import Accepted, Measured, Report
-from guard.instructions import GuardError
+from guard.processes import GuardError
 from refinedet.errors import RefineDetError
 
 COUNTS, RATIOS = 0.03, 0.10  # growth that fails

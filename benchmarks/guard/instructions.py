@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from guard.baseline import Measured, Values
+from guard.processes import GuardError, run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,10 +32,7 @@ INSTALL = "valgrind is not on PATH; install it (apt-get install valgrind, dnf in
 FUNCTION = "measured"  # of the driver
 TOTAL = re.compile(r"^totals: (\d+)$", re.MULTILINE)
 SECONDS = 300
-
-
-class GuardError(RuntimeError):
-    """The guard cannot measure: a sentence for people."""
+FAILURE = "valgrind could not count the operators"
 
 
 # --- Building ---------------------------------------------------------------------------------------------------------
@@ -111,13 +109,11 @@ def count(program: Path, *operators: str, environment: Mapping[str, str] | None 
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--toggle-collect={FUNCTION}", f"--dump-after={FUNCTION}", "--callgrind-out-file=counts"]
         command = [valgrind, "--tool=callgrind", *options, str(program), *operators]
-        done = subprocess.run(
-            command, cwd=folder, env=dict(environment or {}), capture_output=True, text=True, timeout=SECONDS
-        )
-        cases = [line.split("\t") for line in done.stdout.splitlines()]
+        printed = run(command, FAILURE, SECONDS, cwd=folder, env=dict(environment or {}))
+        cases = [line.split("\t") for line in printed.splitlines()]
         dumps = [Path(folder, f"counts.{number}") for number in range(1, len(cases) + 1)]
-        if done.returncode != 0 or not cases or not all(dump.exists() for dump in dumps):
-            raise GuardError(f"valgrind could not count the operators:\n{done.stderr[-2000:]}")
+        if not cases or not all(dump.exists() for dump in dumps):
+            raise GuardError(f"{FAILURE}: it wrote no counts")
         values: Values = {}
         for (operator, case), dump in zip(cases, dumps, strict=True):
             total = TOTAL.search(dump.read_text())
@@ -128,7 +124,7 @@ def count(program: Path, *operators: str, environment: Mapping[str, str] | None 
 
 
 def first_line(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    return run(command, f"{command[0]} does not say its version").splitlines()[0]
 
 
 def compiler_name(version: str) -> str:

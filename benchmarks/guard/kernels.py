@@ -16,7 +16,8 @@ from support.counted_cases import CASES
 
 from cuda_build import ToolkitError
 from guard.baseline import Accepted, Measured, Values
-from guard.instructions import ROOT, GuardError
+from guard.instructions import ROOT
+from guard.processes import GuardError
 
 NUMBERS = {
     "instructions": "warp_instructions",

@@ -8,22 +8,19 @@ Both take turns in one process, in processor time of one thread, so that a machi
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from guard.baseline import Accepted, Measured, Values, compare
-from guard.instructions import HERE, ROOT, GuardError
+from guard.instructions import ROOT
+from guard.processes import measured_by
 
 TURNS = 25
 TRIES = 5  # processes at most
 ACCEPTED = 3  # processes, whose median is accepted: one alone may be off by a tenth
-SECONDS = 120
 DIGITS = 4
 
 
@@ -78,16 +75,7 @@ def measure_to_accept() -> Measured:
 
 
 def in_process(package: Path) -> Measured:
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (package, HERE.parent))),
-    }
-    command = [sys.executable, "-m", "guard.times"]
-    done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True, timeout=SECONDS)
-    if done.returncode != 0:
-        raise GuardError(f"the times could not be measured:\n{done.stderr[-2000:]}")
-    answer = json.loads(done.stdout)
-    return Measured(answer["values"], answer["made_with"])
+    return measured_by("guard.times", package, "the times could not be measured")
 
 
 # --- In the process ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from refinedet.choices import TIMM
 from refinedet.models import panels, pointwise, winograd
-from refinedet.models.backbones.base import Features
+from refinedet.models.backbones.base import Backbone, Features
 from refinedet.models.heads import Heads
 from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
 from refinedet.models.refinedet import RefineDet
@@ -130,12 +130,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def optimize(network: RefineDet) -> RefineDet:
     """A network of the same outputs for inference, in float32 on the CPU; ``network`` is not changed.
 
-    It holds weights of its own, prepared for the convolutions, and does not follow later changes of ``network``, which
-    has to be in eval mode here. A backbone of timm runs once: where torch.fx has misread it, it is left as it is.
+    Its hooks are its own. It holds weights of its own, prepared for the convolutions, shares the others, and is to be
+    made anew after a change of ``network``, which has to be in eval mode here. A backbone of timm runs once: where
+    torch.fx has misread it, it is left as it is.
     """
     made = cast(RefineDet, _optimize_children(network))
     if network.config.backbone.startswith(TIMM) and not _agree(made.backbone, network.backbone, network.config.size):
-        made.backbone = network.backbone
+        made.backbone = cast(Backbone, _copy(network.backbone))
     return made
 
 
@@ -321,7 +322,7 @@ def _optimize(module: nn.Module) -> nn.Module:
     if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return fold(cast(Conv, module), None)
     if not any(True for _ in module.children()):
-        return module
+        return _copy(module)
     tracer = _Tracer()
     try:
         graph = tracer.trace(module)
@@ -338,8 +339,19 @@ def _is_plain(pool: nn.MaxPool2d) -> bool:
 
 def _optimize_children(module: nn.Module) -> nn.Module:
     """A copy of the module whose parts are optimised."""
+    return _rebuild(module, _optimize)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A module that does the same, with hooks of its own and the same tensors; its parts likewise."""
+    return _rebuild(module, _copy)
+
+
+def _rebuild(module: nn.Module, rebuild_part: Callable[[nn.Module], nn.Module]) -> nn.Module:
     other = copy.copy(module)
-    other._modules = {name: child and _optimize(child) for name, child in module._modules.items()}
+    # Otherwise both would have one dictionary of hooks.
+    vars(other).update({name: value.copy() for name, value in vars(other).items() if isinstance(value, (dict, set))})
+    other._modules = {name: child and rebuild_part(child) for name, child in module._modules.items()}
     return other
 
 
@@ -379,7 +391,7 @@ class _Fusion:
             self.module.set_submodule(node.target, _optimize(module))
             return
         after = _only_user(node)
-        norm = self._called(after)
+        norm: Any = self._called(after) if self._called(node) is module else None
         if type(norm) in _NORMS and norm.track_running_stats:
             self.module.set_submodule(node.target, fold(module, norm))
             _drop(after, node)
@@ -401,7 +413,7 @@ class _Fusion:
         for conv, other in (node.args, reversed(node.args)):
             layer = self._called(conv)
             if isinstance(layer, Convolution) and not layer.transposed and _only_user(conv) is node:
-                if not isinstance(other, fx.Node):
+                if not isinstance(other, fx.Node) or other is conv:
                     return
                 node.op, node.target, node.args = "call_module", conv.target, (*conv.args, other)
                 self.module.graph.erase_node(conv)
@@ -409,7 +421,8 @@ class _Fusion:
 
     def _take_relu(self, node: Node) -> None:
         before = node.args[0]
-        whole = [before] if before.target is not torch.cat else list(before.args[0])
+        parts = before.args[0] if before.target is torch.cat else None
+        whole = parts if isinstance(parts, list | tuple) else [before]
         layers = [self._called(part) for part in whole]
         if _only_user(before) is not node or any(_only_user(part) is None for part in whole):
             return
@@ -421,8 +434,10 @@ class _Fusion:
     def _take_concatenation(self, node: Node) -> None:
         """The last convolution writes its channels to their place, and what comes before them as well."""
         parts, dim = node.args[0], node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        last = parts[-1]
-        if dim != 1 or len(parts) != 2 or _only_user(last) is not node or len(last.args) != 1:
+        if not isinstance(parts, list | tuple) or len(parts) != 2 or parts[0] is parts[1] or dim != 1:
+            return
+        last = parts[1]
+        if _only_user(last) is not node or len(last.args) != 1:
             return
         if isinstance(self._called(last), Convolution):
             node.op, node.target = "call_module", last.target

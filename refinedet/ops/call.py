@@ -16,6 +16,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Storage size c
 _NOT_ALLOCATED = re.compile(
     r'^(torch_call_dispatcher\(.*"aten::(new_)?empty"|aoti_torch_empty_strided\().* API call failed'
 )
+_NOT_COPIED = re.compile(r'^torch_call_dispatcher\(.*"aten::(contiguous|to)".* API call failed')  # an input
 _BOUNDARY = re.compile(r" \(originally from .*")  # the place in torch's headers that an error came through
 
 
@@ -25,7 +26,7 @@ def call(name: str, *arguments: Any, overload: str = "default") -> Any:
     Raises:
         InputError: csrc/checks.h rejects an argument, or one is of the wrong type.
         ExtensionError: there are no operators, or none that run on the GPU where the tensors are.
-        torch.OutOfMemoryError: there is no memory for the results or the workspace.
+        torch.OutOfMemoryError: there is no memory for the results, the workspace or a copy of an input.
         RuntimeError: a kernel cannot be launched.
     """
     extension.require()
@@ -50,6 +51,8 @@ def call(name: str, *arguments: Any, overload: str = "default") -> Any:
             raise ExtensionError(f"refinedet.{name}: {': '.join(problem)}") from None
         if _NOT_ALLOCATED.search(message):
             message = "out of memory for the results or the workspace"
+        elif not gpus and _NOT_COPIED.search(message):  # on a GPU it may be what an earlier kernel has failed at
+            message = "out of memory for a copy of an input"
         shapes = ", ".join(str([*tensor.shape]) for tensor in tensors)
         told = f"refinedet.{name} of {shapes}: {_BOUNDARY.sub('', message)}"
         if _OUT_OF_MEMORY.search(message):

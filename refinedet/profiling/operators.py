@@ -61,10 +61,10 @@ def _calls(raw: LevelOutput, anchors: Tensor, preset: Preset) -> Iterator[tuple[
     offsets = whole.odm_loc if whole.arm_loc is None else whole.arm_loc
     case = f"{batch} x {len(anchors)} anchors"
     yield "refine", case, cost.refine_work(net, batch, element), lambda: ops.refine(anchors, offsets)
-    truths = _truths(batch, net.classes, anchors.device)
-    matched = ops.match(anchors, *truths)
+    boxes, labels, offsets_of_images = (each.to(anchors.device) for each in ground_truth(batch, classes=net.classes))
+    matched = ops.match(anchors, boxes, labels, offsets_of_images)
     case = f"{case}, {cost.TRUTHS} objects each"
-    yield "match", case, cost.match_work(net, batch), lambda: ops.match(anchors, *truths)
+    yield "match", case, cost.match_work(net, batch), lambda: ops.match(anchors, boxes, labels, offsets_of_images)
     yield (
         "mine",
         f"{case}, {net.classes} classes",
@@ -119,15 +119,15 @@ def _time(call: Call, device: torch.device) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def _truths(images: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Random boxes, labels and offsets of `cost.TRUTHS` objects in each image."""
+def ground_truth(images: int, objects: int = cost.TRUTHS, classes: int = 21) -> tuple[Tensor, Tensor, Tensor]:
+    """gt_boxes, gt_labels and gt_offsets: the same number of random objects in each image. ``classes`` counts the
+    background."""
     generator = torch.Generator().manual_seed(0)
-    count = images * cost.TRUTHS
+    count = images * objects
     center = torch.rand(count, 2, generator=generator)
     half = torch.rand(count, 2, generator=generator) * 0.15 + 0.02
     labels = torch.randint(1, classes, (count,), generator=generator)
-    offsets = torch.arange(images + 1) * cost.TRUTHS
-    return torch.cat([center - half, center + half], dim=1).to(device), labels.to(device), offsets.to(device)
+    return torch.cat([center - half, center + half], dim=1), labels, torch.arange(images + 1) * objects
 
 
 def crowd(count: int) -> tuple[Tensor, Tensor, Tensor]:

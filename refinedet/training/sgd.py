@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from refinedet.ops import extension
 
@@ -71,6 +72,8 @@ class CaffeSGD(torch.optim.Optimizer):
             flat = _flat(w.detach(), self.state[w][BUFFER], w.grad)
             if flat:
                 torch.ops.refinedet.caffe_sgd(*flat, group["momentum"], decay, rate)
+                # As torch's own do: autograd and `refinedet.models.optimized` see a change by its count alone.
+                increment_version([w, self.state[w][BUFFER]])
             else:
                 rest.append(w)
         if rest:

@@ -45,6 +45,14 @@ def test_what_cannot_be_compared_is_said(arguments: list[str], told: str, tmp_pa
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tool", [compare_builds, compare_networks])
+def test_a_tree_that_is_not_compiled_is_not_compared(tool, tmp_path, capsys) -> None:
+    """It would be this tree beside itself, where refinedet is installed."""
+    with pytest.raises(SystemExit, match="2"):
+        tool.main([str(tmp_path)])
+    assert f"{tmp_path} has no compiled refinedet/_C" in capsys.readouterr().err
+
+
 def test_objects_that_moved_or_went_are_seen() -> None:
     found = [[1, 0.0, 0.0, 10.0, 10.0], [2, 5.0, 5.0, 9.0, 9.0]]
     assert compare_networks.distance(found, found[::-1]) == 0

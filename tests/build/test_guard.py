@@ -9,9 +9,9 @@ from pathlib import Path
 
 import plant_slowdowns
 import pytest
-from guard import baseline, calls, command, instructions, kernels, times
+from guard import baseline, calls, command, instructions, kernels, processes, times
 from guard.baseline import Accepted, Measured
-from guard.instructions import GuardError
+from guard.processes import GuardError
 from support.paths import ROOT
 
 TOOLS = {"compiler": "c++ 12.2.0"}
@@ -127,7 +127,7 @@ def test_without_valgrind_it_says_how_to_get_it(
 def test_a_time_is_measured_again_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine makes a ratio longer once, a slowdown always."""
     accepted = Accepted({"model.detect": {"of it": 2.0}}, {}, "")
-    for ratios, least, processes in [
+    for ratios, least, needed in [
         ([2.1], 2.1, 1),
         ([2.5, 2.1], 2.1, 2),
         ([2.5, 2.6, 2.4, 2.7, 2.5], 2.4, 5),
@@ -136,7 +136,7 @@ def test_a_time_is_measured_again_before_it_fails(monkeypatch: pytest.MonkeyPatc
         answers = iter([Measured({"model.detect": {"of it": ratio}}, {}) for ratio in [*ratios, 0.0]])
         monkeypatch.setattr(times, "in_process", lambda package, answers=answers: next(answers))
         assert times.measure(accepted, 0.1).values == {"model.detect": {"of it": least}}
-        assert len([*answers]) == len(ratios) + 1 - processes
+        assert len([*answers]) == len(ratios) + 1 - needed
 
 
 def test_a_processor_without_a_ratio_is_not_compared(
@@ -240,3 +240,17 @@ def test_a_broken_program_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(instructions, "find_valgrind", lambda: str(program))
     with pytest.raises(GuardError, match="valgrind could not count the operators:\nbroken"):
         instructions.count(program)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["sh", "-c", "echo broken >&2; exit 3"], "it failed:\nbroken"),
+        (["sleep", "60"], "it failed: no end in 1 s"),
+        (["/absent/program"], "it failed: .*No such file"),
+    ],
+)
+def test_a_process_that_fails_is_told(command: list[str], told: str) -> None:
+    """Not by a traceback and the exit status of a growth."""
+    with pytest.raises(GuardError, match=f"^{told}"):
+        processes.run(command, "it failed", seconds=1)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.commands import RECIPE, TIMEOUT
+from support.commands import RECIPE, TIMEOUT, mortal
 from support.paths import ROOT
 from support.synthetic import CLASSES, FixedNetwork, make_voc, scene, tiny_checkpoint
 from support.videos import make_video
@@ -549,7 +549,7 @@ def test_training_ends_well_where_the_test_split_has_no_object(tmp_path, capsys)
 def test_ctrl_c_stops_training_with_the_command_to_go_on(tmp_path, voc):
     recipe, out = tmp_path / "tiny.toml", tmp_path / "a run"
     recipe.write_text(RECIPE.format(steps=100000))
-    command = [sys.executable, "-m", "refinedet", "train", str(recipe), "--data", str(voc), "--out", str(out)]
+    command = mortal("-m", "refinedet", "train", str(recipe), "--data", str(voc), "--out", str(out))
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + TIMEOUT

@@ -14,8 +14,10 @@ from torch import nn
 import refinedet
 from refinedet.inference.detector import Detector
 from refinedet.models import build, panels, pointwise, winograd
+from refinedet.models import optimized as optimized_module
 from refinedet.models.layers import L2Norm
 from refinedet.models.optimized import Convolution, FastL2Norm, JointHeads, MaxPool, fold, optimize, optimized
+from refinedet.training.sgd import CaffeSGD
 
 ROUNDING = 2e-4  # of the largest value
 NHWC = torch.channels_last
@@ -55,6 +57,74 @@ def test_outputs_are_those_of_the_network(backbone):
         for found, expected in zip(made(images), network(images), strict=True):
             assert_close(found, expected)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "squeezenet", "timm:test_resnet", "timm:test_efficientnet"])
+@torch.no_grad()
+def test_hooks_are_its_own(backbone, monkeypatch):
+    """Of every module, in both directions, and where torch.fx has misread the backbone, too."""
+    network = build(backbone, 64, 4, tcb_channels=32).eval()
+    images = torch.rand(1, 3, *network.config.size)
+    for agrees in (True, False):
+        monkeypatch.setattr(optimized_module, "_agree", lambda *_, agrees=agrees: agrees)
+        made = optimize(network)
+        for one, other in ((made, network), (network, made)):
+            called = []
+            handles = [
+                module.register_forward_hook(lambda module, *_, called=called: called.append(module))
+                for module in one.modules()
+            ]
+            other(images)
+            assert not called
+            one(images)
+            assert called
+            for handle in handles:
+                handle.remove()
+
+
+class Shared(nn.Module):
+    """One convolution with a normalisation of its own behind each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.first, self.second = (with_statistics(nn.Sequential(nn.BatchNorm2d(4)))[0] for _ in range(2))
+
+    def forward(self, x):
+        return self.first(self.conv(x)), self.second(self.conv(x + 1)).relu()
+
+
+class Twice(nn.Module):
+    """The output of a convolution, two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y, z = self.conv(x), self.other(x)
+        return y + y, torch.cat([z, z], dim=1)
+
+
+class Pieces(nn.Module):
+    """A concatenation of what torch.fx has no list of."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        pieces = self.conv(x).chunk(2, dim=1)
+        return (torch.cat(pieces, dim=1).relu(),)
+
+
+@pytest.mark.parametrize("kind", [Shared, Twice, Pieces])
+@torch.no_grad()
+def test_what_is_used_twice_is_not_taken_up(kind):
+    torch.manual_seed(0)
+    module, x = kind().eval(), torch.randn(2, 4, 6, 8)
+    for found, expected in zip(optimized_module._optimize(module)(x), module(x), strict=True):
+        assert_close(found, expected)
 
 
 def test_layers_keep_their_names():
@@ -199,13 +269,20 @@ def replace_layer(network):
     network.odm.loc[0] = copy.deepcopy(network.odm.loc[0])
 
 
-def take_a_step(network):
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    network.train()(torch.randn(2, 3, 64, 64)).odm_conf.square().mean().backward()
+def take_a_step(network, kind=torch.optim.SGD):
+    optimizer = kind(network.parameters(), lr=0.1)
+    network.eval()(torch.randn(2, 3, 64, 64)).odm_conf.square().mean().backward()  # statistics stay
     optimizer.step()
 
 
-@pytest.mark.parametrize("change", [change_weight, change_statistics, load, round_weights, replace_layer, take_a_step])
+def take_a_step_of_training(network):
+    take_a_step(network, CaffeSGD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_weight, change_statistics, load, round_weights, replace_layer, take_a_step, take_a_step_of_training],
+)
 def test_is_made_anew_after_a_change(change):
     network, images = tiny_model(), torch.randn(1, 3, 64, 64)
     first = optimized(network)

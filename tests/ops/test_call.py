@@ -48,17 +48,30 @@ def test_no_memory_for_the_results_is_the_error_that_torch_has_for_it(rows, word
     assert "ops.h" not in str(error.value)
 
 
+def test_no_memory_for_a_copy_of_an_input():
+    huge = torch.zeros(1, 1, 1).expand(1, 2**46, 4)
+    with pytest.raises(torch.OutOfMemoryError, match=rf"^refinedet\.refine of \[{2**46}, 4\], .*: ") as error:
+        ops.refine(huge[0], huge)
+    assert "ops.h" not in str(error.value)
+
+
 @pytest.mark.parametrize(
-    "function", ['torch_call_dispatcher( "aten::new_empty", "", stack)', "aoti_torch_empty_strided(size, &result)"]
+    ("function", "what"),
+    [
+        ('torch_call_dispatcher( "aten::new_empty", "", stack.data(), TORCH_ABI_VERSION)', "the results"),
+        ("aoti_torch_empty_strided(shape.size(), &result)", "the results"),
+        ('torch_call_dispatcher( "aten::contiguous", "", stack.data(), TORCH_ABI_VERSION)', "a copy of an input"),
+        ('torch_call_dispatcher( "aten::to", "dtype_layout", stack.data(), TORCH_ABI_VERSION)', "a copy of an input"),
+    ],
 )
-def test_no_memory_that_torch_says_nothing_of(monkeypatch, function):
+def test_no_memory_that_torch_says_nothing_of(monkeypatch, function, what):
     """As torch 2.10 has it."""
 
     def fail(*_):
         raise RuntimeError(f"{function} API call failed at ops.h, line 579")
 
     monkeypatch.setattr(torch.ops.refinedet.refine, "default", fail)
-    with pytest.raises(torch.OutOfMemoryError, match=r"^refinedet\.refine of .*: out of memory for the results"):
+    with pytest.raises(torch.OutOfMemoryError, match=rf"^refinedet\.refine of .*: out of memory for {what}"):
         ops.refine(BOXES, torch.zeros(1, 3, 4))
 
 

@@ -1,5 +1,7 @@
 """What the tests of the commands share."""
 
+import sys
+
 TIMEOUT = 600  # seconds; far above what any process takes, so that a busy machine fails no test
 RECIPE = """
 [model]
@@ -17,3 +19,12 @@ log_every = 1
 [evaluate]
 batch_size = 2
 """
+
+# prctl(PR_SET_PDEATHSIG, SIGKILL), which stays in force over exec.
+_DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def mortal(*arguments: str) -> list[str]:
+    """The command `python ARGUMENTS`, whose process ends when the one that starts it is killed: no training is left of
+    a run of tests that was cut off."""
+    return [sys.executable, "-c", _DIE_WITH_PARENT, sys.executable, *arguments]

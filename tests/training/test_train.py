@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.commands import mortal
 from support.paths import ROOT
 from support.runs import PATIENCE, PLAIN, logged_losses, recipe_content, tiny_recipe
 from support.synthetic import CLASSES, make_coco, make_voc, tiny_checkpoint
@@ -480,6 +481,21 @@ def wait_for_a_step(out, child):
         time.sleep(0.05)
 
 
+def test_nothing_is_left_of_a_run_of_tests_that_is_killed():
+    """Its child, in a session of its own like those below, closes the pipe as it ends."""
+    start = (
+        "import subprocess, sys; from support.commands import mortal\n"
+        "command = mortal('-c', 'import time; print(1, flush=True); time.sleep(600)')\n"
+        "subprocess.Popen(command, start_new_session=True).wait()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    with subprocess.Popen([sys.executable, "-c", start], env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"1\n"
+        parent.kill()
+        assert select.select([parent.stdout], [], [], PATIENCE)[0]
+        assert parent.stdout.read() == b""
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_at_the_shell(signum, data, tmp_path):
     """The process group gets the signal, loading workers too, as from a terminal, `timeout` or Slurm; exit status 130
@@ -488,7 +504,7 @@ def test_ctrl_c_at_the_shell(signum, data, tmp_path):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text("\n".join(_toml(content)))
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "refinedet", "train", str(recipe), "--out", str(out)]
+    command = mortal("-m", "refinedet", "train", str(recipe), "--out", str(out))
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         wait_for_a_step(out, child)
