@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -40,6 +41,7 @@ _NORMS = (nn.BatchNorm2d, CaffeBatchNorm2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
 _ROUNDING = 1e-3  # of the largest value
+_PREPARING = threading.Lock()
 
 
 class _Made(NamedTuple):
@@ -201,23 +203,25 @@ class Convolution(nn.Module):
         return cast(Tensor, y)
 
     def _prepare(self, x: Tensor) -> None:
-        place = self.stride, self.dilation, self.groups, x.shape
-        shape = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        if not self.transposed and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and winograd.suits(x):
-            self.method = "winograd"
-            self.weight, self.bias = winograd.transform(self.weight, self.bias)
-            return
-        if not self.transposed and shape == ((1, 1), (1, 1), (0, 0), (1, 1), 1) and panels.available():
-            self.method = "pointwise"
-            self.weight, self.bias = pointwise.transform(self.weight, self.bias)
-            return
-        self.method = "onednn"
+        with _PREPARING:
+            if self.method is None:  # else another thread did it meanwhile
+                method, weight, bias = self._lay_out(x)
+                self.weight, self.bias = weight, bias
+                self.method = method  # last: from now on other threads read the weights
+
+    def _lay_out(self, x: Tensor) -> tuple[str, Tensor, Tensor | None]:
+        """The method for such an input, weights and biases as it takes them."""
+        side, stride = self.kernel_size, (self.stride, self.dilation, self.groups)
+        if not self.transposed and stride == ((1, 1), (1, 1), 1):
+            if (side, self.padding) == ((3, 3), (1, 1)) and winograd.suits(x):
+                return "winograd", *winograd.transform(self.weight, self.bias)
+            if (side, self.padding) == ((1, 1), (0, 0)) and panels.available():
+                return "pointwise", *pointwise.transform(self.weight, self.bias)
         if self.transposed:
-            self.weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-                self.weight, self.padding, self.output_padding, *place
-            )
-        else:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, self.padding, *place)
+            reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+            return "onednn", reorder(self.weight, self.padding, self.output_padding, *stride, x.shape), self.bias
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        return "onednn", reorder(self.weight, self.padding, *stride, x.shape), self.bias
 
 
 class JointHeads(nn.Module):

@@ -169,6 +169,13 @@ def test_plain_layers_for_stand_ins_and_transforms() -> None:
     torch.testing.assert_close(found, y.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_l2_norm_of_factors_in_another_type() -> None:
+    """Maps of float32 and factors of float64: as in evaluation, where nothing asks for a gradient."""
+    layer = L2Norm(4, 10.0).double()
+    x = random_map((2, 4, 2, 2))
+    torch.testing.assert_close(layer(x), layer(x.detach()))
+
+
 def test_vgg_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = vgg.VGG16().to(memory_format=torch.channels_last)

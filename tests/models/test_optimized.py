@@ -2,7 +2,10 @@
 
 import copy
 import gc
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +15,21 @@ from support.synthetic import tiny_model
 from torch import nn
 
 import refinedet
+from refinedet import OFFICIAL
 from refinedet.inference.detector import Detector
 from refinedet.models import build, panels, pointwise, winograd
 from refinedet.models import optimized as optimized_module
 from refinedet.models.layers import L2Norm
-from refinedet.models.optimized import Convolution, FastL2Norm, JointHeads, MaxPool, fold, optimize, optimized
+from refinedet.models.optimized import (
+    Convolution,
+    FastL2Norm,
+    JointHeads,
+    MaxPool,
+    fold,
+    optimize,
+    optimized,
+    run_in_parts,
+)
 from refinedet.training.sgd import CaffeSGD
 
 ROUNDING = 2e-4  # of the largest value
@@ -200,6 +213,37 @@ def test_shapes_choose_the_kernels():
     plain = {name for name, layer in layers.items() if layer.kernel_size == (1, 1)}
     assert {name for name, layer in layers.items() if layer.method == "pointwise"} == plain
     assert all(layer.kernel_size == (3, 3) for layer in layers.values() if layer.method == "winograd")
+
+
+def test_threads_that_come_first_together_lay_the_weights_out_once(monkeypatch):
+    lay_out, laid_out = Convolution._lay_out, []
+
+    def slowly(self, x):
+        laid_out.append(self)
+        time.sleep(0.1)
+        return lay_out(self, x)
+
+    monkeypatch.setattr(Convolution, "_lay_out", slowly)
+    torch.manual_seed(0)
+    layer, x = fold(nn.Conv2d(16, 8, 3, padding=1), None), torch.randn(1, 16, 20, 20)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(torch.no_grad()(layer), [x, x]))
+    assert laid_out == [layer]
+    assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("tcb", [False, True])
+@torch.no_grad()
+def test_a_batch_in_parts(tcb, monkeypatch):
+    network = optimize(build("squeezenet", (64, 128), 5, preset=replace(OFFICIAL, tcb=tcb)).eval())
+    images = torch.randn(5, 3, 64, 128)
+    expected = network(images)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    found = run_in_parts(network, images).concatenate()
+    for part, whole in zip(found, expected, strict=True):
+        assert (part is None) == (whole is None)
+        if part is not None:
+            assert_close(part, whole)
 
 
 CONVOLVE = pytest.mark.parametrize(("kernels", "side"), [(winograd, 3), (pointwise, 1)])
