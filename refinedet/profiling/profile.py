@@ -14,6 +14,7 @@ from refinedet.errors import InputError, printable
 from refinedet.files import write_text
 from refinedet.inference.detector import Detector
 from refinedet.inference.timing import current_device
+from refinedet.models.optimized import images_at_a_time
 from refinedet.parsing import to_json
 from refinedet.preprocessing import prepare
 from refinedet.profiling.ceilings import Ceilings, Rate, measure_ceilings
@@ -250,7 +251,8 @@ def _profile(
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
     inputs = inputs.to(device, detector.dtype, memory_format=detector.network.backbone.memory_format)
-    times = time_layers(pipeline.detector.running, inputs, SECONDS)
+    together = inputs[: images_at_a_time()] if pipeline.detector.optimized else inputs
+    times = time_layers(pipeline.detector.running, together, SECONDS)
     on_step("operators")
     operators = list(time_operators(pipeline.detector.run(inputs), detector.network.anchors, detector.preset))
     on_step("ceilings")

@@ -16,6 +16,7 @@ from refinedet.inference.detector import Detector
 from refinedet.inference.draw import draw
 from refinedet.inference.timing import Seconds, around_stages, noted_calls, repetitions, timed
 from refinedet.models import RefineDet
+from refinedet.models.optimized import run_in_parts
 from refinedet.profiling.model import Photographs
 from refinedet.profiling.ranges import around_parts, layer_ranges, named_range
 from refinedet.profiling.resident import PeakMemory
@@ -48,8 +49,8 @@ class Stage:
 class Watched(Detector):
     """A detector like ``detector`` that runs the same network, in eval mode, with or without hooks in it.
 
-    ``running``: that network. It is the detector's own or what it made of it to run faster, which it would not use with
-    hooks.
+    ``running``: that network. It is the detector's own or, ``optimized``, what it made of it to run faster, which it
+    would not use with hooks.
     """
 
     def __init__(self, detector: Detector, image: np.ndarray) -> None:
@@ -57,11 +58,13 @@ class Watched(Detector):
         with noted_calls(RefineDet) as called:
             detector.eval().detect_batch([image], [None], None)
         self.running = called[-1]
+        self.optimized = self.running is not detector.network
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> LevelOutput:
         """As `Detector.run`."""
-        raw: LevelOutput = self.running(images.to(self.device, self.dtype), by_level=True)
+        images = images.to(self.device, self.dtype)
+        raw: LevelOutput = run_in_parts(self.running, images) if self.optimized else self.running(images, by_level=True)
         return raw
 
 
@@ -112,7 +115,10 @@ def measure_peaks(pipeline: Pipeline) -> dict[str, Peaks]:
     def measured(stage: str) -> Iterator[None]:
         peak = PeakMemory(pipeline.detector.device)
         yield
-        peaks[stage] = Peaks(peak.resident(), peak.on_gpu())
+        found = Peaks(peak.resident(), peak.on_gpu())
+        before = peaks.get(stage, found)  # of several ranges of one name the largest
+        pairs = zip(before, found, strict=True)
+        peaks[stage] = Peaks(*(None if a is None or b is None else max(a, b) for a, b in pairs))
 
     with around_stages(measured):
         pipeline({})
