@@ -52,7 +52,7 @@ bench-accept: $(INSTALLED)
 # What takes longer than a minute, on the CPU: the CUDA operators, called through torch; their kernels, simulated under
 # several schedules in every call; the mutations of the kernels.
 test-cuda: $(INSTALLED)
-	$(BIN)/python -m pytest tests -m 'long and not gpu' --numprocesses $(TEST_WORKERS)
+	$(BIN)/python -m pytest tests -m 'long and not gpu' --numprocesses $(TEST_WORKERS) --dist worksteal
 
 # On a machine with a GPU, where `make test` runs the short ones as well; fails where there is none.
 test-gpu: $(INSTALLED)

@@ -19,6 +19,7 @@ from refinedet.ops import devices
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_without_gpu(items)
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 @pytest.hookimpl(wrapper=True)

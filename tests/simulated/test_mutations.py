@@ -17,6 +17,7 @@ def facts(table: Path) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.first
 def test_removing_any_of_them_is_noticed(tmp_path: Path) -> None:
     written = tmp_path / "mutations.md"
     command = [sys.executable, ROOT / "tools" / "mutate.py", "--write", written]
