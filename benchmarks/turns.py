@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 TURNS = 15
-CALLS_PER_TURN = 10  # of which the best counts: it leaves out what other processes take and the caches they have emptied
+CALLS_PER_TURN = 3  # of which the best counts: it leaves out what other processes take and the caches they have emptied
 SHORT = 0.01  # seconds: of a longer call one is a turn
 BUDGET = 0.3  # seconds of a contestant, unless another is given; who has used them has had its turns
 PAUSE = 0.2  # seconds in which the threads of the one before stop waiting for work
