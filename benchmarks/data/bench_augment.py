@@ -32,6 +32,7 @@ from refinedet.records import Sample
 PREPROCESSING = Preprocessing()
 SIZE = (320, 320)
 AT_LEAST = 80  # photographs per second
+SECONDS = 3.0  # of each side: a turn is all photographs
 COUNT, ROUNDS = 48, 7
 PHOTOGRAPHS = sorted((ROOT / "examples" / "bccd").glob("*.jpg"))
 
@@ -170,4 +171,5 @@ def test_stages(photographs: list[Photograph], benchmark: BenchmarkFixture) -> N
 def test_beside_torchvision(photographs: list[Photograph], compare: Callable[..., None]) -> None:
     assert ours(photographs[:1])[0].shape == torchvisions(photographs[:1])[0].shape == (3, *SIZE)
     print(f"\npeer: torchvision {torchvision.__version__}, transforms.v2")
-    compare(lambda: ours(photographs), lambda: torchvisions(photographs), rounds=3)
+    peers = {"torchvision": lambda: torchvisions(photographs)}
+    compare(lambda: ours(photographs), peers, {"torchvision": 1.0}, budget=SECONDS)
