@@ -22,6 +22,7 @@ from refinedet.models.optimized import eval_mode
 
 _FUSED = ("mkldnn::_convolution_pointwise", "mkldnn::_convolution_transpose_pointwise")  # oneDNN's, unknown to torch's
 _OWN = {"refinedet::winograd": 9, "refinedet::pointwise": 1}  # places of the kernel; weights are [..,panels,C,panel]
+_CHANNELS_LAST = {*_OWN, "refinedet::max_pool"}  # these give [B,H,W,C]
 _UNMOVED = "_unsafe_view"  # torch does not declare this one a view
 
 
@@ -112,12 +113,18 @@ class Counter(TorchDispatchMode):
         layer = Layer(
             name,
             func._overloadpacket.__name__,
-            tuple(written[0].shape) if written else (),
+            _shape(func, written[0]) if written else (),
             _flop(func, args, kwargs, result),
             self._parameters.pop(name, 0),
             sum(map(_bytes, read.values())) + sum(map(_bytes, written)),
         )
         self.layers.append(layer)
+
+
+def _shape(func: Any, result: Tensor) -> tuple[int, ...]:
+    """[B,C,H,W] of all maps."""
+    shape = tuple(result.shape)
+    return (shape[0], shape[-1], *shape[1:-1]) if func._schema.name in _CHANNELS_LAST else shape
 
 
 def _flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:

@@ -8,6 +8,8 @@ import torch
 from support.synthetic import tiny_model
 from torch import Tensor, nn
 
+from refinedet.models import panels, pointwise
+from refinedet.models.optimized import MaxPool
 from refinedet.profiling import flops, layers
 from refinedet.profiling.flops import Counter, list_layers
 from refinedet.profiling.layers import time_layers
@@ -121,3 +123,12 @@ def test_a_convolution_of_ours_counts_as_any_other(name, places, weight) -> None
     func = SimpleNamespace(_schema=torch._C.parse_schema(schema))
     arguments = torch.rand(2, 10, 12, 8), torch.rand(weight), torch.rand(16), None, 5
     assert flops._flop(func, arguments, {}, torch.rand(2, 10, 12, 8)) == 2 * places * 8 * 5 * (2 * 10 * 12)
+
+
+@pytest.mark.skipif(not panels.available(), reason="the kernels of our own need AVX2 and FMA")
+def test_maps_of_kernels_of_ours_are_told_as_all_others() -> None:
+    x = torch.rand(2, 16, 8, 12).contiguous(memory_format=torch.channels_last)
+    with Counter() as counter:
+        MaxPool(2, 2, ceil_mode=False)(pointwise.convolve(x, *pointwise.transform(torch.rand(5, 16, 1, 1), None), 5))
+    made = [layer.output for layer in counter.layers if layer.kind in ("pointwise", "max_pool")]
+    assert made == [(2, 5, 8, 12), (2, 5, 4, 6)]
