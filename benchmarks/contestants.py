@@ -60,6 +60,7 @@ def bar(case: Case, peer: str) -> float | None:
 BARS = {
     ("detect", "typical_voc320", "PyTorch"): 8.0,
     ("detect", "clusters_voc320", "PyTorch"): 8.0,
+    ("detect", "dense_voc320", "OpenVINO"): 30.0,
     ("soft_nms", "crowd-1000", "loop"): 50.0,
     ("soft_nms", "crowd-6375", "loop"): 25.0,
     ("soft_nms", "crowd-1000", "ensemble_boxes"): 10.0,
