@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <memory>
+#include <cstdint>
 #include <vector>
 
 #include "cpu/parallel.h"

@@ -13,9 +13,11 @@ Tensor max_pool(const Tensor& x, int64_t side, int64_t stride, int64_t out_heigh
   check(side == 2 || side == 3, kOp, "side must be 2 or 3, got ", side);
   at_least_1(kOp, "stride", stride);
   const int64_t batch = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3);
-  const bool inside = (out_height - 1) * stride < height && (out_width - 1) * stride < width;
-  check(out_height >= 1 && out_width >= 1 && inside, kOp, "x has shape ", shape_text(x.sizes()), ", which has no ",
-        out_height, " x ", out_width, " windows of stride ", stride);
+  const auto start_inside = [&](int64_t windows, int64_t pixels) {  // divides: a product might overflow
+    return windows >= 1 && pixels >= 1 && windows - 1 <= (pixels - 1) / stride;
+  };
+  check(start_inside(out_height, height) && start_inside(out_width, width), kOp, "x has shape ", shape_text(x.sizes()),
+        ", which has no ", out_height, " x ", out_width, " windows of stride ", stride);
   const Tensor dense_x = dense_float(kOp, "x", x);
   const Tensor y = torch::stable::new_empty(dense_x, {batch, out_height, out_width, channels}, ScalarType::Float);
   cpu::max_pool({.x = dense_x.const_data_ptr<float>(),

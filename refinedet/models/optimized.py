@@ -385,10 +385,10 @@ class _Fusion:
             if node.target in _ADDITIONS:
                 self._take_sum(node)
         for node in list(self.module.graph.nodes):
-            if _is_relu(node, self.module):
+            if node.args and _is_relu(node, self.module):
                 self._take_relu(node)
         for node in list(self.module.graph.nodes):
-            if node.target is torch.cat:
+            if node.args and node.target is torch.cat:
                 self._take_concatenation(node)
         self.module.delete_all_unused_submodules()
         self.module.recompile()
@@ -422,15 +422,15 @@ class _Fusion:
         for conv, other in (node.args, reversed(node.args)):
             layer = self._called(conv)
             if isinstance(layer, Convolution) and not layer.transposed and _only_user(conv) is node:
-                if not isinstance(other, fx.Node) or other is conv:
-                    return
+                if not isinstance(other, fx.Node) or other is conv or len(conv.args) > 1:  # it has a summand
+                    continue
                 node.op, node.target, node.args = "call_module", conv.target, (*conv.args, other)
                 self.module.graph.erase_node(conv)
                 return
 
     def _take_relu(self, node: Node) -> None:
         before = node.args[0]
-        parts = before.args[0] if before.target is torch.cat else None
+        parts = before.args[0] if before.args and before.target is torch.cat else None
         whole = parts if isinstance(parts, list | tuple) else [before]
         layers = [self._called(part) for part in whole]
         if _only_user(before) is not node or any(_only_user(part) is None for part in whole):

@@ -131,9 +131,32 @@ class Pieces(nn.Module):
         return (torch.cat(pieces, dim=1).relu(),)
 
 
-@pytest.mark.parametrize("kind", [Shared, Twice, Pieces])
+class Sums(nn.Module):
+    """Sums of three: a convolution takes up one summand."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x):
+        return self.first(x) + x + x.sin(), self.second(x) + x + self.third(x)
+
+
+class Named(nn.Module):
+    """Functions whose arguments have names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = torch.cat(tensors=[x, self.conv(x)], dim=1)
+        return F.relu(y), torch.relu(input=y)
+
+
+@pytest.mark.parametrize("kind", [Shared, Twice, Pieces, Sums, Named])
 @torch.no_grad()
-def test_what_is_used_twice_is_not_taken_up(kind):
+def test_what_does_not_fit_is_not_taken_up(kind):
     torch.manual_seed(0)
     module, x = kind().eval(), torch.randn(2, 4, 6, 8)
     for found, expected in zip(optimized_module._optimize(module)(x), module(x), strict=True):
@@ -281,6 +304,14 @@ def test_max_pooling(size, side, stride, ceil_mode):
     torch.manual_seed(0)
     x = torch.randn(2, 5, *size)
     assert torch.equal(MaxPool(side, stride, ceil_mode)(x), F.max_pool2d(x, side, stride, ceil_mode=ceil_mode))
+
+
+@pytest.mark.parametrize(("stride", "windows"), [(2, 0), (2, 5), (1, 9), (2**62, 5)])
+def test_max_pooling_refuses_windows_that_start_outside(stride, windows):
+    """Also where the product that says so does not fit in 64 bits."""
+    for height, width in ((windows, 1), (1, windows)):
+        with pytest.raises(RuntimeError, match=f"which has no {height} x {width} windows of stride {stride}"):
+            torch.ops.refinedet.max_pool(torch.zeros(1, 8, 8, 4), 2, stride, height, width)
 
 
 @pytest.mark.parametrize("channels", [1, 24, 37])
