@@ -194,17 +194,21 @@ class Convolution(nn.Module):
 
     def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         place = self.padding, self.stride, self.dilation, self.groups
-        activation = "relu" if self.relu else "none"
+        one_pixel = other is not None and other.shape[2:] == (1, 1)  # torch 2.10 "could not create a memory" for the sum
+        activation = "relu" if self.relu and not one_pixel else "none"
         if self.transposed:
             y = torch.ops.mkldnn._convolution_transpose_pointwise(
                 x, self.weight, self.bias, self.padding, self.output_padding, *place[1:], activation, [], ""
             )
-        elif other is None:
+        elif other is None or one_pixel:
             y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *place, activation, [], "")
         else:
             y = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, other, self.weight, self.bias, *place, "add", None, "relu" if self.relu else None, [], ""
             )
+        if one_pixel:
+            y = y + other
+            y = y.relu() if self.relu else y
         return cast(Tensor, y)
 
     def _prepare(self, x: Tensor) -> None:
