@@ -194,7 +194,8 @@ class Convolution(nn.Module):
 
     def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
         place = self.padding, self.stride, self.dilation, self.groups
-        one_pixel = other is not None and other.shape[2:] == (1, 1)  # torch 2.10 "could not create a memory" for the sum
+        # For the sum of such maps torch 2.10 "could not create a memory".
+        one_pixel = other is not None and other.shape[2:] == (1, 1)
         activation = "relu" if self.relu and not one_pixel else "none"
         if self.transposed:
             y = torch.ops.mkldnn._convolution_transpose_pointwise(
