@@ -78,8 +78,8 @@ def optimized(network: nn.Module) -> RefineDet | None:
 
 
 def run_in_parts(network: RefineDet, images: Tensor) -> LevelOutput:
-    """Raw output of an `optimized` network for images [B,3,H,W], B >= 1, `images_at_a_time`: the maps
-    of more are pushed out of the processor's caches before the next layer reads them."""
+    """Raw output of an `optimized` network for images [B,3,H,W], B >= 1, `images_at_a_time`: the maps of
+    more are pushed out of the processor's caches before the next layer reads them."""
     parts = [network(some, by_level=True) for some in images.split(images_at_a_time())]
     return cast(LevelOutput, parts[0] if len(parts) == 1 else LevelOutput(*map(_join, zip(*parts, strict=True))))
 
