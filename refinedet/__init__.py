@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from refinedet.anchors import generate_anchors
+    from refinedet.exporting.export import export
     from refinedet.inference.detector import Detector, load
     from refinedet.models.build import build
     from refinedet.models.refinedet import RefineDet
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "generate_anchors": "refinedet.anchors",
     "Detector": "refinedet.inference.detector",
+    "export": "refinedet.exporting.export",
     "load": "refinedet.inference.detector",
     "MultiBoxLoss": "refinedet.training.loss",
     "RefineDet": "refinedet.models",
@@ -49,6 +51,7 @@ __all__ = [
     "Targets",
     "__version__",
     "build",
+    "export",
     "generate_anchors",
     "load",
     "ops",

@@ -39,6 +39,10 @@ class ExtensionError(RefineDetError, ImportError):
     """The compiled extension is missing or does not fit this Python or torch."""
 
 
+class ExportError(RefineDetError):
+    """An exported file that does not find what the model finds."""
+
+
 def shorten(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are, for a message."""
     rest = len(names) - limit

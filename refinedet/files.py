@@ -72,6 +72,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def place(folder: Path, target: Path, last: str) -> None:
+    """Move the files of ``folder`` to the folder ``target`` of the same file system, each at once, the one called
+    ``last`` after all others: while it is the old one or absent, the new ones are not complete."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
+        _grant_default_mode(path)
+        _flush_to_disk(path)
+        path.replace(target / path.name)
+
+
 def read_text(path: Path) -> str:
     """The text of a small file in UTF-8, with or without a byte order mark.
 

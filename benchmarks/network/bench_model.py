@@ -32,7 +32,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(name: str) -> Iterator[RefineDet]:
     if name == "bccd":
-        yield refinedet.load("bccd").network
+        yield refinedet.load("bccd").trained_network
     else:
         backbone, size = name.split()
         torch.manual_seed(0)

@@ -45,7 +45,7 @@ class Levels(nn.Module):
 
 def network_of(model: str) -> RefineDet:
     if model == "bccd":
-        return refinedet.load("bccd").network
+        return refinedet.load("bccd").trained_network
     torch.manual_seed(0)
     return refinedet.build("vgg16", size=320, num_classes=21).eval()
 
@@ -125,7 +125,7 @@ def test_detector(threads: int, compare: Callable[..., None], tmp_path: Path) ->
     detector, photograph = refinedet.load("bccd"), read_image(PHOTOGRAPH)
     images = prepare(photograph, detector.size, detector.preprocessing)[None].numpy()
     run = onnx_runtime(export("bccd", tmp_path / "network.onnx"), images, threads)
-    levels = len(detector.network.backbone.channels)
+    levels = len(detector.trained_network.backbone.channels)
 
     def peer() -> ops.Detected:
         found = [torch.from_numpy(value) for value in run()]

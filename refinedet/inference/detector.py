@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError, show
+from refinedet.exporting.description import PIXELS
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
 from refinedet.inference.scales import Rows, Size, group_by_input, make_inputs, merge, to_images
 from refinedet.inference.selection import select
@@ -26,27 +27,32 @@ from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
 from refinedet.protocols import Protocol, Scale, Thresholds, get_protocol, of_preset
 from refinedet.records import Detections, LevelOutput, RawOutput
+from refinedet.runtimes import is_exported, open_network
+from refinedet.runtimes.base import RuntimeNetwork
 from refinedet.weights.checkpoint import load_network
 
 Threshold: TypeAlias = float | None  # in `Detector`, float is a method
 Testing: TypeAlias = str | os.PathLike[str] | Protocol | None  # a protocol, or where to find it
 OnScale: TypeAlias = Callable[[str], object]
 
-_ANCHORS: WeakKeyDictionary[RefineDet, dict[tuple[tuple[int, int], torch.device], Tensor]] = WeakKeyDictionary()
+Network: TypeAlias = RefineDet | RuntimeNetwork
+
+_ANCHORS: WeakKeyDictionary[Network, dict[tuple[tuple[int, int], torch.device], Tensor]] = WeakKeyDictionary()
 
 
 class Detector:
     """A network with all that makes detections of images: preprocessing, thresholds, class names, device.
 
-    ``network``: a trained `RefineDet`. ``preset`` and ``preprocessing``: the network's own, unless given; both may be
-    replaced later: ``detector.preset = replace(detector.preset, nms_iou=0.6)``. ``optimize``: on the CPU, in float32,
-    a copy of the network that is made for inference runs in its place (`refinedet.models.optimized`), faster and with
-    the same objects; it is made at the first image and after changes of the network. It may be set later, too.
+    ``network``: a trained `RefineDet`, or one of an exported file (`refinedet.runtimes`). ``preset`` and
+    ``preprocessing``: the network's own, unless given; both may be replaced later: ``detector.preset =
+    replace(detector.preset, nms_iou=0.6)``. ``optimize``: on the CPU, in float32, a copy of the network that is made
+    for inference runs in its place (`refinedet.models.optimized`), faster and with the same objects; it is made at the
+    first image and after changes of the network. It may be set later, too.
     """
 
     def __init__(
         self,
-        network: RefineDet,
+        network: Network,
         *,
         preset: Preset | None = None,
         preprocessing: Preprocessing | None = None,
@@ -56,6 +62,16 @@ class Detector:
         self.preset = preset or network.config.preset
         self.preprocessing = preprocessing or network.config.preprocessing
         self.optimize = optimize
+
+    @property
+    def trained_network(self) -> RefineDet:
+        """The network with its layers; InputError where an exported file runs, which shows none."""
+        if isinstance(self.network, RefineDet):
+            return self.network
+        raise InputError(
+            f"the model is an exported file ({self.network.description.choices.format}), whose layers are not to be "
+            "seen; give the checkpoint it was made of"
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -288,14 +304,18 @@ class Detector:
         if size == self.size:
             return self.network.anchors
         if (size, self.device) not in known:
-            try_backbone(self.network.config.backbone, size)
+            if isinstance(self.network, RefineDet):
+                try_backbone(self.network.config.backbone, size)
             known[size, self.device] = self.network.anchors_for(size)
         return known[size, self.device]
 
 
 def load(path_or_name: str | os.PathLike[str]) -> Detector:
-    """Detector of a checkpoint, in eval mode, float32, on the CPU; arguments and errors are those of
-    `refinedet.weights.checkpoint.load_network`."""
+    """Detector of a checkpoint, in eval mode, float32, on the CPU, or of an exported file (.onnx, .xml, .pt2, .mnn),
+    which runs in its own runtime. Arguments and errors are those of `refinedet.weights.checkpoint.load_network` and
+    `refinedet.runtimes.open_network`."""
+    if is_exported(path_or_name):
+        return Detector(open_network(path_or_name), preprocessing=PIXELS)
     return Detector(load_network(path_or_name))
 
 

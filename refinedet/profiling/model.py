@@ -60,8 +60,9 @@ def open_detector(model: str, size: tuple[int, int] | None = None, classes: int 
         )
     detector = load(model)
     if size is not None and size != detector.size:
-        try_backbone(detector.network.config.backbone, size)
-        detector.network.config = replace(detector.network.config, size=size)
+        network = detector.trained_network
+        try_backbone(network.config.backbone, size)
+        network.config = replace(network.config, size=size)
         detector.cpu()  # makes the anchors anew
     return detector, False
 
@@ -75,7 +76,7 @@ def imitate_training(detector: Detector, image: np.ndarray) -> None:
     """Shift the biases of random heads until, of the BGR image [H,W,3], as much passes the thresholds as in trained
     networks: `SURVIVING` of the anchors, and `PAIRS` classes of each. Else nearly all would, and `detect` had far more
     to do than it has in use."""
-    network, preset = detector.network, detector.preset
+    network, preset = detector.trained_network, detector.preset
     raw = detector.run(prepare(image, detector.size, detector.preprocessing)[None]).concatenate()
     logits = raw.odm_conf[0].float()
     if network.arm is not None and raw.arm_conf is not None:

@@ -146,7 +146,7 @@ class _Run:
         self._on_gpu = detector.device.type == "cuda"
         self._calls = 0
         self._raw: LevelOutput | None = None
-        self._backbone: nn.Module = detector.network.backbone
+        self._backbone: nn.Module = detector.trained_network.backbone
 
     def measure(self, seconds: float) -> None:
         """Fill ``speed`` in so many seconds, or those of one call of each kind."""
