@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet.choices import SIZE_STEP
 from refinedet.commands.options import add_device, add_json, deliver, noter, positive, size, speaker
-from refinedet.errors import InputError, printable, show
+from refinedet.errors import printable, show
 from refinedet.progress import SHORT, show_progress
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a .safetensors file, a shipped checkpoint's name, or a network with random weights: vgg16, resnet101, "
-        "squeezenet, timm:NAME",
+        help="a .safetensors file, a shipped checkpoint's name, an exported file, or a network with random weights: "
+        "vgg16, resnet101, squeezenet, timm:NAME",
     )
     parser.add_argument(
         "--batch", metavar="N[,N...]", type=_batches, default=BATCHES, help="batch sizes, in turn (default: 1,8)"
@@ -112,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace, begun: float, imported: float, stop: StopRequest) -> Report:
     import torch
 
+    from refinedet.commands.inputs import find_photographs
     from refinedet.inference.timing import wait_for
     from refinedet.ops.devices import choose_device
     from refinedet.profiling.machine import describe
@@ -124,13 +124,13 @@ def _measure(arguments: argparse.Namespace, begun: float, imported: float, stop:
         torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
     machine = describe(device)
-    photographs = open_photographs(_find_photographs(arguments.images))
+    photographs = open_photographs(find_photographs(arguments.images, "--images"))
     resident = PeakMemory(device).resident()
     with stop.at_once():
         start = time.perf_counter()
-        detector, random = open_detector(arguments.model, arguments.size, arguments.classes)
-        detector.to(device, getattr(torch, arguments.dtype))
-        wait_for(device)
+        detector, random = open_detector(arguments.model, arguments.size, arguments.classes, arguments.device)
+        detector.to(getattr(torch, arguments.dtype))
+        wait_for(detector.device)
         loaded = time.perf_counter() - start
         if random:
             imitate_training(detector, photographs.decode(0))
@@ -147,22 +147,13 @@ def _measure(arguments: argparse.Namespace, begun: float, imported: float, stop:
             photographs,
             arguments.batch,
             max(0.0, begun + arguments.seconds - start),
-            bytes_per_image=model.largest_layer_bytes if device.type == "cpu" else 0,
+            bytes_per_image=model.largest_layer_bytes if detector.device.type == "cpu" else 0,
             on_call=tell,
             stop=lambda: stop.made,
         )
     end = time.perf_counter()
     spent = Spent(arguments.seconds, end - begun, end - start)
     return Report(model, machine, photographs.what, imported, loaded, resident, measured, spent)
-
-
-def _find_photographs(given: list[str] | None) -> list[Path]:
-    from refinedet.commands.inputs import find_inputs
-
-    images, videos = find_inputs(given or [])
-    if videos:
-        raise InputError(f"--images {printable(videos[0])} is a video; give photographs")
-    return images
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -86,15 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
     import refinedet
     from refinedet.commands.annotate import Annotator
     from refinedet.commands.inputs import find_inputs, plan_outputs
-    from refinedet.ops.devices import choose_device
     from refinedet.protocols import of_preset
 
     _refuse_swapped(arguments.checkpoint, arguments.inputs)
     say, note = speaker(arguments), noter(arguments)
     images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)
     targets = plan_outputs([*images, *videos], arguments.out)
-    device = choose_device(arguments.device)
-    detector = refinedet.load(arguments.checkpoint).to(device)
+    detector = refinedet.load(arguments.checkpoint, arguments.device)
     threshold = arguments.score_threshold
     if threshold is None:
         testing = protocol or of_preset(detector.preset)

@@ -72,14 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
     protocol = chosen_protocol(arguments)
     from refinedet.evaluation.evaluate import evaluate_checkpoint
     from refinedet.evaluation.submit import submit_checkpoint
-    from refinedet.ops.devices import choose_device
 
     say = speaker(arguments)
     given = (arguments.checkpoint, arguments.data, arguments.split)
     options: dict[str, Any] = {
         "format": arguments.format,
         "allow_outside": arguments.allow_outside,
-        "device": choose_device(arguments.device),
+        "device": arguments.device,
         "protocol": protocol,
         "metric": arguments.metric,
         "batch_size": arguments.batch_size,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from refinedet.data.images import IMAGE_SUFFIXES, is_image
-from refinedet.errors import DataError, InputError, show
+from refinedet.errors import DataError, InputError, printable, show
 from refinedet.inference.video import is_video
 
 KEPT_SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))  # annotated pictures of another format become .png
@@ -34,6 +34,14 @@ def find_inputs(
         for path in _expand(argument, recursive, out):
             (videos if is_video(path) else images)[path] = None
     return list(images), list(videos)
+
+
+def find_photographs(given: Iterable[str] | None, option: str) -> list[Path]:
+    """The images that an option stands for, as `find_inputs`; none where it is not given. InputError for a video."""
+    images, videos = find_inputs(given or [])
+    if videos:
+        raise InputError(f"{option} {printable(videos[0])} is a video; give photographs")
+    return images
 
 
 def _expand(argument: str, recursive: bool, out: Path | None) -> Iterator[Path]:

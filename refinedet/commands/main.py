@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from refinedet import __version__
-from refinedet.commands import benchmark, convert, detect, doctor, evaluate, prepare, profile, train
+from refinedet.commands import benchmark, convert, detect, doctor, evaluate, export, prepare, profile, train
 from refinedet.commands.messages import is_out_of_memory, say, say_error, show_warning
 from refinedet.commands.options import add_quiet
 from refinedet.commands.streams import Stream, safe_streams
@@ -26,7 +26,7 @@ from refinedet.interrupt import Stopped, raise_on_interrupt
 from refinedet.progress import quiet
 from refinedet.silence import silence_opencv
 
-VERBS = (prepare, train, evaluate, detect, convert, benchmark, profile, doctor)
+VERBS = (prepare, train, evaluate, detect, convert, export, benchmark, profile, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,9 +25,14 @@ _COCO_KEYS = re.compile(rb'"file_name"\s*:|"(annotations|categories)"\s*:\s*\[')
 _START = 1 << 16  # bytes that are looked through for them
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """CHECKPOINT, the model to use."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .safetensors file, or a shipped checkpoint's name")
+def add_checkpoint(parser: argparse.ArgumentParser, *, exported: bool = True) -> None:
+    """CHECKPOINT, the model to use. ``exported``: or a file of `refinedet export`."""
+    files = (
+        "a .safetensors file, a shipped checkpoint's name, or an exported file"
+        if exported
+        else ("a .safetensors file, or a shipped checkpoint's name")
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=files)
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:

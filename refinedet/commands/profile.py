@@ -60,14 +60,13 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the files, and show the tables."""
     os.environ.setdefault(*_NO_LOG)
-    from refinedet.ops.devices import choose_device
     from refinedet.profiling.model import imitate_training, open_detector, open_photographs
     from refinedet.profiling.profile import STEPS, profile
 
     say, note = speaker(arguments), noter(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)  # what stands in the way is told before minutes of work
-    device = choose_device(arguments.device)
-    detector, random_weights = open_detector(arguments.model, arguments.size)
+    detector, random_weights = open_detector(arguments.model, arguments.size, device=arguments.device)
+    detector.trained_network  # noqa: B018 (what has no layers to profile is refused before minutes of work)
     photographs = open_photographs()
     if random_weights:
         imitate_training(detector, photographs.decode(0))
@@ -79,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         found = profile(
             arguments.model,
-            detector.to(device),
+            detector,
             photographs,
             arguments.batch,
             random_weights=random_weights,

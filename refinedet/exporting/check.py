@@ -161,8 +161,7 @@ def _differ(reference: Detector, exported: Detector, image: np.ndarray) -> _Diff
 
 
 def _whole(raw: RawOutput | LevelOutput) -> list[Tensor]:
-    whole = raw.concatenate() if isinstance(raw, LevelOutput) else raw
-    return [output for output in whole if output is not None]
+    return [output for output in raw.concatenate() if output is not None]
 
 
 def _of_rms(output: Tensor, expected: Tensor) -> float:

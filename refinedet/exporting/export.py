@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from refinedet.exporting.formats import FORMATS, Choices
 from refinedet.exporting.job import Job
 from refinedet.exporting.network import PixelNetwork
 from refinedet.files import place, write_text
-from refinedet.inference.detector import Detector
+from refinedet.inference.detector import Detector, Testing
 from refinedet.models.build import try_backbone
 from refinedet.presets import Preset
 from refinedet.progress import busy
+from refinedet.protocols import Scale, get_protocol
 from refinedet.runtimes import open_network
 
 _WRITERS = {"torch": "torch_program", "aoti": "aoti", "onnx": "onnx_graph", "openvino": "openvino_ir", "mnn": "mnn_net"}
@@ -37,13 +38,15 @@ def export(
     *,
     images: Sequence[Path] = (),
     calibration: Sequence[Path] = (),
+    protocol: Testing = None,
     device: str = "cpu",
 ) -> Report:
     """Write ``detector`` to the file ``path`` and say how far it is from PyTorch, which a file beside it keeps as JSON.
 
     ``choices``: a `refinedet.exporting.formats.Choices`, or the name of a format. ``images``: photographs to compare
     with, the first `check.MOST_IMAGES` (default: those of the repository, or a synthetic one). ``calibration``: for
-    int8. ``device``: "cuda" compiles ``aoti`` for the GPU of this machine. The detector is not changed.
+    int8. ``protocol``: of testing, whose thresholds the file's detections have (default: the preset's). ``device``:
+    "cuda" compiles ``aoti`` for the GPU of this machine. The detector is not changed.
 
     Nothing is at ``path`` until the file has been run and compared.
 
@@ -60,7 +63,9 @@ def export(
         raise InputError(f"out is {target}, which is a folder; give a file in it")
     if (chosen.dtype == "int8") != bool(calibration):
         raise InputError("int8 needs calibration images, and only int8 does; give --int8 --calibrate FOLDER")
-    job = _prepare(detector, chosen, calibration, device)
+    if device != "cpu" and chosen.format != "aoti":
+        raise InputError(f"device is {device}, and only aoti is compiled for one; leave it out")
+    job = _prepare(detector, chosen, calibration, _preset(detector, chosen, protocol), device)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem[:32]}.", dir=target.parent) as folder:
         written = Path(folder) / target.name
@@ -72,12 +77,10 @@ def export(
     return replace(report, path=str(target))
 
 
-def _prepare(detector: Detector, choices: Choices, calibration: Sequence[Path], device: str) -> Job:
+def _prepare(detector: Detector, choices: Choices, calibration: Sequence[Path], preset: Preset, device: str) -> Job:
     trained = detector.trained_network
-    if not choices.raw:
-        _check_held(detector.preset, choices.format)
     size = parse_size(choices.size or detector.size)
-    config = replace(trained.config, size=size, preset=detector.preset)
+    config = replace(trained.config, size=size, preset=preset)
     try_backbone(config.backbone, size)
     network = deepcopy(trained).float().to(device).eval()
     network.config = config
@@ -90,17 +93,33 @@ def _prepare(detector: Detector, choices: Choices, calibration: Sequence[Path], 
     return Job(PixelNetwork(network, detector.preprocessing), anchors, description, calibration)
 
 
+def _preset(detector: Detector, choices: Choices, protocol: Testing) -> Preset:
+    """With the thresholds that the file's detections have. InputError for what no file holds."""
+    preset = detector.preset
+    if protocol is not None:
+        testing = get_protocol(protocol)
+        if choices.raw:
+            raise InputError(
+                f"protocol is {testing.name}, and the file holds the network alone; give it where the file is run"
+            )
+        if testing.scales != (Scale(),) or testing.merge != "none":
+            raise InputError(
+                f"protocol {testing.name} looks at an image {testing.looks} times and merges by {testing.merge!r}, "
+                f"which {choices.format} does not hold; export the network alone (--raw) and give it where it is run"
+            )
+        preset = replace(preset, name=testing.name, soft_nms_iou=None, **asdict(testing.thresholds))
+    if not choices.raw:
+        _check_held(preset, choices.format)
+    return preset
+
+
 def _check_held(preset: Preset, name: str) -> None:
-    """Raise InputError for what no file of this format has."""
-    for field in ("soft_nms_iou",) if name != "mnn" else ():
-        if getattr(preset, field) is not None:
-            raise InputError(
-                f"preset {preset.name} has {field}, which {name} does not hold; export the network alone (--raw), or "
-                "give a --protocol without it"
-            )
-    for field in ("top_k", "keep_top_k") if name != "mnn" else ():
-        if getattr(preset, field) is None:
-            raise InputError(
-                f"preset {preset.name} has no limit {field}, and {name} needs one; export the network alone (--raw), "
-                "or give a --protocol with one"
-            )
+    """Raise InputError for thresholds that no file has."""
+    lacking = [field for field in ("top_k", "keep_top_k") if getattr(preset, field) is None]
+    beyond = lacking or (["soft_nms_iou"] if preset.soft_nms_iou is not None else [])
+    if beyond:
+        values = " and ".join(f"{field} {getattr(preset, field)}" for field in beyond)
+        raise InputError(
+            f"preset {preset.name} has {values}, which {name} does not hold; export the network alone (--raw), or give "
+            "a --protocol of other thresholds, such as voc"
+        )

@@ -16,24 +16,29 @@ ROWS = ("fixed", "variable")
 
 @dataclass(frozen=True)
 class Format:
-    """What a format is called and holds. ``dtypes``: first the one that is taken unless another is asked for."""
+    """What a format is called and holds.
+
+    ``extra``: of the package, what exporting and running needs. ``dynamic``: takes any number of images at a time.
+    ``detections``: holds what makes objects of the network's output, too.
+    """
 
     name: str
     suffix: str
-    extra: str | None  # of the package, that brings what exporting and running needs
+    extra: str | None
     dtypes: tuple[str, ...]
-    dynamic: bool  # takes a batch of any size
+    dynamic: bool
+    detections: bool
     runs_on: str
 
 
 FORMATS = {
     each.name: each
     for each in (
-        Format("torch", ".pt2", None, ("float32", "float16", "bfloat16"), True, "PyTorch, in Python"),
-        Format("aoti", ".pt2", None, ("float32", "float16", "bfloat16"), True, "libtorch, without Python"),
-        Format("onnx", ".onnx", "onnx", ("float32", "float16"), True, "ONNX Runtime and what else reads ONNX"),
-        Format("openvino", ".xml", "openvino", ("float32", "float16", "int8"), True, "OpenVINO"),
-        Format("mnn", ".mnn", "mnn", ("float32", "float16"), False, "MNN"),
+        Format("torch", ".pt2", None, ("float32", "float16", "bfloat16"), True, True, "PyTorch, in Python"),
+        Format("aoti", ".pt2", None, ("float32", "float16", "bfloat16"), True, True, "libtorch, without Python"),
+        Format("onnx", ".onnx", "onnx", ("float32", "float16"), True, True, "ONNX Runtime and what else reads ONNX"),
+        Format("openvino", ".xml", "openvino", ("float32", "float16", "int8"), True, True, "OpenVINO"),
+        Format("mnn", ".mnn", "mnn", ("float32", "float16"), False, False, "MNN"),
     )
 }
 SUFFIXES = tuple(dict.fromkeys(each.suffix for each in FORMATS.values()))
@@ -46,7 +51,7 @@ class Choices:
 
     ``size``: height and width of the input in pixels; None: the model's own. ``batch``: images at a time; None: any
     number. ``dtype``: in which the network computes or, in OpenVINO and MNN, its weights are stored. ``rows``: one of
-    `ROWS`. ``raw``: the network alone, without what makes objects of its output.
+    `ROWS`. ``raw``: the network alone, without what makes objects of its output; so it is where the format has no more.
     """
 
     format: str
@@ -61,10 +66,12 @@ class Choices:
             hint = suggestion(self.format, FORMATS) if isinstance(self.format, str) else ""
             raise InputError(f"format is {show(self.format)};{hint} choose one of {', '.join(FORMATS)}")
         form = FORMATS[self.format]
+        if not form.detections:
+            object.__setattr__(self, "raw", True)
         if self.dtype not in form.dtypes:
             raise InputError(f"dtype is {show(self.dtype)}; {self.format} holds {', '.join(form.dtypes)}")
         if self.batch is None and not form.dynamic:
-            raise InputError(f"batch is dynamic, and {self.format} holds one number of images; give it")
+            raise InputError(f"batch is dynamic, and {self.format} holds one number of images; give a number")
         if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
             raise InputError(f"batch is {show(self.batch)}; give a whole number from 1, or None for any")
         if self.rows not in ROWS:

@@ -22,6 +22,7 @@ from refinedet.inference.timing import Seconds, timed
 from refinedet.models import RefineDet
 from refinedet.models.build import try_backbone
 from refinedet.models.optimized import eval_mode, optimized, run_in_parts
+from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
@@ -190,7 +191,7 @@ class Detector:
         )
 
     @torch.inference_mode()
-    def run(self, images: Tensor) -> LevelOutput:
+    def run(self, images: Tensor) -> RawOutput | LevelOutput:
         """Raw output of prepared images [B,3,H,W] (``size``, ``preprocessing``) from any device.
 
         The network runs in eval mode without gradients; its modules are left in the modes they were in.
@@ -198,7 +199,7 @@ class Detector:
         made = optimized(self.network) if self.optimize and len(images) else None
         with eval_mode(self.network):
             images = images.to(self.device, self.dtype)
-            raw: LevelOutput = run_in_parts(made, images) if made else self.network(images, by_level=True)
+            raw: RawOutput | LevelOutput = run_in_parts(made, images) if made else self.network(images, by_level=True)
         return raw
 
     def select(self, raw: RawOutput | LevelOutput, score_threshold: Threshold = None) -> ops.Detected:
@@ -310,13 +311,20 @@ class Detector:
         return known[size, self.device]
 
 
-def load(path_or_name: str | os.PathLike[str]) -> Detector:
-    """Detector of a checkpoint, in eval mode, float32, on the CPU, or of an exported file (.onnx, .xml, .pt2, .mnn),
-    which runs in its own runtime. Arguments and errors are those of `refinedet.weights.checkpoint.load_network` and
-    `refinedet.runtimes.open_network`."""
+def load(path_or_name: str | os.PathLike[str], device: str | torch.device | None = None) -> Detector:
+    """Detector of a checkpoint, in eval mode, float32, or of an exported file (.onnx, .xml, .pt2, .mnn), which runs in
+    its own runtime.
+
+    ``device``: a checkpoint's is the CPU unless given, "auto" a GPU where there is one; an exported file runs on the
+    device that it was exported for, and no other. Other arguments and errors are those of
+    `refinedet.weights.checkpoint.load_network`, `refinedet.runtimes.open_network` and
+    `refinedet.ops.devices.choose_device`.
+    """
     if is_exported(path_or_name):
-        return Detector(open_network(path_or_name), preprocessing=PIXELS)
-    return Detector(load_network(path_or_name))
+        detector = Detector(open_network(path_or_name), preprocessing=PIXELS)
+        return detector if device in (None, "auto") else detector.to(choose_device(str(device)))
+    chosen = choose_device("cpu" if device is None else str(device))
+    return Detector(load_network(path_or_name)).to(chosen)
 
 
 def scale_teller(bar: Progress) -> OnScale:

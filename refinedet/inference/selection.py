@@ -35,7 +35,7 @@ def select(
     arm_loc = raw.arm_loc if preset.cascade else None
     top_k, keep_top_k = thresholds.top_k, thresholds.keep_top_k
     if top_k is None or keep_top_k is None or (anchors.is_cuda and beyond_cuda(top_k, keep_top_k)):
-        output = raw.concatenate() if isinstance(raw, LevelOutput) else raw
+        output = raw.concatenate()
         return _select_unlimited(output, anchors, preset, thresholds, score_threshold)
     return ops.detect(
         arm_loc,

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from refinedet.choices import BACKBONES, TIMM
 from refinedet.data.images import decode_image, list_images
 from refinedet.errors import DataError, InputError, suggestion
+from refinedet.exporting.formats import SUFFIXES
 from refinedet.files import PACKAGE
 from refinedet.inference.detector import Detector, load
 from refinedet.models import build
 from refinedet.models.build import try_backbone
 from refinedet.models.heads import Heads
+from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
 from refinedet.weights.checkpoint import shipped_names
 
@@ -36,9 +38,15 @@ _BISECTIONS = 40
 _SYNTHETIC_SIZE = (375, 500)  # height, width of most photographs of VOC
 
 
-def open_detector(model: str, size: tuple[int, int] | None = None, classes: int | None = None) -> tuple[Detector, bool]:
-    """The detector of a checkpoint (a file or a shipped name), or of a backbone's name ("vgg16", "timm:NAME") with
-    random weights, in eval mode, float32, on the CPU; and whether its weights are random.
+def open_detector(
+    model: str,
+    size: tuple[int, int] | None = None,
+    classes: int | None = None,
+    device: str | None = None,
+) -> tuple[Detector, bool]:
+    """The detector of a checkpoint (a file or a shipped name), of an exported file, or of a backbone's name ("vgg16",
+    "timm:NAME") with random weights, in eval mode, float32; and whether its weights are random. ``device``: as
+    `refinedet.load` has it.
 
     ``size``: height and width in pixels to warp images to (default: the checkpoint's own, else `SIZE`). ``classes``:
     without background, for random weights only (default: VOC's).
@@ -48,22 +56,22 @@ def open_detector(model: str, size: tuple[int, int] | None = None, classes: int 
     if _is_network(model):
         side = size or (SIZE, SIZE)
         network = build(model, size=side, num_classes=1 + (VOC_CLASSES if classes is None else classes))
-        return Detector(network.eval()), True
+        return Detector(network.eval()).to(choose_device(device or "cpu")), True
     if classes is not None:
         raise InputError(f"--classes {classes} is for a network without weights; {model} has its own classes")
-    if not os.path.exists(model) and model not in shipped_names() and not model.endswith(".safetensors"):
+    if not os.path.exists(model) and model not in shipped_names() and not model.endswith((".safetensors", *SUFFIXES)):
         known = [*shipped_names(), *BACKBONES]
         raise InputError(
             f"model is {model!r};{suggestion(model, known)} give a .safetensors file, a shipped checkpoint "
             f"({', '.join(shipped_names())}), or a network to be built with random weights ({', '.join(BACKBONES)}, "
             f"{TIMM}NAME)"
         )
-    detector = load(model)
+    detector = load(model, device)
     if size is not None and size != detector.size:
         network = detector.trained_network
         try_backbone(network.config.backbone, size)
         network.config = replace(network.config, size=size)
-        detector.cpu()  # makes the anchors anew
+        detector.to(detector.device)  # makes the anchors anew
     return detector, False
 
 

@@ -15,6 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -31,10 +32,11 @@ from refinedet.preprocessing import normalize
 from refinedet.profiling import machine
 from refinedet.profiling.model import Photographs
 from refinedet.profiling.resident import PeakMemory
-from refinedet.records import LevelOutput
+from refinedet.records import LevelOutput, RawOutput
 
 PARTS = ("backbone", "TCB and heads")  # of the network
-SPLIT = tuple(part for stage in (*STAGES, "draw") for part in (PARTS if stage == "network" else (stage,)))
+WHOLE_SPLIT = (*STAGES, "draw")  # where an exported file runs, whose parts cannot be told apart
+SPLIT = tuple(part for stage in WHOLE_SPLIT for part in (PARTS if stage == "network" else (stage,)))
 DRAWN = 0.5  # least score of what is drawn
 NETWORK_SHARE = 0.25  # of the time, for the network alone
 WARM_UP = 3  # calls that do not count, or fewer where they would take more than a tenth of the time
@@ -85,10 +87,11 @@ class BatchSpeed:
         return cls(batch, Times(batch), Times(batch), Times(batch))
 
     def split(self) -> Seconds:
-        """Mean milliseconds per image of every stage; empty before the first call."""
+        """Mean milliseconds per image of every stage, of `SPLIT` or `WHOLE_SPLIT`; empty before the first call."""
         if not self.stages:
             return {}
-        return {stage: 1e3 * statistics.fmean(each[stage] for each in self.stages) / self.batch for stage in SPLIT}
+        names = SPLIT if PARTS[0] in self.stages[0] else WHOLE_SPLIT
+        return {stage: 1e3 * statistics.fmean(each[stage] for each in self.stages) / self.batch for stage in names}
 
 
 def measure_batches(
@@ -145,8 +148,8 @@ class _Run:
         self._on_call, self._stop = on_call, stop
         self._on_gpu = detector.device.type == "cuda"
         self._calls = 0
-        self._raw: LevelOutput | None = None
-        self._backbone: nn.Module = detector.trained_network.backbone
+        self._raw: RawOutput | LevelOutput | None = None
+        self._backbone: nn.Module | None = None  # of the network that runs, unless an exported file does
 
     def measure(self, seconds: float) -> None:
         """Fill ``speed`` in so many seconds, or those of one call of each kind."""
@@ -166,7 +169,8 @@ class _Run:
         start = time.perf_counter()
         with noted_calls(RefineDet) as called:
             self.speed.first, _ = self._call(None)
-        self._backbone, self.speed.optimized = called[-1].backbone, called[-1] is not self._detector.network
+        if called:
+            self._backbone, self.speed.optimized = called[-1].backbone, called[-1] is not self._detector.network
         for _ in range(min(WARM_UP, int(seconds / 10 / self.speed.first))):
             if not self._stop():
                 self._call(None)
@@ -188,11 +192,12 @@ class _Run:
     def _measure_call(self) -> None:
         """One call, whole. Its stages are those of the same call, but on a GPU, which is waited for after each of
         them, those of another one."""
-        seconds: Seconds = dict.fromkeys((*STAGES, *PARTS, "draw"), 0.0)
+        seconds: Seconds = dict.fromkeys(WHOLE_SPLIT, 0.0)
         everything, detector = self._call(None if self._on_gpu else seconds)
         if self._on_gpu:
             self._call(seconds)
-        seconds["TCB and heads"] = seconds["network"] - seconds["backbone"]
+        if self._backbone is not None:
+            seconds["TCB and heads"] = seconds["network"] - seconds["backbone"]
         self.speed.stages.append(seconds)
         self.speed.everything.seconds.append(everything)
         self.speed.detector.seconds.append(detector)
@@ -206,11 +211,8 @@ class _Run:
         with timed(seconds, "decode"):
             images = [self._photographs.decode(index) for index in indices]
         begin = time.perf_counter()
-        if seconds is None:
-            found = self._detector.detect_batch(images, [None] * len(images), None)
-        else:
-            with timed_module(seconds, "backbone", self._backbone, self._detector.device):
-                found = self._detector.detect_batch(images, [None] * len(images), None, seconds)
+        with self._timed_backbone(seconds):
+            found = self._detector.detect_batch(images, [None] * len(images), None, seconds)
         end = time.perf_counter()
         with timed(seconds, "draw"):
             for image, objects in zip(images, found, strict=True):
@@ -218,6 +220,11 @@ class _Run:
         everything = time.perf_counter() - start
         self.speed.found += [len(objects.scores) for objects in found]
         return everything, end - begin
+
+    def _timed_backbone(self, seconds: Seconds | None) -> AbstractContextManager[None]:
+        if seconds is None or self._backbone is None:
+            return nullcontext()
+        return timed_module(seconds, "backbone", self._backbone, self._detector.device)
 
     def _time_network(self, inputs: Tensor) -> float:
         """Seconds of one forward pass; on a GPU between two events."""
@@ -244,5 +251,7 @@ class _Run:
         """Anchors per image, in the last output of the network, that the ARM does not reject."""
         if self._raw is None or self._raw.arm_conf is None:
             return None
-        passed = portable.objectness(torch.cat(self._raw.arm_conf, dim=1).float())
+        arm_conf = self._raw.arm_conf
+        whole = arm_conf if isinstance(arm_conf, Tensor) else torch.cat(arm_conf, dim=1)
+        passed = portable.objectness(whole.float())
         return int((passed >= self._detector.preset.objectness_threshold).sum()) / self.speed.batch

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from refinedet.errors import printable
-from refinedet.profiling.speed import NEEDED, SPLIT, BatchSpeed, Times
-from refinedet.profiling.speed_report import CONVENTIONS, REST, Report, calls, cells, share, split_with_rest
+from refinedet.profiling.speed import NEEDED, BatchSpeed, Times
+from refinedet.profiling.speed_report import CONVENTIONS, Report, calls, cells, share, split_with_rest
 
 WIDTH, BAR, HEIGHT = 720, 34, 140  # pixels of a picture, of a bar's height, of a histogram's
 MOST_BINS = 40
@@ -57,7 +57,7 @@ def _split(batches: Iterable[BatchSpeed]) -> str:
     known = [(each.batch, split_with_rest(each)) for each in batches if each.stages]
     bars = "".join(f"<p>batch {batch}, ms per image</p>{_bar(split, batch)}" for batch, split in known)
     rows = []
-    for stage, colour in zip((*SPLIT, REST), COLOURS, strict=True):
+    for stage, colour in zip(known[0][1] if known else (), COLOURS, strict=False):
         swatch = f'<span class="swatch" style="background:{colour}"></span>{escape(stage)}'
         rows.append([swatch, *(f"{split[stage]:.2f} ({share(split, stage):.1%})" for _, split in known)])
     rows.append(["everything", *(f"{sum(split.values()):.2f}" for _, split in known)])
@@ -68,7 +68,7 @@ def _bar(split: dict[str, float], batch: int) -> str:
     """One bar of all stages. A negative rest has no width."""
     scale = WIDTH / sum(max(value, 0.0) for value in split.values())
     parts, x = [], 0.0
-    for (stage, value), colour in zip(split.items(), COLOURS, strict=True):
+    for (stage, value), colour in zip(split.items(), COLOURS, strict=False):
         width = scale * max(value, 0.0)
         told = f"{escape(stage)}: {value:.2f} ms"
         parts.append(

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refinedet.inference.detector import Detector
+from refinedet.models import RefineDet
+from refinedet.models.build import outline
 from refinedet.profiling.flops import gigaflop, list_layers
 from refinedet.profiling.machine import Machine
-from refinedet.profiling.speed import NEEDED, SPLIT, BatchSpeed, Times
+from refinedet.profiling.speed import NEEDED, BatchSpeed, Times
+from refinedet.runtimes.base import RuntimeNetwork
 
 SCHEMA = "refinedet-benchmark-1"
 REST = "rest"  # of the time of a call, in no stage
@@ -61,21 +64,29 @@ class Model:
 
 
 def describe_model(name: str, detector: Detector, random: bool) -> Model:
-    """The detector's network, as it is; ``name``: what was asked for."""
+    """The detector's network, or the one that an exported file was made of; ``name``: what was asked for."""
     config = detector.network.config
-    layers = list_layers(detector.network, detector.size)
+    network = detector.network if isinstance(detector.network, RefineDet) else outline(config)
+    layers = list_layers(network, detector.size)
     return Model(
         name,
         config.backbone,
         detector.size,
         len(detector.classes),
-        str(detector.dtype).removeprefix("torch."),
+        _dtype(detector),
         random,
         len(detector.network.anchors),
-        sum(each.numel() for each in detector.network.parameters()),
+        sum(each.numel() for each in network.parameters()),
         gigaflop(layers),
         max(layer.bytes for layer in layers),
     )
+
+
+def _dtype(detector: Detector) -> str:
+    """In which the network computes; of an exported file in which it was exported."""
+    if isinstance(detector.network, RuntimeNetwork):
+        return detector.network.description.choices.dtype
+    return str(detector.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -210,7 +221,7 @@ class Report:
             return ""
         rows = [["ms per image", *(f"batch {each.batch}" for each in known)]]
         splits = [split_with_rest(each) for each in known]
-        for stage in (*SPLIT, REST):
+        for stage in splits[0]:
             rows.append([stage, *(f"{split[stage]:.2f}  {share(split, stage):5.1%}" for split in splits)])
         rows.append(["everything", *(f"{sum(split.values()):.2f}       " for split in splits)])
         return _columns(rows, left=1)
