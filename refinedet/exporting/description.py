@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refinedet import __version__
-from refinedet.errors import CheckpointError, InputError, show
+from refinedet.errors import CheckpointError, show
 from refinedet.exporting.formats import Choices
 from refinedet.models.config import ModelConfig
 from refinedet.parsing import parse_json, to_json
@@ -71,31 +71,24 @@ class Description:
         try:
             values = parse_json(text)
             version = values["format_version"]
-            if type(version) is not int or version > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path} has format version {show(version)}, this refinedet reads up to {FORMAT_VERSION}: update "
-                    "the package"
-                )
-            return cls(
-                ModelConfig.from_json(values["config"]),
-                _choices(values),
-                device=_text(values, "device"),
-                refinedet=_text(values, "refinedet"),
-            )
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            if type(version) is not int:
+                raise TypeError(f"format_version is {show(version)}, no whole number")
+            found = cls(*_parse(values)) if version <= FORMAT_VERSION else None
+        except (CheckpointError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: its metadata are damaged ({show(error)}); export it again") from error
+        if found is None:
+            raise CheckpointError(
+                f"{path} has format version {version}, this refinedet reads up to {FORMAT_VERSION}: update the package"
+            )
+        return found
 
 
-def _choices(values: dict[str, Any]) -> Choices:
+def _parse(values: dict[str, Any]) -> tuple[ModelConfig, Choices, str, str]:
     height, width = values["size"]
-    return Choices(
-        values["format"],
-        (height, width),
-        values["batch"],
-        values["dtype"],
-        values["rows"],
-        values["raw"],
+    choices = Choices(
+        values["format"], (height, width), values["batch"], values["dtype"], values["rows"], values["raw"]
     )
+    return ModelConfig.from_json(values["config"]), choices, _text(values, "device"), _text(values, "refinedet")
 
 
 def _text(values: dict[str, Any], key: str) -> str:
