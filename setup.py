@@ -1,8 +1,9 @@
-"""Builds the compiled core: the sources of csrc/ go into one shared object, the module refinedet._C.
+"""Builds the compiled core, two shared objects side by side.
 
-That object is at once a LibTorch Stable ABI operator library and a pybind11 module. Torch gives headers and the names
-of its libraries only, so it is located but never imported, and the result runs with every torch from TORCH_TARGET on.
-Ninja compiles in parallel and knows every header a file includes. Environment variables that are honoured:
+refinedet/librefinedet.so has the operators: a LibTorch Stable ABI library, which programs without Python load as well.
+refinedet/_C is the pybind11 module in front of it, of csrc/python. Torch gives headers and the names of its libraries
+only, so it is located but never imported, and the result runs with every torch from TORCH_TARGET on. Ninja compiles in
+parallel and knows every header a file includes. Environment variables that are honoured:
 
 - CXX ("ccache g++" too), CXXFLAGS, LDFLAGS.
 - MAX_JOBS: how many compilers run at a time; by default as many as there are processors.
@@ -33,6 +34,9 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CUDA = CSRC / "cuda"
+PYTHON = CSRC / "python"  # the module; all other sources are the library's
+LIBRARY = "librefinedet.so"
+MODULE = "_C.so"  # while it is built; then its name has the interpreter's
 
 sys.path.insert(0, str(ROOT))  # an isolated build does not have it
 import cuda_build  # noqa: E402
@@ -160,18 +164,31 @@ class BuildExtension(build_ext):
         cuda = find_cuda()
         folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}{'' if cuda else '-cpu'}"
         folder.mkdir(parents=True, exist_ok=True)
-        built = folder / "_C.so"
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would share half-written objects
             write_if_changed(folder / "build_config.h", self.config_header(cuda))
-            write_if_changed(folder / "build.ninja", ninja_file(folder, built, ext.sources, cuda))
+            write_if_changed(folder / "build.ninja", ninja_file(folder, ext.sources, cuda))
             run_ninja(folder, self.parallel or max_jobs())
             target = Path(self.get_ext_fullpath(ext.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.copy_file(str(built), str(target))
+            self.copy_file(str(folder / LIBRARY), beside(target))
+            self.copy_file(str(folder / MODULE), str(target))
+
+    # The library goes wherever the module goes, and is listed where it is.
+
+    def copy_extensions_to_source(self) -> None:
+        for built, in_source in self.get_output_mapping().items():
+            self.copy_file(built, in_source)
+
+    def get_output_mapping(self) -> dict[str, str]:
+        modules = super().get_output_mapping()
+        return modules | {beside(built): beside(in_source) for built, in_source in modules.items()}
+
+    def get_outputs(self) -> list[str]:
+        return sorted({path for module in super().get_outputs() for path in (module, beside(module))})
 
     def config_header(self, cuda: Cuda | None) -> str:
-        """What only setup.py knows, for build_info() in csrc/bindings.cpp."""
+        """What only setup.py knows, for build_info() in csrc/python/bindings.cpp."""
         values = {
             "REFINEDET_VERSION": self.distribution.get_version(),
             "REFINEDET_CXX_FLAGS": shlex.join(compile_flags()),
@@ -185,44 +202,77 @@ class BuildExtension(build_ext):
         return "#pragma once\n" + "".join(f"#define {name} {json.dumps(value)}\n" for name, value in values.items())
 
 
+def beside(module: str | Path) -> str:
+    """The library of a module: where the module's run path looks for it."""
+    return str(Path(module).with_name(LIBRARY))
+
+
 def run_ninja(folder: Path, jobs: int) -> None:
     # Not in the ninja file: to compile with more or fewer threads changes nothing that is compiled.
     environment = os.environ | {"NVCC_THREADS": str(cuda_build.nvcc_threads(jobs, len(cuda_sources())))}
     # -m finds the program beside whichever ninja package is importable, in an isolated build too
     command = [sys.executable, "-m", "ninja", "-C", str(folder), f"-j{jobs}"]
     if subprocess.run(command, env=environment).returncode != 0:
-        raise CompileError("the compilation of refinedet._C failed: the compiler's messages are above")
+        raise CompileError("the compilation of refinedet failed: the compiler's messages are above")
 
 
-def ninja_file(folder: Path, built: Path, sources: list[str], cuda: Cuda | None) -> str:
+def ninja_file(folder: Path, sources: list[str], cuda: Cuda | None) -> str:
     from ninja.ninja_syntax import Writer, escape
 
     torch = package_folder("torch")
-    # pybind11 before torch, whose older releases carry one that refuses to be used beside the stable ABI.
-    system_headers = [package_folder("pybind11") / "include", torch / "include", sysconfig.get_path("include")]
-    flags = [*compile_flags(), f"-I{CSRC}", f"-I{folder}", *(f"-isystem{path}" for path in system_headers)]
-    # libtorch_cpu is found by its name among the libraries that `import torch` has loaded: no rpath.
-    link_flags = ["-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", *words("LDFLAGS")]
+    flags = [*compile_flags(), f"-I{CSRC}", f"-I{folder}"]
+    # libtorch_cpu is found by its name among the libraries that the process has loaded: no run path.
+    library_flags = [f"-Wl,-soname,{LIBRARY}", "-Wl,--as-needed", f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
     if cuda is not None:
         flags += ["-DREFINEDET_WITH_CUDA", f"-isystem{cuda.toolkit.include}"]
         # The runtime of the toolkit that compiled the kernels, for us alone: torch comes with one of its own.
-        link_flags += [str(cuda.toolkit.cudart), "-Wl,--exclude-libs,libcudart_static.a", "-lpthread", "-ldl", "-lrt"]
+        library_flags += [
+            str(cuda.toolkit.cudart),
+            "-Wl,--exclude-libs,libcudart_static.a",
+            "-lpthread",
+            "-ldl",
+            "-lrt",
+        ]
+    # pybind11 before torch, whose older releases carry one that refuses to be used beside the stable ABI.
+    python_headers = [package_folder("pybind11") / "include", sysconfig.get_path("include")]
     text = io.StringIO()
     ninja = Writer(text)
     ninja.variable("cxx", escape(shlex.join(cxx() or ["c++"])))
     ninja.variable("flags", escape(shlex.join(flags)))
-    ninja.variable("link_flags", escape(shlex.join(link_flags)))
-    compile_command = "$cxx -MD -MF $out.d $flags -c $in -o $out"
+    ninja.variable("torch_headers", escape(shlex.join(isystem(torch / "include"))))
+    ninja.variable("python_headers", escape(shlex.join(isystem(*python_headers))))
+    ninja.variable("ldflags", escape(shlex.join(words("LDFLAGS"))))
+    compile_command = "$cxx -MD -MF $out.d $flags $headers -c $in -o $out"
     ninja.rule("compile", compile_command, depfile="$out.d", deps="gcc", description="compile $in")
-    ninja.rule("link", "$cxx -shared $in -o $out $link_flags", description="link $out")
-    objects, generated = [], []
+    ninja.rule("link", "$cxx -shared $in -o $out $link_flags $ldflags", description="link $out")
+    kernels, generated = [], []
     if cuda is not None:
-        objects, generated = add_cuda_kernels(ninja, folder, cuda)
-        sources = relative_paths(CUDA.glob("*.cpp")) + sources  # one of them takes longest: not last, alone
-    for source in sources:
-        objects += ninja.build(str(folder / f"{source}.o"), "compile", str(ROOT / source), order_only=generated)
-    ninja.build(str(built), "link", objects)
+        kernels, generated = add_cuda_kernels(ninja, folder, cuda)
+        sources = relative_paths(CUDA.glob("*.cpp")) + sources
+
+    def compiled(chosen: list[str], headers: str) -> list[str]:
+        objects = []
+        for source in chosen:
+            target, variables = str(folder / f"{source}.o"), {"headers": headers}
+            objects += ninja.build(target, "compile", str(ROOT / source), order_only=generated, variables=variables)
+        return objects
+
+    of_module = [
+        source for source in sources if PYTHON in (ROOT / source).parents
+    ]  # one takes longest: not last, alone
+    module = compiled(of_module, "$python_headers $torch_headers")
+    library = compiled([source for source in sources if source not in of_module], "$torch_headers")
+    library_path = str(folder / LIBRARY)
+    link_flags = {"link_flags": escape(shlex.join(library_flags))}
+    ninja.build(library_path, "link", [*library, *kernels], variables=link_flags)
+    link_flags = {"link_flags": escape(shlex.quote("-Wl,-rpath,$ORIGIN"))}
+    ninja.build(str(folder / MODULE), "link", [*module, library_path], variables=link_flags)
     return text.getvalue()
+
+
+def isystem(*folders: str | Path) -> list[str]:
+    """Flags: no warnings of headers there."""
+    return [f"-isystem{folder}" for folder in folders]
 
 
 def add_cuda_kernels(ninja: "Writer", folder: Path, cuda: Cuda) -> tuple[list[str], list[str]]:  # noqa: F821

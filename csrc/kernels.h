@@ -4,7 +4,7 @@
 //   XInputs   arrays and their sizes
 //   XOptions  numbers that the caller chooses
 //   XOutputs  arrays to write
-// Each struct lists its fields once, by name, in `fields`: the launchers of refinedet._C (cuda/bindings.cpp) and the
+// Each struct lists its fields once, by name, in `fields`: the launchers of refinedet._C (python/launchers.cpp) and the
 // harness (tests/simulated) read it. Each device, in the namespaces cpu and cuda, has
 //   x_limits(inputs, options)            why the kernels cannot take this request, or an empty string; reads no array
 //   x_workspace_bytes(inputs, options)   CUDA: memory that `x` needs beside inputs and outputs, by their sizes

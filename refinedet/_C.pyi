@@ -1,4 +1,4 @@
-"""Types of the compiled module; csrc/bindings.cpp and csrc/cuda/bindings.cpp say what the functions do.
+"""Types of the compiled module; csrc/python says what the functions do.
 
 A build without CUDA kernels lacks ``kernel_resources``, ``driver_version`` and ``launchers``.
 """
@@ -22,6 +22,7 @@ class BuildInfo(TypedDict):
     architectures: NotRequired[str]
 
 def build_info() -> BuildInfo: ...
+def library_version() -> str: ...
 def kernel_resources() -> str: ...
 def driver_version() -> int: ...
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from refinedet import __version__
 from refinedet.commands.options import add_json, deliver, speaker
+from refinedet.errors import ExtensionError
 from refinedet.files import CHECKPOINTS
 from refinedet.profiling.machine import cpu_name
 
@@ -48,6 +49,7 @@ class Report:
     versions: dict[str, str | None] = field(default_factory=dict)
     torch_cuda: str | None = None
     extension: BuildInfo | None = None
+    library: str | None = None
     kernels: str | None = None
     operators: list[str] = field(default_factory=list)
     cpu: str = ""
@@ -67,6 +69,7 @@ class Report:
             "packages:    " + ", ".join(f"{name} {version or 'absent'}" for name, version in self.versions.items()),
             f"torch CUDA:  {self.torch_cuda or 'none (CPU build)'}",
             f"extension:   {self._extension_line()}",
+            f"library:     {self.library or 'not usable'}",
             f"CUDA:        {self._cuda_line()}",
             f"operators:   {', '.join(self.operators) or 'none'}",
             f"CPU:         {self.cpu}, {self.cpu_threads} threads",
@@ -98,16 +101,33 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "doctor", help="check this installation", description="Check this installation: versions, extension, devices."
     )
+    parser.add_argument(
+        "--libraries",
+        action="store_true",
+        help="print only the path of the operator library, for CMake and scripts",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the report; the exit status is 1 when there is a problem. The JSON has the names of the fields."""
+    if arguments.libraries:
+        print(_library_path())
+        return 0
     found = report()
     speaker(arguments)(found.text())
     deliver(arguments, asdict(found))
     return 0 if found.healthy else 1
+
+
+def _library_path() -> str:
+    found = Report()
+    _examine_torch(found)
+    if found.library is None:
+        first = found.problems[0]
+        raise ExtensionError(f"{first.what}: {first.fix}")
+    return found.library
 
 
 def report() -> Report:
@@ -180,6 +200,8 @@ def _examine_extension(found: Report) -> None:
     problem = extension.problem()
     if problem is not None:
         found.problems.append(Problem(*problem))
+    else:
+        found.library = str(extension.library_path())
 
 
 def _examine_packages(found: Report) -> None:

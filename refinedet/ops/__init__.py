@@ -6,6 +6,7 @@ the place to start reading.
 
 from refinedet.ops import reference
 from refinedet.ops.detect import Detected, detect
+from refinedet.ops.extension import library_path
 from refinedet.ops.match import Match, match
 from refinedet.ops.mine import mine
 from refinedet.ops.nms import batched_nms, nms
@@ -18,6 +19,7 @@ __all__ = [
     "Match",
     "batched_nms",
     "detect",
+    "library_path",
     "match",
     "mine",
     "nms",

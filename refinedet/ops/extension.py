@@ -1,4 +1,7 @@
-"""Loads the compiled module ``refinedet._C``, whose loading registers the operators ``torch.ops.refinedet.*``.
+"""Loads the compiled module ``refinedet._C`` and with it the operator library beside it, ``librefinedet.so``.
+
+The library registers the operators ``torch.ops.refinedet.*``. It needs no Python: `library_path` is for programs that
+load it themselves. Where ``torch.ops.load_library`` has done so before, the module is linked with what is loaded.
 
 Importing this module tries once and never raises: what went wrong is kept, with its fix. An operator's Python face
 uses two things::
@@ -37,6 +40,7 @@ OLDEST_TORCH = (2, 10)
 JETSONS = ((5, 3), (6, 2), (7, 2), (8, 7))  # CUDA C++ programming guide, "binary compatibility": not on Tegra
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_LIBRARY = _PACKAGE / "librefinedet.so"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _module: ModuleType | None = None
@@ -58,34 +62,46 @@ def _torch_is_too_old() -> bool:
     return (int(major), int(minor)) < OLDEST_TORCH
 
 
-def _truncated_file() -> Path | None:
-    """The extension file if it ends before its last part, the table of ELF sections: to load it would kill Python."""
+def _module_file() -> Path | None:
     spec = importlib.util.find_spec("refinedet._C")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin)
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def _is_truncated(path: Path) -> bool:
+    """Does an ELF file end before its last part, the table of sections? To load it would kill Python."""
     with path.open("rb") as file:
         header = file.read(64)
     if not header.startswith(b"\x7fELF") or len(header) < 64:
-        return None
+        return False
     table = int.from_bytes(header[40:48], "little")
     entry_size, entries = int.from_bytes(header[58:60], "little"), int.from_bytes(header[60:62], "little")
-    return path if path.stat().st_size < table + entry_size * entries else None
+    return path.stat().st_size < table + entry_size * entries
 
 
-def _explain(error: ImportError) -> tuple[str, str]:
-    """Why ``refinedet._C`` could not be imported, and what to do."""
-    text = str(error).strip().splitlines()[0]
-    if isinstance(error, ModuleNotFoundError):
+def _problem_with_files() -> str | None:
+    """What is wrong with the two files, as far as it shows without loading them."""
+    module = _module_file()
+    if module is None:
         others = ", ".join(sorted(path.name for path in _PACKAGE.glob("_C.*.so")))
         if others:
-            return f"refinedet was compiled for another Python than {sys.implementation.cache_tag} ({others})", _fix()
-        return f"the compiled extension of refinedet is missing from {_PACKAGE}", _fix()
+            return f"refinedet was compiled for another Python than {sys.implementation.cache_tag} ({others})"
+        return f"the compiled extension of refinedet is missing from {_PACKAGE}"
+    if not _LIBRARY.exists():
+        return f"the operator library of refinedet is missing ({_LIBRARY})"
+    for path in (_LIBRARY, module):
+        if _is_truncated(path):
+            return f"the compiled extension of refinedet is damaged ({path} is truncated)"
+    return None
+
+
+def _explain(error: ImportError) -> str:
+    """Why ``refinedet._C`` could not be imported."""
+    text = str(error).strip().splitlines()[0]
     symbol = re.search(r"undefined symbol: (\S+)", text)
-    if symbol:
-        cause = f"the compiled extension of refinedet does not fit torch {torch.__version__} (no symbol {symbol[1]})"
-        return cause, _fix()
-    return f"the compiled extension of refinedet cannot be loaded ({text})", _fix()
+    if symbol is None:
+        return f"the compiled extension of refinedet cannot be loaded ({text})"
+    fits = f"torch {torch.__version__}" if _LIBRARY.name in text else f"the operator library {_LIBRARY}"
+    return f"the compiled extension of refinedet does not fit {fits} (no symbol {symbol[1]})"
 
 
 def load() -> ModuleType | None:
@@ -95,19 +111,20 @@ def load() -> ModuleType | None:
     if _torch_is_too_old():
         _problem = (f"torch {torch.__version__} is older than 2.10", "run `pip install --upgrade 'torch>=2.10'`")
         return None
-    truncated = _truncated_file()
-    if truncated is not None:
-        _problem = (f"the compiled extension of refinedet is damaged ({truncated} is truncated)", _fix())
+    cause = _problem_with_files()
+    if cause is not None:
+        _problem = (cause, _fix())
         return None
     try:
         module = importlib.import_module("refinedet._C")
     except ImportError as error:
-        _problem = _explain(error)
+        _problem = (_explain(error), _fix())
         return None
-    built = module.build_info()["version"]
-    if built != __version__:
-        _problem = (f"the compiled extension is of refinedet {built}, the Python files are of {__version__}", _fix())
-        return None
+    versions = {"compiled extension": module.build_info()["version"], "operator library": module.library_version()}
+    for name, version in versions.items():
+        if version != __version__:
+            _problem = (f"the {name} is of refinedet {version}, the Python files are of {__version__}", _fix())
+            return None
     _module, _problem = module, None
     return module
 
@@ -121,6 +138,19 @@ def require() -> None:
     """Raises `ExtensionError` when the operators cannot be used."""
     if _problem is not None:
         raise ExtensionError(": ".join(_problem))
+
+
+def library_path() -> Path:
+    """The file of the operator library, ``librefinedet.so``, for programs that load it without this package.
+
+    ``torch.ops.load_library`` in Python and ``dlopen`` in C++ register every operator ``refinedet::*`` for the CPU, and
+    for CUDA where the build has the kernels. The library needs libtorch, any from 2.10 on, and no Python.
+
+    Raises:
+        ExtensionError: the library or the module beside it is missing, damaged or does not fit this torch.
+    """
+    require()
+    return _LIBRARY
 
 
 def build_info() -> "BuildInfo | None":

@@ -23,6 +23,7 @@ import torch
 from kernel_budget import BUDGET, CODE, CODE_TABLE, OLD_ARCHITECTURES, ROOT, TABLE
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from refinedet import ops
 from refinedet.errors import ExtensionError
 from refinedet.ops import extension
 from refinedet.ops.call import call
@@ -283,8 +284,7 @@ def compiled(done: subprocess.CompletedProcess[str]) -> set[str]:
 def test_build_with_cuda(toolkit, small_tree: Path) -> None:
     environment = {"REFINEDET_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0 9.0+PTX"}
     assert compiled(build(small_tree, **environment)) == {"common.cpp", "double_cuda.cu", "table.cpp"}
-    (library,) = (small_tree / "refinedet").glob("_C*.so")
-    table = ctypes.CDLL(str(library)).table
+    table = ctypes.CDLL(str(small_tree / "refinedet" / "librefinedet.so")).table
     table.restype = ctypes.c_char_p
     rows = [KernelResources(**row) for row in json.loads(table().decode())]
     assert [(row.kernel, row.architecture, row.threads) for row in rows] == [
@@ -360,7 +360,7 @@ def test_operators_are_registered_for_cuda(build_info) -> None:
 
 def test_cuda_runtime_is_our_own(build_info) -> None:
     """Linked in and not visible: the one that torch brings along may be another version."""
-    library = sys.modules["refinedet._C"].__file__
+    library = ops.library_path()
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert "libcuda" not in needed
     symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout

@@ -75,10 +75,11 @@ def test_sdist_contains_every_source(sdist):
 
 def test_wheel_contains_the_package_and_nothing_else(wheel_names):
     expected = _files("refinedet", *SHIPPED, "py.typed")
-    (compiled,) = {name for name in wheel_names if name.endswith(".so")}
+    library, module = sorted((name for name in wheel_names if name.endswith(".so")), reverse=True)
     metadata = {name for name in wheel_names if name.startswith(f"refinedet-{refinedet.__version__}.dist-info/")}
-    assert compiled.startswith("refinedet/_C.cpython-")
-    assert wheel_names - metadata - {compiled} == expected
+    assert library == "refinedet/librefinedet.so"
+    assert module.startswith("refinedet/_C.cpython-")
+    assert wheel_names - metadata - {library, module} == expected
 
 
 def test_wheel_metadata(wheel, wheel_names):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import refinedet
+from refinedet import ops
 from refinedet.commands import doctor
 from refinedet.commands.main import main
 from refinedet.ops import extension
@@ -46,6 +47,7 @@ def test_report_of_a_sound_installation(machine):
     assert found.versions["torch"] == torch.__version__
     assert found.torch_cuda == torch.version.cuda
     assert found.extension == extension.build_info()
+    assert found.library == str(ops.library_path())
     assert {"refine", "detect", "match", "mine"} <= set(found.operators)
     assert found.checkpoints == ["blood"]
     assert len(found.gpus) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -75,6 +77,18 @@ def test_problem_gives_exit_status_1(machine, capsys):
     assert capsys.readouterr().out.endswith(
         f"problem: no checkpoint in {machine}\n    fix: reinstall refinedet: the installation is incomplete\n"
     )
+
+
+def test_path_of_the_library_alone(capsys):
+    assert main(["doctor", "--libraries"]) == 0
+    assert capsys.readouterr().out == f"{ops.library_path()}\n"
+
+
+def test_no_library(monkeypatch, capsys):
+    """CMake gets an empty stdout and a status that is not 0; stderr says why."""
+    monkeypatch.setattr(extension, "_problem", ("it is missing", "build it"))
+    assert main(["doctor", "--libraries"]) == 2
+    assert capsys.readouterr() == ("", "refinedet: error: it is missing: build it\n")
 
 
 def test_truncated_extension(tmp_path):

@@ -1,7 +1,8 @@
-"""refinedet.ops.extension: what the compiled module says of itself, and one clear sentence when it cannot be used."""
+"""refinedet.ops.extension: what the compiled core says of itself, and one clear sentence when it cannot be used."""
 
 import importlib.machinery
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.paths import ROOT
 
 import refinedet
+from refinedet import ops
 from refinedet.errors import ExtensionError
 from refinedet.ops import extension
 
 PACKAGE = Path(refinedet.__file__).parent
 COMPILED = PACKAGE / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+LIBRARY = PACKAGE / "librefinedet.so"
 
 # Without the finder of an editable installation, which would supply the module that the copy lacks.
 IMPORT_AND_USE = """
@@ -35,7 +39,7 @@ except ExtensionError as error:
 
 @pytest.fixture
 def broken(tmp_path):
-    """A copy of the package without its compiled module, and a function that uses an operator of that copy."""
+    """A copy of the package without its shared objects, and a function that uses an operator of that copy."""
     shutil.copytree(PACKAGE, tmp_path / "refinedet", ignore=shutil.ignore_patterns("*.so", "*.safetensors"))
 
     def use_operator() -> str:
@@ -75,13 +79,61 @@ def test_importing_the_package_does_not_import_torch():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_compiled_module_names_no_machine_path():
+def _dynamic(file: Path) -> set[tuple[str, str]]:
+    """Tags and values: ("NEEDED", "libc10.so")."""
+    printed = subprocess.run(["readelf", "-d", file], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"\((\w+)\) .*\[(.*)\]", printed))
+
+
+def test_shared_objects_name_no_machine_path():
     """Torch is found through `import torch`; a run path would pin the torch of the build environment."""
-    dynamic = subprocess.run(["readelf", "-d", COMPILED], capture_output=True, text=True, check=True).stdout
-    assert "libtorch_cpu.so" in dynamic
-    assert "RPATH" not in dynamic
-    assert "RUNPATH" not in dynamic
-    assert "libtorch_python.so" not in dynamic
+    library, module = _dynamic(LIBRARY), _dynamic(COMPILED)
+    assert {("NEEDED", "libtorch_cpu.so"), ("SONAME", LIBRARY.name)} <= library
+    assert {("NEEDED", LIBRARY.name), ("RUNPATH", "$ORIGIN")} <= {
+        (tag.replace("RPATH", "RUNPATH"), value) for tag, value in module
+    }
+    assert "RUNPATH" not in dict(library)
+    assert "RPATH" not in dict(library)
+
+
+def test_library_has_nothing_of_python():
+    symbols = subprocess.run(["nm", "-D", LIBRARY], capture_output=True, text=True, check=True).stdout
+    assert "refinedet_version" in symbols
+    assert not re.findall(r" _?Py\w+", symbols)
+    assert not {value for tag, value in _dynamic(LIBRARY) if "python" in value}
+
+
+def test_library_shows_only_what_is_to_be_called():
+    """Beside what is weak, instances of templates of the standard library."""
+    command = ["nm", "-D", "--defined-only", LIBRARY]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    visible = set(re.findall(r" T (\w+)", symbols)) - {"refinedet_version"}
+    kernels = {"", "_limits", "_workspace_bytes"}
+    launchers = {f"{op.name}{end}" for op in (ROOT / "csrc" / "ops").iterdir() for end in kernels}
+    expected = {"driver_version", *launchers} if extension.has_cuda() else set()
+    assert {re.match(r"_ZN9refinedet4cuda\d+([a-z_]+?)E", name)[1] for name in visible} == expected
+
+
+LOAD_FIRST = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+print(torch.ops.refinedet.nms.default(torch.zeros(1, 4), torch.zeros(1), None, 0.5).tolist())
+from refinedet import ops
+torch.ops.load_library(sys.argv[1])
+print(ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5).tolist())
+"""
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_library_may_be_loaded_before(copied, tmp_path):
+    """The module takes what is loaded, a copy under another name too: operators registered twice end the process."""
+    library = shutil.copy(LIBRARY, tmp_path / "renamed.so") if copied else LIBRARY
+    command = [sys.executable, "-c", LOAD_FIRST, library]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[0]\n[0]\n"
+
+
+def test_library_path():
+    assert ops.library_path() == LIBRARY
 
 
 class Gated(torch.nn.Module):
@@ -121,10 +173,19 @@ def test_compiled_for_another_python(broken):
     assert "(_C.cpython-38-x86_64-linux-gnu.so): run `pip install" in message
 
 
-@pytest.mark.parametrize("fraction", [0.5, 0.999])
-def test_truncated(broken, fraction):
+def test_missing_library(broken):
     package, use_operator = broken
-    whole, file = COMPILED.read_bytes(), package / COMPILED.name
+    shutil.copy(COMPILED, package)
+    message = use_operator()
+    assert message.startswith(f"the operator library of refinedet is missing ({package / LIBRARY.name}): run `pip")
+
+
+@pytest.mark.parametrize(("original", "fraction"), [(COMPILED, 0.5), (LIBRARY, 0.5), (LIBRARY, 0.999)])
+def test_truncated(broken, original, fraction):
+    package, use_operator = broken
+    for path in (COMPILED, LIBRARY):
+        shutil.copy(path, package)
+    whole, file = original.read_bytes(), package / original.name
     file.write_bytes(whole[: int(len(whole) * fraction)])
     assert use_operator() == (
         f"the compiled extension of refinedet is damaged ({file} is truncated): "
@@ -132,9 +193,12 @@ def test_truncated(broken, fraction):
     )
 
 
-def test_not_a_library(broken):
+@pytest.mark.parametrize("original", [COMPILED, LIBRARY], ids=["module", "library"])
+def test_not_a_library(broken, original):
     package, use_operator = broken
-    (package / COMPILED.name).write_text("")
+    for path in (COMPILED, LIBRARY):
+        shutil.copy(path, package)
+    (package / original.name).write_text("")
     message = use_operator()
     assert message.startswith("the compiled extension of refinedet cannot be loaded (")
     assert "file too short): run `pip install" in message
@@ -142,18 +206,42 @@ def test_not_a_library(broken):
 
 def test_undefined_symbol(broken, tmp_path):
     package, use_operator = broken
-    source = tmp_path / "absent.cpp"
-    source.write_text(
-        'extern "C" void torch_absent(); extern "C" void* PyInit__C() { torch_absent(); return nullptr; }'
-    )
-    subprocess.run(["c++", "-shared", "-fPIC", "-Wl,-z,now", source, "-o", package / COMPILED.name], check=True)
+    shutil.copy(COMPILED, package)
+    _compile_library(package, 'extern "C" { void torch_absent(); const char* refinedet_version() { torch_absent(); } }')
     message = use_operator()
     assert f"does not fit torch {torch.__version__} (no symbol torch_absent): run `pip install" in message
 
 
-def test_built_for_another_version(broken):
+def test_library_of_another_build(broken):
     package, use_operator = broken
     shutil.copy(COMPILED, package)
+    _compile_library(package, "")
+    message = use_operator()
+    assert f"does not fit the operator library {package / LIBRARY.name} (no symbol refinedet_version): run" in message
+
+
+def test_library_of_another_version(broken):
+    package, use_operator = broken
+    shutil.copy(COMPILED, package)
+    copy = package / LIBRARY.name
+    version = f"{refinedet.__version__}\0".encode()
+    copy.write_bytes(LIBRARY.read_bytes().replace(version, b"9" * (len(version) - 1) + b"\0"))
+    message = use_operator()
+    assert (
+        f"the operator library is of refinedet 99999, the Python files are of {refinedet.__version__}: run" in message
+    )
+
+
+def _compile_library(package: Path, source: str) -> None:
+    """In place of the package's, with the same name for the loader."""
+    command = ["c++", "-w", "-shared", "-fPIC", "-Wl,-z,now", f"-Wl,-soname,{LIBRARY.name}", "-x", "c++", "-"]
+    subprocess.run([*command, "-o", package / LIBRARY.name], input=source, text=True, check=True)
+
+
+def test_built_for_another_version(broken):
+    package, use_operator = broken
+    for path in (COMPILED, LIBRARY):
+        shutil.copy(path, package)
     init = package / "__init__.py"
     init.write_text(init.read_text().replace(f'"{refinedet.__version__}"', '"99.0"'))
     message = use_operator()

@@ -46,14 +46,14 @@ def ninja_file(folder: Path) -> str:
     ninja.variable("link_flags", escape(shlex.join([f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"])))
     command = "$cxx -MD -MF $out.d $flags $more -x c++ -c $in -o $out"
     ninja.rule("compile", command, depfile="$out.d", deps="gcc", description="compile $in")
-    ninja.rule("link", "$cxx -shared $in -o $out $link_flags")
+    ninja.rule("link", "$cxx -shared $in -o $out $link_flags $more")
     with_cuda = [
         *(CSRC / "ops" / op / f"{op}.cpp" for op in OPERATORS),
         *CSRC.glob("ops/*/*.cu"),
         HERE / "torch_device.cpp",
     ]
     without_cuda = [
-        CSRC / "bindings.cpp",
+        CSRC / "library.cpp",
         HERE / "scheduler.cpp",
         *CSRC.glob("cpu/*.cpp"),
         *CSRC.glob("ops/*/*_cpu.cpp"),
@@ -63,7 +63,9 @@ def ninja_file(folder: Path) -> str:
         for source in sorted(sources):
             name = str(source.relative_to(ROOT)).replace("/", "_")
             objects += ninja.build(f"{name}.o", "compile", str(source), variables={"more": macro})
-    ninja.build("_C.so", "link", objects)
+    ninja.build("librefinedet.so", "link", objects, variables={"more": "-Wl,-soname,librefinedet.so"})
+    module = ninja.build("bindings.o", "compile", str(CSRC / "python" / "bindings.cpp"))
+    ninja.build("_C.so", "link", [*module, "librefinedet.so"], variables={"more": "-Wl,-rpath,$$ORIGIN"})
     return text.getvalue()
 
 
@@ -73,7 +75,8 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def library() -> Path:
+def built() -> Path:
+    """Folder of the two shared objects."""
     folder = BUILD / "operators"
     version = re.search(r'__version__ = "(.+)"', (ROOT / "refinedet" / "__init__.py").read_text())[1]
     with locked(folder):
@@ -85,16 +88,17 @@ def library() -> Path:
         ninja = [sys.executable, "-m", "ninja", "-C", str(folder), "-j2"]
         done = subprocess.run(ninja, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
-    return folder / "_C.so"
+    return folder
 
 
 @pytest.fixture(scope="session")
-def package(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package whose operators are the CUDA ones."""
     root = tmp_path_factory.mktemp("package")
     ignored = shutil.ignore_patterns("*.so", "*.safetensors", "__pycache__")
     shutil.copytree(ROOT / "refinedet", root / "refinedet", ignore=ignored)
-    (root / "refinedet" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").symlink_to(library)
+    (root / "refinedet" / "librefinedet.so").symlink_to(built / "librefinedet.so")
+    (root / "refinedet" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").symlink_to(built / "_C.so")
     return root
 
 

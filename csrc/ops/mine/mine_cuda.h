@@ -2,20 +2,21 @@
 #pragma once
 
 #include "cuda/runtime.h"
+#include "export.h"
 #include "ops/mine/mine.h"
 
 #if !defined(__CUDACC_RTC__)
 
 namespace refinedet::cuda {
 
-std::string mine_limits(const MineInputs& inputs, const MineOptions& options);
+REFINEDET_EXPORT std::string mine_limits(const MineInputs& inputs, const MineOptions& options);
 
 // 4 per anchor.
-int64_t mine_workspace_bytes(const MineInputs& inputs, const MineOptions& options);
+REFINEDET_EXPORT int64_t mine_workspace_bytes(const MineInputs& inputs, const MineOptions& options);
 
 // Queues at most two kernels and a memset.
-void mine(const MineInputs& inputs, const MineOptions& options, const MineOutputs& outputs, void* workspace,
-          Stream stream);
+REFINEDET_EXPORT void mine(const MineInputs& inputs, const MineOptions& options, const MineOutputs& outputs,
+                           void* workspace, Stream stream);
 
 }  // namespace refinedet::cuda
 

@@ -3,19 +3,21 @@
 #pragma once
 
 #include "cuda/runtime.h"
+#include "export.h"
 #include "ops/nms/nms.h"
 
 #if !defined(__CUDACC_RTC__)
 
 namespace refinedet::cuda {
 
-std::string nms_limits(const NmsInputs& inputs, const NmsOptions& options);
+REFINEDET_EXPORT std::string nms_limits(const NmsInputs& inputs, const NmsOptions& options);
 
 // 24 per box, and at most 2.1 MiB.
-int64_t nms_workspace_bytes(const NmsInputs& inputs, const NmsOptions& options);
+REFINEDET_EXPORT int64_t nms_workspace_bytes(const NmsInputs& inputs, const NmsOptions& options);
 
 // Queues 3 kernels for every 4096 boxes.
-void nms(const NmsInputs& inputs, const NmsOptions& options, const NmsOutputs& outputs, void* workspace, Stream stream);
+REFINEDET_EXPORT void nms(const NmsInputs& inputs, const NmsOptions& options, const NmsOutputs& outputs,
+                          void* workspace, Stream stream);
 
 }  // namespace refinedet::cuda
 

@@ -2,20 +2,21 @@
 #pragma once
 
 #include "cuda/runtime.h"
+#include "export.h"
 #include "ops/refine/refine.h"
 
 #if !defined(__CUDACC_RTC__)
 
 namespace refinedet::cuda {
 
-std::string refine_limits(const RefineInputs& inputs, const RefineOptions& options);
+REFINEDET_EXPORT std::string refine_limits(const RefineInputs& inputs, const RefineOptions& options);
 
 // None.
-int64_t refine_workspace_bytes(const RefineInputs& inputs, const RefineOptions& options);
+REFINEDET_EXPORT int64_t refine_workspace_bytes(const RefineInputs& inputs, const RefineOptions& options);
 
 // Queues one kernel, none when there is nothing to do. `refined` is aligned to 16 bytes; inputs need not be.
-void refine(const RefineInputs& inputs, const RefineOptions& options, const RefineOutputs& outputs, void* workspace,
-            Stream stream);
+REFINEDET_EXPORT void refine(const RefineInputs& inputs, const RefineOptions& options, const RefineOutputs& outputs,
+                             void* workspace, Stream stream);
 
 }  // namespace refinedet::cuda
 

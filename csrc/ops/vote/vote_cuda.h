@@ -3,20 +3,21 @@
 #pragma once
 
 #include "cuda/runtime.h"
+#include "export.h"
 #include "ops/vote/vote.h"
 
 #if !defined(__CUDACC_RTC__)
 
 namespace refinedet::cuda {
 
-std::string vote_limits(const VoteInputs& inputs, const VoteOptions& options);
+REFINEDET_EXPORT std::string vote_limits(const VoteInputs& inputs, const VoteOptions& options);
 
 // 60 per box.
-int64_t vote_workspace_bytes(const VoteInputs& inputs, const VoteOptions& options);
+REFINEDET_EXPORT int64_t vote_workspace_bytes(const VoteInputs& inputs, const VoteOptions& options);
 
 // Queues 3 kernels.
-void vote(const VoteInputs& inputs, const VoteOptions& options, const VoteOutputs& outputs, void* workspace,
-          Stream stream);
+REFINEDET_EXPORT void vote(const VoteInputs& inputs, const VoteOptions& options, const VoteOutputs& outputs,
+                           void* workspace, Stream stream);
 
 }  // namespace refinedet::cuda
 

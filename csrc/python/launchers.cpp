@@ -1,10 +1,13 @@
-#include "cuda/bindings.h"
+#ifdef REFINEDET_WITH_CUDA
+
+#include "python/launchers.h"
 
 #include <pybind11/stl.h>
 
 #include <array>
 #include <string>
 
+#include "cuda/driver.h"
 #include "kernel_resources.h"
 #include "ops/detect/detect_cuda.h"
 #include "ops/match/match_cuda.h"
@@ -180,13 +183,6 @@ void bind_operator(py::module_& launchers, const std::string& op, std::string (*
       (names + "workspace unless it has no bytes, stream.").c_str());
 }
 
-// 13000 for CUDA 13.0; 0 without a driver.
-int driver_version() {
-  int version = 0;
-  check(cudaDriverGetVersion(&version), "version of the driver");
-  return version;
-}
-
 }  // namespace
 
 void bind(py::module_& module) {
@@ -210,3 +206,5 @@ void bind(py::module_& module) {
 }
 
 }  // namespace refinedet::cuda
+
+#endif

@@ -1,11 +1,12 @@
-// The pybind11 side of refinedet._C. The operators of csrc/ops register themselves when the object is loaded.
+// The module refinedet._C: all that needs Python. It is linked with librefinedet.so, which has the operators.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/version.h>
 
 #include "build_config.h"
+#include "library.h"
 
 #ifdef REFINEDET_WITH_CUDA
-#include "cuda/bindings.h"
+#include "python/launchers.h"
 #endif
 
 namespace py = pybind11;
@@ -40,6 +41,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled core of refinedet; importing it registers the operators torch.ops.refinedet.*";
+  module.def("library_version", &refinedet_version, "Version of the package that librefinedet.so is of.");
   module.def("build_info", &build_info,
              "How this object was built: version of the package, compiler and flags, torch whose headers it was built "
              "with, oldest torch it runs with, whether it holds CUDA kernels; if so nvcc, its flags, architectures.");
