@@ -101,6 +101,15 @@ def _arguments(weights: Path) -> str:
     return json.dumps({"backbone": config.backbone, "size": config.size, **names})
 
 
+def take_turns(ours: Worker, other: Worker, turns: int) -> dict[Worker, list[float]]:
+    """Seconds of the turns of both."""
+    times: dict[Worker, list[float]] = {ours: [], other: []}
+    for number in range(turns):
+        for worker in (ours, other) if number % 2 == 0 else (other, ours):
+            times[worker].append(worker.seconds())
+    return times
+
+
 def distance(found: list[Object], other: list[Object]) -> float:
     """Pixels from a corner of an object to that of the nearest one of its label on the other side, at most; infinite
     where there is none."""
@@ -131,10 +140,7 @@ def main(given: Sequence[str] | None = None) -> int:
     other = Worker(tree, arguments.threads, arguments.model)
     apart = distance(ours.found, other.found)
     print(f"objects: {len(ours.found)} here, {len(other.found)} there, corners at most {apart:.3f} pixels apart")
-    times: dict[Worker, list[float]] = {ours: [], other: []}
-    for number in range(arguments.turns):
-        for worker in (ours, other) if number % 2 == 0 else (other, ours):
-            times[worker].append(worker.seconds())
+    times = take_turns(ours, other, arguments.turns)
     lower, median, upper = quartiles(times[ours], times[other])
     mine, theirs = (f"{1e3 * statistics.median(times[worker]):.1f} ms" for worker in (ours, other))
     kind = "CPU time" if arguments.threads == 1 else "time on the wall"
