@@ -33,7 +33,7 @@ from refinedet.weights.checkpoint import resolve
 
 SAME_IOU, SAME_SCORE = 0.999, 1e-3
 MOST_CALIBRATION = 128
-HEADER = "| format | dtype | size, MB | objects that are the same | mAP | time, ratio (quartiles) |\n" + "|---" * 6 + "|"
+HEADER = "| format | dtype | size, MB | objects that are the same | mAP | time, ratio (quartiles) |\n|" + "---|" * 6
 
 
 def same(ours: Detections, theirs: Detections) -> int:
