@@ -46,6 +46,10 @@ class Preprocessing:
             raise InputError(f"preprocessing: {name} is {show(getattr(self, name))}; give {wanted}")
 
 
+PIXELS = Preprocessing(mean=(0.0, 0.0, 0.0))
+"""Of a network that reads an image as it is, BGR, 0..255, as all exported ones do."""
+
+
 def normalize(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Subtract the mean from a BGR image uint8 [H,W,3] and divide by the deviation; float32, still BGR and HWC."""
     if preprocessing.std == (1.0, 1.0, 1.0):

@@ -17,12 +17,12 @@ from torch import Tensor
 from refinedet import __version__
 from refinedet.boxes import box_iou
 from refinedet.errors import ExportError
-from refinedet.exporting.description import PIXELS, Description
+from refinedet.exporting.description import Description
 from refinedet.inference.detector import Detector
 from refinedet.inference.timing import repetitions, wait_for
 from refinedet.ops import Detected
 from refinedet.parsing import to_json
-from refinedet.preprocessing import prepare
+from refinedet.preprocessing import PIXELS, prepare
 from refinedet.profiling.model import open_photographs
 from refinedet.progress import busy
 from refinedet.records import Detections, LevelOutput, RawOutput

@@ -10,15 +10,11 @@ from refinedet.errors import CheckpointError, show
 from refinedet.exporting.formats import Choices
 from refinedet.models.config import ModelConfig
 from refinedet.parsing import parse_json, to_json
-from refinedet.preprocessing import Preprocessing
 
 KEY = "refinedet"
 """Of the text among a file's metadata."""
 
 FORMAT_VERSION = 1
-
-PIXELS = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), order="bgr")
-"""What every exported network reads: BGR, 0..255. What the network was trained with is inside of it."""
 
 _INPUT = "float32, B images of 3 planes, blue, green, red, 0..255, each image warped bilinearly to this size"
 

@@ -28,7 +28,7 @@ from refinedet.protocols import Scale, get_protocol
 from refinedet.runtimes import open_network
 
 _WRITERS = {"torch": "torch_program", "aoti": "aoti", "onnx": "onnx_graph", "openvino": "openvino_ir", "mnn": "mnn_net"}
-_HALF = {"torch", "aoti"}  # compute in the dtype; the others store weights in it, or cast by themselves
+_COMPUTES = {"torch", "aoti"}  # in the dtype that is asked for; the others store weights in it, or cast by themselves
 
 
 def export(
@@ -84,13 +84,11 @@ def _prepare(detector: Detector, choices: Choices, calibration: Sequence[Path], 
     try_backbone(config.backbone, size)
     network = deepcopy(trained).float().to(device).eval()
     network.config = config
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
+    network.requires_grad_(False)
     anchors = network.to(device).anchors  # made anew for the size
-    if choices.dtype != "float32" and choices.format in _HALF:
-        network.to(getattr(torch, choices.dtype))
+    dtype = getattr(torch, choices.dtype) if choices.format in _COMPUTES else torch.float32
     description = Description(config, replace(choices, size=size), device)
-    return Job(PixelNetwork(network, detector.preprocessing), anchors, description, calibration)
+    return Job(PixelNetwork(network, detector.preprocessing, dtype), anchors, description, calibration)
 
 
 def _preset(detector: Detector, choices: Choices, protocol: Testing) -> Preset:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from refinedet import ops
 from refinedet.errors import InputError, show
-from refinedet.exporting.description import PIXELS
 from refinedet.inference.pictures import Image, as_bgr, batches, list_pictures, path_of
 from refinedet.inference.scales import Rows, Size, group_by_input, make_inputs, merge, to_images
 from refinedet.inference.selection import select
@@ -23,7 +22,7 @@ from refinedet.models import RefineDet
 from refinedet.models.build import try_backbone
 from refinedet.models.optimized import eval_mode, optimized, run_in_parts
 from refinedet.ops.devices import choose_device
-from refinedet.preprocessing import Preprocessing, normalize
+from refinedet.preprocessing import PIXELS, Preprocessing, normalize
 from refinedet.presets import Preset
 from refinedet.progress import Progress, show_progress
 from refinedet.protocols import Protocol, Scale, Thresholds, get_protocol, of_preset

@@ -2,9 +2,8 @@
 
 `optimize` makes it from a network as it was trained, which stays as it is:
 
-* batch normalisation is folded into the convolution or deconvolution before it, ReLU and the sum of a shortcut are done
-  while its output is in registers;
-* the two convolutions of a head, which read the same map, are one;
+* it is a folded one (`refinedet.models.folded`), which is all there is on other devices and in other types;
+* ReLU and the sum of a shortcut are done while the output of the convolution before them is in registers;
 * weights are laid out once as the convolution reads them: oneDNN's through torch.
 
 The layers keep their names: ``dict(optimize(network).named_modules())["tcb.lateral1.0.conv"]`` is a `Convolution`.
@@ -12,10 +11,9 @@ The layers keep their names: ``dict(optimize(network).named_modules())["tcb.late
 
 from __future__ import annotations
 
-import copy
 import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -24,23 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from refinedet.choices import TIMM
 from refinedet.models import panels, pointwise, winograd
-from refinedet.models.backbones.base import Backbone, Features
-from refinedet.models.heads import Heads
-from refinedet.models.layers import CaffeBatchNorm2d, L2Norm
+from refinedet.models.folded import (
+    Conv,
+    Levels,
+    Node,
+    called,
+    check_backbone,
+    drop,
+    fold,
+    fold_parts,
+    only_user,
+    rebuild,
+)
+from refinedet.models.layers import L2Norm
 from refinedet.models.refinedet import RefineDet
 from refinedet.records import LevelOutput
 
-Conv = nn.Conv2d | nn.ConvTranspose2d
-Levels = tuple[Tensor, ...]
-Node = Any  # a node of a graph of torch.fx, whose parts have types too wide to work with
-
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_NORMS = (nn.BatchNorm2d, CaffeBatchNorm2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
-_ROUNDING = 1e-3  # of the largest value
 _PREPARING = threading.Lock()
 
 
@@ -54,13 +54,12 @@ _MADE: WeakKeyDictionary[RefineDet, _Made] = WeakKeyDictionary()
 
 
 def optimized(network: nn.Module) -> RefineDet | None:
-    """`optimize`, made once, and made again after weights or layers have changed.
+    """`optimize`, or where that does not apply `fold`, made once, and made again after weights or layers have changed.
 
-    None where it does not apply: for networks that are not on the CPU in float32, under autocast, with hooks, patched
-    methods or parametrisations in them, or where torch has no oneDNN. Changes of weights through ``.data`` are not
-    seen.
+    `optimize` needs float32, the CPU and oneDNN in torch. None for networks under autocast, with hooks, patched methods
+    or parametrisations in them. Changes of weights through ``.data`` are not seen.
     """
-    if not isinstance(network, RefineDet) or torch.is_autocast_enabled("cpu"):
+    if not isinstance(network, RefineDet) or torch.is_autocast_enabled(network.device.type):
         return None
     modules = list(_modules(network))
     facts = _facts(modules)
@@ -69,24 +68,23 @@ def optimized(network: nn.Module) -> RefineDet | None:
         return None if facts is None or made is None else made.network
     tensors = [*network.parameters(), *network.buffers()]
     kinds = {(tensor.device.type, tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
-    if kinds != {("cpu", torch.float32)} or not torch.backends.mkldnn.is_available():
-        return None
+    make = optimize if kinds == {("cpu", torch.float32)} and torch.backends.mkldnn.is_available() else fold
     with eval_mode(network):
-        made = _Made(facts, [modules[1:], [tensor.detach() for tensor in tensors]], optimize(network))
+        made = _Made(facts, [modules[1:], [tensor.detach() for tensor in tensors]], make(network))
     _MADE[network] = made
     return made.network
 
 
 def run_in_parts(network: RefineDet, images: Tensor) -> LevelOutput:
-    """Raw output of an `optimized` network for images [B,3,H,W], B >= 1, `images_at_a_time`: the maps of
-    more are pushed out of the processor's caches before the next layer reads them."""
-    parts = [network(some, by_level=True) for some in images.split(images_at_a_time())]
+    """Raw output of an `optimized` network for images [B,3,H,W], B >= 1, `images_at_a_time`."""
+    parts = [network(some, by_level=True) for some in images.split(images_at_a_time(images))]
     return cast(LevelOutput, parts[0] if len(parts) == 1 else LevelOutput(*map(_join, zip(*parts, strict=True))))
 
 
-def images_at_a_time() -> int:
-    """Of a batch, in `run_in_parts`. Many threads find too little to do in the small maps of one image."""
-    return max(1, torch.get_num_threads() // 2)
+def images_at_a_time(images: Tensor) -> int:
+    """Of a batch, in `run_in_parts`. On the CPU the maps of more are pushed out of its caches before the next layer
+    reads them; but many threads find too little to do in the small maps of one image."""
+    return max(1, torch.get_num_threads() // 2) if images.device.type == "cpu" else len(images)
 
 
 def _join(parts: Sequence[Levels | None]) -> Any:
@@ -137,25 +135,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def optimize(network: RefineDet) -> RefineDet:
     """A network of the same outputs for inference, in float32 on the CPU; ``network`` is not changed.
 
-    Its hooks are its own. It holds weights of its own, prepared for the convolutions, shares the others, and is to be
-    made anew after a change of ``network``, which has to be in eval mode here. A backbone of timm runs once: where
-    torch.fx has misread it, it is left as it is.
+    As for `fold`, ``network`` has to be in eval mode here, and what is made is to be made anew after a change of it.
+    Its convolutions hold weights of their own.
     """
-    made = cast(RefineDet, _optimize_children(network))
-    if network.config.backbone.startswith(TIMM) and not _agree(made.backbone, network.backbone, network.config.size):
-        made.backbone = cast(Backbone, _copy(network.backbone))
+    folded = fold_parts(network)
+    made = cast(RefineDet, rebuild(folded, _optimize))
+    check_backbone(made, network)
     return made
-
-
-def _agree(made: nn.Module, backbone: nn.Module, size: tuple[int, int]) -> bool:
-    images = torch.rand(1, 3, *size, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32)
-    expected = backbone(images)
-    try:
-        found = made(images)
-    except Exception:  # of any kind, as what torch.fx makes of them
-        return False
-    pairs = zip(found, expected, strict=True)
-    return all(x.shape == y.shape and (x - y).abs().max() <= _ROUNDING * y.abs().max() for x, y in pairs)
 
 
 class Convolution(nn.Module):
@@ -165,16 +151,16 @@ class Convolution(nn.Module):
     for the first input that comes. Inputs of other sizes are computed as well.
     """
 
-    def __init__(self, conv: Conv, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, conv: Conv) -> None:
         super().__init__()
         self.transposed = isinstance(conv, nn.ConvTranspose2d)
-        self.in_channels, self.groups = conv.in_channels, conv.groups
-        self.out_channels = weight.shape[1] * conv.groups if self.transposed else weight.shape[0]
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.output_padding = conv.padding, conv.output_padding
         self.relu = False
         self.method: str | None = None
-        self.weight, self.bias = weight, bias
+        self.weight: Tensor = conv.weight.detach()
+        self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: Tensor, other: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
         """[B,C,H,W] to [B,D,h,w], channels-last; ``other`` of that shape is added before the ReLU. Behind the channels
@@ -234,32 +220,6 @@ class Convolution(nn.Module):
         return "onednn", reorder(self.weight, self.padding, *stride, x.shape), self.bias
 
 
-class JointHeads(nn.Module):
-    """`Heads` whose two convolutions of a level are one."""
-
-    def __init__(self, heads: Heads) -> None:
-        super().__init__()
-        self.num_classes = heads.num_classes
-        self.blocks = nn.ModuleList(_optimize(block) for block in heads.blocks)
-        self.joint = nn.ModuleList(
-            _joint(cast(nn.Conv2d, loc), cast(nn.Conv2d, conf)) for loc, conf in zip(heads.loc, heads.conf, strict=True)
-        )
-
-    def forward(self, features: Features) -> tuple[Levels, Levels]:
-        """As `Heads`."""
-        if self.blocks:
-            features = tuple(block(x) for block, x in zip(self.blocks, features, strict=True))
-        loc, conf = [], []
-        for convolution, x in zip(self.joint, features, strict=True):
-            y = convolution(x).permute(0, 2, 3, 1)
-            batch, height, width, values = y.shape
-            anchors = values // (4 + self.num_classes)
-            offsets, logits = y.split((4 * anchors, values - 4 * anchors), dim=-1)
-            loc.append(offsets.reshape(batch, height * width * anchors, 4))
-            conf.append(logits.reshape(batch, height * width * anchors, self.num_classes))
-        return tuple(loc), tuple(conf)
-
-
 class FastL2Norm(nn.Module):
     """`L2Norm` in one pass over the map."""
 
@@ -292,86 +252,29 @@ class MaxPool(nn.Module):
         return whole if (whole - 1) * self.stride < pixels else whole - 1  # none that starts outside
 
 
-def _joint(loc: nn.Conv2d, conf: nn.Conv2d) -> Convolution:
-    assert loc.bias is not None
-    assert conf.bias is not None
-    return Convolution(loc, torch.cat([loc.weight, conf.weight]).detach(), torch.cat([loc.bias, conf.bias]).detach())
-
-
-def fold(conv: Conv, norm: nn.BatchNorm2d | None) -> Convolution:
-    """The convolution with a batch normalisation in eval mode behind it as one. Computed in float64."""
-    weight, bias = conv.weight.detach().double(), None if conv.bias is None else conv.bias.detach().double()
-    if norm is not None:
-        scale, shift = _affine(norm)
-        # [out, in/groups, ...]; of a deconvolution [in, out/groups, ...], where group g has rows g * in/groups on.
-        if isinstance(conv, nn.ConvTranspose2d):
-            grouped = weight.unflatten(0, (conv.groups, -1)) * scale.view(conv.groups, 1, -1, 1, 1)
-            weight = grouped.flatten(0, 1)
-        else:
-            weight = weight * scale.view(-1, 1, 1, 1)
-        bias = shift if bias is None else bias * scale + shift
-    return Convolution(conv, weight.float(), None if bias is None else bias.float())
-
-
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Factor and summand of each channel."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double() * scale
-    if norm.affine:
-        weight, bias = norm.weight.detach().double(), norm.bias.detach().double()
-        scale, shift = scale * weight, shift * weight + bias
-    return scale, shift
-
-
 def _optimize(module: nn.Module) -> nn.Module:
-    """One part of a network. What torch.fx cannot follow runs as it is written, with its own parts optimised."""
-    if isinstance(module, Heads):
-        return JointHeads(module)
+    """One part of a folded network, whose graphs are rewritten in place."""
     if isinstance(module, L2Norm):
         return FastL2Norm(module)
     if type(module) is nn.MaxPool2d and _is_plain(module):
         return MaxPool(cast(int, module.kernel_size), cast(int, module.stride), module.ceil_mode)
-    if type(module) in _CONVOLUTIONS and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return fold(cast(Conv, module), None)
-    if not any(True for _ in module.children()):
-        return _copy(module)
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(module)
-    except Exception:  # of any kind: the networks of timm do as they like with what they are given
-        return _optimize_children(module)
-    return _Fusion(fx.GraphModule(tracer.root, graph)).run()
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and _is_known(module):
+        return Convolution(module)
+    if isinstance(module, fx.GraphModule):
+        return _Fusion(module).run()
+    return rebuild(module, _optimize)
+
+
+def _is_known(conv: Conv) -> bool:
+    """Whether `Convolution` does what it does."""
+    kind = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
+    return kind and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 def _is_plain(pool: nn.MaxPool2d) -> bool:
     """Whether `MaxPool` does what it does."""
     whole = isinstance(pool.stride, int) and pool.kernel_size in (2, 3)
     return whole and (pool.padding, pool.dilation, pool.return_indices) == (0, 1, False)
-
-
-def _optimize_children(module: nn.Module) -> nn.Module:
-    """A copy of the module whose parts are optimised."""
-    return _rebuild(module, _optimize)
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    """A module that does the same, with hooks of its own and the same tensors; its parts likewise."""
-    return _rebuild(module, _copy)
-
-
-def _rebuild(module: nn.Module, rebuild_part: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    other = copy.copy(module)
-    # Otherwise both would have one dictionary of hooks.
-    vars(other).update({name: value.copy() for name, value in vars(other).items() if isinstance(value, (dict, set))})
-    other._modules = {name: child and rebuild_part(child) for name, child in module._modules.items()}
-    return other
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, L2Norm) or type(module) in _NORMS or super().is_leaf_module(module, name)
 
 
 class _Fusion:
@@ -383,7 +286,7 @@ class _Fusion:
     def run(self) -> fx.GraphModule:
         for node in list(self.module.graph.nodes):
             if node.op == "call_module":
-                self._optimize_call(node)
+                self.module.set_submodule(node.target, _optimize(self.module.get_submodule(node.target)))
             elif node.target is F.max_pool2d:
                 self._take_pool(node)
         for node in list(self.module.graph.nodes):
@@ -399,19 +302,6 @@ class _Fusion:
         self.module.recompile()
         return self.module
 
-    def _optimize_call(self, node: Node) -> None:
-        module: Any = self.module.get_submodule(node.target)
-        if type(module) not in _CONVOLUTIONS:
-            self.module.set_submodule(node.target, _optimize(module))
-            return
-        after = _only_user(node)
-        norm: Any = self._called(after) if self._called(node) is module else None
-        if type(norm) in _NORMS and norm.track_running_stats:
-            self.module.set_submodule(node.target, fold(module, norm))
-            _drop(after, node)
-        else:
-            self.module.set_submodule(node.target, _optimize(module))
-
     def _take_pool(self, node: Node) -> None:
         """A pooling that is a function becomes a layer, with the name of its node."""
         options = {name: value for name, value in node.kwargs.items() if value is not None}
@@ -425,8 +315,8 @@ class _Fusion:
         if len(node.args) != 2 or node.kwargs:
             return
         for conv, other in (node.args, reversed(node.args)):
-            layer = self._called(conv)
-            if isinstance(layer, Convolution) and not layer.transposed and _only_user(conv) is node:
+            layer = called(self.module, conv)
+            if isinstance(layer, Convolution) and not layer.transposed and only_user(conv) is node:
                 if not isinstance(other, fx.Node) or other is conv or len(conv.args) > 1:  # it has a summand
                     continue
                 node.op, node.target, node.args = "call_module", conv.target, (*conv.args, other)
@@ -437,13 +327,13 @@ class _Fusion:
         before = node.args[0]
         parts = before.args[0] if before.args and before.target is torch.cat else None
         whole = parts if isinstance(parts, list | tuple) else [before]
-        layers = [self._called(part) for part in whole]
-        if _only_user(before) is not node or any(_only_user(part) is None for part in whole):
+        layers = [called(self.module, part) for part in whole]
+        if only_user(before) is not node or any(only_user(part) is None for part in whole):
             return
         if all(isinstance(layer, Convolution) for layer in layers):
             for layer in layers:
                 layer.relu = True
-            _drop(node, before)
+            drop(node, before)
 
     def _take_concatenation(self, node: Node) -> None:
         """The last convolution writes its channels to their place, and what comes before them as well."""
@@ -451,32 +341,15 @@ class _Fusion:
         if not isinstance(parts, list | tuple) or len(parts) != 2 or parts[0] is parts[1] or dim != 1:
             return
         last = parts[1]
-        if _only_user(last) is not node or len(last.args) != 1:
+        if only_user(last) is not node or len(last.args) != 1:
             return
-        if isinstance(self._called(last), Convolution):
+        if isinstance(called(self.module, last), Convolution):
             node.op, node.target = "call_module", last.target
             node.args, node.kwargs = (*last.args, None, parts[0]), {}
             self.module.graph.erase_node(last)
-
-    def _called(self, node: Any) -> Any:
-        """The module that a node calls, and no other node does."""
-        if not isinstance(node, fx.Node) or node.op != "call_module":
-            return None
-        calls = sum(other.op == "call_module" and other.target == node.target for other in self.module.graph.nodes)
-        return self.module.get_submodule(cast(str, node.target)) if calls == 1 else None
 
 
 def _is_relu(node: Node, module: fx.GraphModule) -> bool:
     if node.op == "call_module":
         return type(module.get_submodule(node.target)) is nn.ReLU
     return node.target in _RELUS
-
-
-def _only_user(node: Node) -> Node:  # or None
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _drop(node: Node, before: Node) -> None:
-    """Take ``node`` out: who read it reads ``before``."""
-    node.replace_all_uses_with(before)
-    node.graph.erase_node(node)

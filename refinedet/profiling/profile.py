@@ -251,7 +251,7 @@ def _profile(
     arrays = [photographs.decode(index) for index in photographs.batch(0, batch)]
     inputs = torch.stack([prepare(array, detector.size, detector.preprocessing) for array in arrays])
     inputs = inputs.to(device, detector.dtype, memory_format=detector.trained_network.backbone.memory_format)
-    together = inputs[: images_at_a_time()] if pipeline.detector.optimized else inputs
+    together = inputs[: images_at_a_time(inputs)] if pipeline.detector.optimized else inputs
     times = time_layers(pipeline.detector.running, together, SECONDS)
     on_step("operators")
     operators = list(time_operators(pipeline.detector.run(inputs), detector.network.anchors, detector.preset))

@@ -9,10 +9,10 @@ from support.synthetic import scene
 
 import refinedet
 from refinedet.errors import CheckpointError, InputError
-from refinedet.exporting.description import FORMAT_VERSION, PIXELS, Description
+from refinedet.exporting.description import FORMAT_VERSION, Description
 from refinedet.exporting.formats import FORMATS, SUFFIXES, Choices
 from refinedet.exporting.network import PixelNetwork
-from refinedet.preprocessing import Preprocessing, prepare
+from refinedet.preprocessing import PIXELS, Preprocessing, prepare
 from refinedet.runtimes import is_exported, open_network
 from refinedet.runtimes.base import RuntimeNetwork
 

@@ -11,25 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.paths import ROOT
-from support.synthetic import tiny_model
+from support.synthetic import tiny_model, with_statistics
 from torch import nn
 
 import refinedet
 from refinedet import OFFICIAL
 from refinedet.inference.detector import Detector
 from refinedet.models import build, panels, pointwise, winograd
+from refinedet.models import folded as folded_module
 from refinedet.models import optimized as optimized_module
+from refinedet.models.folded import JointHeads
 from refinedet.models.layers import L2Norm
-from refinedet.models.optimized import (
-    Convolution,
-    FastL2Norm,
-    JointHeads,
-    MaxPool,
-    fold,
-    optimize,
-    optimized,
-    run_in_parts,
-)
+from refinedet.models.optimized import Convolution, FastL2Norm, MaxPool, optimize, optimized, run_in_parts
 from refinedet.training.sgd import CaffeSGD
 
 ROUNDING = 2e-4  # of the largest value
@@ -42,18 +35,6 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def assert_close(found, expected, tolerance=ROUNDING):
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def with_statistics(network):
-    """Normalisations as after training: each channel with its own."""
-    generator = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-    return network.eval()
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet101", "squeezenet", "timm:test_resnet", "timm:test_efficientnet"])
@@ -79,7 +60,7 @@ def test_hooks_are_its_own(backbone, monkeypatch):
     network = build(backbone, 64, 4, tcb_channels=32).eval()
     images = torch.rand(1, 3, *network.config.size)
     for agrees in (True, False):
-        monkeypatch.setattr(optimized_module, "_agree", lambda *_, agrees=agrees: agrees)
+        monkeypatch.setattr(folded_module, "_agree", lambda *_, agrees=agrees: agrees)
         made = optimize(network)
         for one, other in ((made, network), (network, made)):
             called = []
@@ -159,7 +140,7 @@ class Named(nn.Module):
 def test_what_does_not_fit_is_not_taken_up(kind):
     torch.manual_seed(0)
     module, x = kind().eval(), torch.randn(2, 4, 6, 8)
-    for found, expected in zip(optimized_module._optimize(module)(x), module(x), strict=True):
+    for found, expected in zip(optimized_module._optimize(folded_module._fold(module))(x), module(x), strict=True):
         assert_close(found, expected)
 
 
@@ -168,20 +149,6 @@ def test_layers_keep_their_names():
     assert names["tcb.lateral1.0.conv"] is names["backbone.features.3.squeeze"] is Convolution
     assert names["arm"] is JointHeads
     assert names["backbone.features.2"] is MaxPool
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("transposed", [False, True])
-@torch.no_grad()
-def test_normalisation_is_folded_into_the_channels_of_the_output(transposed, bias, groups):
-    """As many input as output channels: an exchange of both fits, and is wrong."""
-    torch.manual_seed(0)
-    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
-    conv = kind(8, 8, 2, stride=2, groups=groups, bias=bias)
-    norm = with_statistics(nn.Sequential(nn.BatchNorm2d(8)))[0]
-    x = torch.randn(2, 8, 6, 10)
-    assert_close(fold(conv, norm)(x), norm(conv(x)), 1e-5)
 
 
 @OWN
@@ -248,7 +215,7 @@ def test_threads_that_come_first_together_lay_the_weights_out_once(monkeypatch):
 
     monkeypatch.setattr(Convolution, "_lay_out", slowly)
     torch.manual_seed(0)
-    layer, x = fold(nn.Conv2d(16, 8, 3, padding=1), None), torch.randn(1, 16, 20, 20)
+    layer, x = Convolution(nn.Conv2d(16, 8, 3, padding=1)), torch.randn(1, 16, 20, 20)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(torch.no_grad()(layer), [x, x]))
     assert laid_out == [layer]
@@ -381,7 +348,7 @@ def parametrize(network):
     torch.nn.utils.parametrizations.weight_norm(network.odm.loc[0])
 
 
-@pytest.mark.parametrize("change", [hook, patch, parametrize, torch.nn.Module.double])
+@pytest.mark.parametrize("change", [hook, patch, parametrize])
 def test_runs_as_it_is_where_it_is_more_than_its_layers(change):
     network = tiny_model()
     assert optimized(network) is not None
@@ -389,6 +356,17 @@ def test_runs_as_it_is_where_it_is_more_than_its_layers(change):
     assert optimized(network) is None
     with torch.autocast("cpu"):
         assert optimized(tiny_model()) is None
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.double, torch.nn.Module.half, torch.nn.Module.bfloat16])
+def test_in_other_types_it_is_the_folded_one(cast):
+    network = tiny_model()
+    assert optimized(network) is not None
+    cast(network)
+    made = optimized(network)
+    assert made is optimized(network)
+    assert {type(module) for module in made.modules()}.isdisjoint({Convolution, FastL2Norm, MaxPool, nn.BatchNorm2d})
+    assert made.dtype == network.dtype
 
 
 def test_is_made_of_a_network_that_was_loaded_in_inference_mode():

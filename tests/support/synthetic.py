@@ -171,3 +171,15 @@ def tiny_checkpoint(path: str | Path, size: int | tuple[int, int] = 64, **option
 
     save_model(tiny_model(size, **options), path)
     return Path(path)
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """``network`` in eval mode, with normalisations as after training: each channel with its own."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+    return network.eval()
