@@ -16,7 +16,7 @@ BASE := $(VENV)/base.stamp
 DEMO_INSTALLED := $(VENV)/demo.stamp
 INSTALLED := $(VENV)/installed.stamp
 WITH_PEERS := $(VENV)/peers.stamp
-CPP := $(shell find csrc benchmarks/guard tests/simulated tests/ptx_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc benchmarks/guard examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py cuda_build.py tools/ptxas.py pyproject.toml $(shell find csrc)
 
 .PHONY: demo test test-cuda test-gpu gpu-report lint benchmark bench-check bench-accept fuzz clean
