@@ -88,7 +88,7 @@ def _prepare(detector: Detector, choices: Choices, calibration: Sequence[Path], 
     anchors = network.to(device).anchors  # made anew for the size
     dtype = getattr(torch, choices.dtype) if choices.format in _COMPUTES else torch.float32
     description = Description(config, replace(choices, size=size), device)
-    return Job(PixelNetwork(network, detector.preprocessing, dtype), anchors, description, calibration)
+    return Job(PixelNetwork(network, detector.preprocessing, dtype).eval(), anchors, description, calibration)
 
 
 def _preset(detector: Detector, choices: Choices, protocol: Testing) -> Preset:
