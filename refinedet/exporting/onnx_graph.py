@@ -17,12 +17,12 @@ from refinedet.exporting.job import Job
 from refinedet.presets import Preset
 from refinedet.protocols import Thresholds
 from refinedet.runtimes import require
+from refinedet.runtimes.onnx_runtime import INPUT
 
 Model: TypeAlias = Any  # onnx.ModelProto: onnx has no types
-Value: TypeAlias = str | float | Sequence[int] | np.ndarray  # the name of one, or a constant
+Value: TypeAlias = str | float | Sequence[float] | np.ndarray  # the name of one, or a constant
 Shape: TypeAlias = tuple[int | str, ...]
 
-INPUT = "images"
 OPSET = 18
 """The oldest that PyTorch's exporter writes by itself: ONNX 1.13, ONNX Runtime 1.14."""
 IR_VERSION = 8
@@ -53,6 +53,8 @@ def network_graph(job: Job) -> Model:
     Constants are folded, and that is all: the optimiser that PyTorch's exporter would run (onnxscript 0.7.2) takes an
     added constant up to 1e-8 for none, and without its 1e-10 an `L2Norm` makes NaN of pictures of one colour.
     """
+    for module in ("onnx", "onnxscript"):
+        _require(module)
     optimizer, rewriter = _require("onnxscript.optimizer"), _require("onnxscript.rewriter")
     rules = _require("onnxscript.rewriter.rules.common")
     batch, (height, width) = job.description.choices.batch, job.description.config.size
@@ -119,8 +121,8 @@ def detection_graph(
 
         boxes [B,K,4] float32, scores [B,K] float32, labels [B,K] int64, indices [B,K] int64, counts [B] int64
 
-    as `refinedet.ops.Detected` has them; with ``rows`` "variable" boxes [M,4], scores [M], labels [M] and indices [M] of
-    all images one after the other, ``counts[b]`` of image b.
+    as `refinedet.ops.Detected` has them; with ``rows`` "variable" boxes [M,4], scores, labels and indices [M] of all
+    images one after the other, ``counts[b]`` of image b.
 
     The rows are those of `ops.detect`, and so is their order, ties included: it hangs on `TopK` alone, whose ties the
     standard decides. What may differ is rounding: of exponentials, so of scores and boxes, and of an IoU, which
@@ -192,7 +194,7 @@ class _Graph:
 
 def _decode(graph: _Graph, anchors: Tensor, preset: Preset) -> str:
     """Corners [B,N,4]: the anchors moved by each stage, in the order of operations of csrc/box_math.h."""
-    variances, places = np.float32(preset.variances), anchors.cpu().numpy()
+    variances, places = np.asarray(preset.variances), anchors.cpu().numpy()
     center, side = places[:, :2], places[:, 2:]
     for offsets in ("arm_loc", "odm_loc") if preset.tcb and preset.cascade else ("odm_loc",):
         move, stretch = graph("Split", offsets, [2, 2], axis=-1, outputs=2)

@@ -7,79 +7,100 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from refinedet.errors import CheckpointError, InputError
+from refinedet.errors import CheckpointError, InputError, printable
 from refinedet.exporting.description import KEY, Description
 from refinedet.ops import Detected
 from refinedet.runtimes import require
 from refinedet.runtimes.base import RuntimeNetwork
 
 INPUT = "images"
+"""What the file calls its input."""
+
+OLDEST = "1.14"
+"""ONNX Runtime that knows the operators of what `refinedet export` writes today."""
+
+_PADDING = (0, 0, 0, -1)  # of boxes, scores, labels and indices
 
 
 def open_network(path: Path) -> OnnxNetwork:
     """The network of an ONNX file that `refinedet export` wrote. Errors: `refinedet.runtimes.open_network`."""
-    onnx = require("onnx", "onnx", path)
+    onnx: Any = require("onnx", "onnx", path)
     require("onnxruntime", "onnx", path)
     content = path.read_bytes()
     try:
         model = onnx.load_from_string(content)
-    except Exception as error:  # protobuf's DecodeError: two implementations have one each
+    except Exception as error:  # DecodeError of protobuf, of which there are several
         raise CheckpointError(f"{path} is damaged, or no ONNX file ({error}); export it again") from error
-    texts = {prop.key: prop.value for prop in model.metadata_props}
-    description = Description.from_json(texts.get(KEY), path)
-    return OnnxNetwork(description, model, content, path)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    return OnnxNetwork(Description.from_json(texts.get(KEY), path), model, content, path)
 
 
 class OnnxNetwork(RuntimeNetwork):
-    """The outputs of the network, computed by a session that ends there; the whole file runs for `detections` alone:
-    ONNX Runtime 1.32.0 computes every node of a session, whatever outputs are asked for."""
+    """Computed by a session that ends at the outputs of the network; another one of the whole file is made where
+    `detections` are asked for. One would do if it left out what nobody asks for: ONNX Runtime 1.32.0 does not, with
+    ``only_execute_path_to_fetches`` neither."""
 
     def __init__(self, description: Description, model: Any, content: bytes, path: Path) -> None:
         super().__init__(description)
         self._path, self._content = path, content
-        self._session = _open(_cut(model, description.outputs).SerializeToString(), path)
-        self.runtime = f"ONNX Runtime {_runtime().__version__}"
+        self._session = _open_session(_cut(model, description.outputs).SerializeToString(), path)
+        self.runtime = f"ONNX Runtime {_onnxruntime().__version__}"
 
     def compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
         outputs = self._session.run(self.description.outputs, {INPUT: pixels.numpy()})
         return tuple(map(torch.from_numpy, outputs))
 
     def detections(self, pixels: Tensor) -> Detected | None:
-        if self.description.choices.raw:
+        choices = self.description.choices
+        if choices.raw:
             return None
-        found = self._whole.run(Detected._fields, {INPUT: pixels.contiguous().numpy()})
-        return Detected._make(map(torch.from_numpy, found))
+        batch = choices.batch or len(pixels)
+        filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % batch))
+        found = [self._whole.run(Detected._fields, {INPUT: part.numpy()}) for part in filled.contiguous().split(batch)]
+        columns = [torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*found, strict=True)]
+        if choices.rows == "variable":
+            counts = columns.pop().tolist()
+            padded = (
+                pad_sequence(column.split(counts), batch_first=True, padding_value=padding)
+                for column, padding in zip(columns, _PADDING, strict=True)
+            )
+            columns = [*padded, torch.tensor(counts)]
+        return Detected(*(column[: len(pixels)] for column in columns))
 
     @cached_property
     def _whole(self) -> Any:
-        return _open(self._content, self._path)
-
-
-def _runtime() -> Any:
-    return require("onnxruntime", "onnx", "format onnx")
+        return _open_session(self._content, self._path)
 
 
 def _cut(model: Any, outputs: tuple[str, ...]) -> Any:
-    """``model`` up to the nodes that ``outputs`` come from; nodes are in the order they can be computed in."""
+    """``model`` with no node behind those that give ``outputs``: each node comes after those whose outputs it reads."""
     graph = model.graph
     last = max(i for i, node in enumerate(graph.node) if not set(outputs).isdisjoint(node.output))
     del graph.node[last + 1 :]
     kept = [output for output in graph.output if output.name in outputs]
-    del graph.output[:]
+    graph.ClearField("output")
     graph.output.extend(kept)
     return model
 
 
-def _open(content: bytes, path: Path) -> Any:
-    """A session of as many threads as torch has."""
-    runtime = _runtime()
+def _open_session(content: bytes, path: Path) -> Any:
+    """Of as many threads as torch has."""
+    runtime = _onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # no warning of constants that only what was cut off read
     try:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise InputError(f"{path} does not run in ONNX Runtime {runtime.__version__} ({error})") from error
+    except Exception as error:  # each of its errors is a class of its own
+        raise InputError(
+            f"{path} does not open in ONNX Runtime {runtime.__version__} ({printable(error)}); version {OLDEST} or "
+            "newer opens what this refinedet exports: pip install --upgrade onnxruntime, or export it again"
+        ) from error
+
+
+def _onnxruntime() -> Any:
+    return require("onnxruntime", "onnx", "format onnx")
