@@ -28,7 +28,7 @@ from refinedet.protocols import Scale, get_protocol
 from refinedet.runtimes import open_network
 
 _WRITERS = {"torch": "torch_program", "aoti": "aoti", "onnx": "onnx_graph", "openvino": "openvino_ir", "mnn": "mnn_net"}
-_COMPUTES = {"torch", "aoti"}  # in the dtype that is asked for; the others store weights in it, or cast by themselves
+_COMPUTES = {"torch", "aoti", "onnx"}  # in the dtype that is asked for; the others store weights in it, or cast by themselves
 
 
 def export(

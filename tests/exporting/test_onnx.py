@@ -259,7 +259,7 @@ def test_file_in_half_precision(single_step):
 
 def test_runs_as_the_model(exported, detector):
     loaded = refinedet.load(exported)
-    pictures = [scene(seed) for seed in range(3)]
+    pictures = [scene(seed)[0] for seed in range(3)]
     for found, expected in zip(loaded.detect(pictures), detector.detect(pictures), strict=True):
         assert len(expected.scores) > 0
         assert found.names == expected.names
