@@ -12,6 +12,7 @@ from torch import Tensor
 from refinedet.boxes import to_corners
 from refinedet.exporting.description import KEY
 from refinedet.exporting.job import Job
+from refinedet.exporting.openvino_int8 import quantize
 from refinedet.presets import Preset
 from refinedet.runtimes.openvino import DETECTIONS, import_openvino
 
@@ -22,6 +23,8 @@ def write(job: Job, path: Path) -> None:
     model = convert(job, openvino)
     if job.description.choices.dtype == "float16":
         store_half(model, openvino)
+    elif job.description.choices.dtype == "int8":
+        model = quantize(model, job, path)
     if not job.description.choices.raw:
         model = with_detections(model, job, openvino)
     model.set_rt_info(job.description.to_json(), KEY)
@@ -70,17 +73,19 @@ def with_detections(model: Any, job: Job, openvino: Any) -> Any:
         for name, output in zip(job.description.outputs, model.outputs, strict=True)
     }
     probabilities = {name: opset.softmax(raw[name], -1).output(0) for name in raw if name.endswith("conf")}
-    found = detection_output({**raw, **probabilities}, job.anchors, job.description.config.preset, opset)
+    corners = to_corners(job.anchors)
+    found = detection_output({**raw, **probabilities}, corners, job.description.config.preset, opset)
     return openvino.Model([*model.get_results(), opset.result(found, DETECTIONS)], model.get_parameters(), "refinedet")
 
 
-def detection_output(outputs: dict[str, Any], anchors: Tensor, preset: Preset, opset: Any) -> Any:
-    """DetectionOutput of a network's outputs [B,N,*] by name, of which the confidences are probabilities."""
-    priors = torch.stack([to_corners(anchors), anchors.new_tensor(preset.variances).expand(len(anchors), 4)])
+def detection_output(outputs: dict[str, Any], priors: Tensor, preset: Preset, opset: Any) -> Any:
+    """DetectionOutput of a network's outputs [B,N,*] by name, of which the confidences are probabilities, and of
+    anchors as corners [N,4]."""
+    variances = priors.new_tensor(preset.variances).expand(len(priors), 4)
     inputs = [
         _by_image(outputs["odm_loc"], opset),
         _by_image(outputs["odm_conf"], opset),
-        opset.constant(priors.reshape(1, 2, -1).cpu().numpy()),
+        opset.constant(torch.stack([priors, variances]).reshape(1, 2, -1).cpu().numpy()),
     ]
     if "arm_conf" in outputs:
         arm_loc = outputs["arm_loc"]
