@@ -13,6 +13,7 @@ from refinedet.boxes import to_corners
 from refinedet.exporting.description import KEY
 from refinedet.exporting.job import Job
 from refinedet.exporting.openvino_int8 import quantize
+from refinedet.inference.selection import NOTHING_GOES
 from refinedet.presets import Preset
 from refinedet.runtimes.openvino import DETECTIONS, import_openvino
 
@@ -107,9 +108,9 @@ def _attributes(preset: Preset) -> dict[str, Any]:
         "background_label_id": 0,
         "top_k": preset.top_k,
         "keep_top_k": [preset.keep_top_k],
-        "nms_threshold": preset.nms_iou,
-        "confidence_threshold": preset.score_threshold,
-        "objectness_score": preset.objectness_threshold,
+        "nms_threshold": float(NOTHING_GOES if preset.nms_iou is None else preset.nms_iou),
+        "confidence_threshold": float(preset.score_threshold),
+        "objectness_score": float(preset.objectness_threshold),
         "code_type": "caffe.PriorBoxParameter.CENTER_SIZE",
         "share_location": True,  # one box for all classes
         "normalized": True,  # priors in units of the image side, four numbers each

@@ -14,7 +14,7 @@ from refinedet.presets import Preset
 from refinedet.protocols import Thresholds
 from refinedet.records import LevelOutput, RawOutput
 
-_NOTHING_GOES = 2.0  # as an IoU threshold
+NOTHING_GOES = 2.0  # as an IoU threshold
 
 
 def select(
@@ -45,7 +45,7 @@ def select(
         anchors,
         objectness_threshold=preset.objectness_threshold,
         score_threshold=score_threshold,
-        iou_threshold=_NOTHING_GOES if thresholds.nms_iou is None else thresholds.nms_iou,
+        iou_threshold=NOTHING_GOES if thresholds.nms_iou is None else thresholds.nms_iou,
         top_k=top_k,
         keep_top_k=keep_top_k,
         variances=preset.variances,

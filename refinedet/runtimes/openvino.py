@@ -129,9 +129,7 @@ def _reason(error: RuntimeError) -> str:
     return show([line for line in str(error).splitlines() if line.strip()][-1].strip())
 
 
-def _to_detected(
-    rows: Tensor, raw: dict[str, Tensor], anchors: Tensor, description: Description
-) -> Detected:
+def _to_detected(rows: Tensor, raw: dict[str, Tensor], anchors: Tensor, description: Description) -> Detected:
     """Rows of DetectionOutput in the order of `ops.detect`. They do not say from which anchor they are: from the one
     whose box and score of the class, by the raw output, are the nearest."""
     preset = description.config.preset

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated.harness import Harness, LauncherError
 from simulated.torch_arrays import DTYPES, to_array
-from support.detect_cases import GOLDEN_NAMES, in_levels, load_golden, random_anchors, random_tensor, threads
+from support.detect_cases import (
+    GOLDEN_NAMES,
+    in_levels,
+    load_golden,
+    official_rows,
+    random_anchors,
+    random_tensor,
+    threads,
+)
 from support.implementations import IMPLEMENTATIONS
 from torch import Tensor
 
@@ -75,17 +83,6 @@ def launch(
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS)
 def detect(request: pytest.FixtureRequest) -> DetectOp:
     return request.param(request, ops.detect, launch)
-
-
-def official_rows(detected: Detected) -> tuple[np.ndarray, np.ndarray]:
-    """Detections as the official layer lists them: by image, label, score descending, anchor."""
-    rows, anchors = [], []
-    for image, count in enumerate(detected.counts.tolist()):
-        boxes, scores, labels, indices = (field[image, :count].numpy() for field in detected[:4])
-        order = np.lexsort((indices, -scores, labels))
-        rows.append(np.column_stack([np.full(count, image), labels, scores, boxes])[order])
-        anchors.append(indices[order])
-    return np.concatenate(rows), np.concatenate(anchors)
 
 
 def assert_same(detected: Detected, expected: Detected) -> None:

@@ -11,6 +11,7 @@ from support.paths import GOLDEN
 from torch import Tensor
 
 from refinedet.boxes import to_centers
+from refinedet.ops import Detected
 
 DETOUT = GOLDEN / "detout"
 GOLDEN_NAMES = sorted(path.stem for path in DETOUT.glob("*.npz"))
@@ -47,6 +48,17 @@ def _run(data: np.lib.npyio.NpzFile, tag: str, params: dict) -> GoldenRun:
     anchors = data[f"prior_idx__{tag}"]
     real = anchors >= 0  # an empty batch has a placeholder row per image
     return GoldenRun(tag, options, data[f"det__{tag}"][real], anchors[real])
+
+
+def official_rows(detected: Detected) -> tuple[np.ndarray, np.ndarray]:
+    """Detections as the official layer lists them: by image, label, score descending, anchor."""
+    rows, anchors = [], []
+    for image, count in enumerate(detected.counts.tolist()):
+        boxes, scores, labels, indices = (field[image, :count].numpy() for field in detected[:4])
+        order = np.lexsort((indices, -scores, labels))
+        rows.append(np.column_stack([np.full(count, image), labels, scores, boxes])[order])
+        anchors.append(indices[order])
+    return np.concatenate(rows), np.concatenate(anchors)
 
 
 def in_levels(inputs: tuple[Tensor | None, ...], sizes: Sequence[int]) -> tuple:
