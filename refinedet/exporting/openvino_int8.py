@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,20 @@ MOST_IMAGES = 300
 """Of the calibration images as many are looked at, evenly spread."""
 
 
-def quantize(model: Any, job: Job, path: Path) -> Any:
-    """The network with weights and activations of 8 bits, by the ranges that the calibration images give; the same for
-    the same images. L2Norm stays in float32: squares of 8 bits lose what is small."""
-    with without_telemetry(), contextlib.redirect_stdout(io.StringIO()):  # its bars and notes would mix with --json
+def import_nncf(path: object) -> Any:
+    """The module; ``path`` is what needs it. InputError where it is not installed."""
+    with without_telemetry(), contextlib.redirect_stdout(sys.stderr):  # it logs to the stdout that it finds
         nncf: Any = require("nncf", "int8", path)
-        nncf.set_log_level(logging.ERROR)
-        images = _choose(job.calibration)
-        batch = job.description.choices.batch or 1
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def quantize(model: Any, job: Job, nncf: Any) -> Any:
+    """The network with weights and activations of 8 bits, by the ranges that the calibration images give; the same for
+    the same images. L2Norm stays in float32: squares in 8 bits lose what is small."""
+    images = _choose(job.calibration)
+    batch = job.description.choices.batch or 1
+    with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
         return nncf.quantize(
             model,
             nncf.Dataset(_Batches(images, batch, job.description.config.size)),

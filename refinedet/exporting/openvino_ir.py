@@ -12,7 +12,7 @@ from torch import Tensor
 from refinedet.boxes import to_corners
 from refinedet.exporting.description import KEY
 from refinedet.exporting.job import Job
-from refinedet.exporting.openvino_int8 import quantize
+from refinedet.exporting.openvino_int8 import import_nncf, quantize
 from refinedet.inference.selection import NOTHING_GOES
 from refinedet.presets import Preset
 from refinedet.runtimes.openvino import DETECTIONS, import_openvino
@@ -21,11 +21,13 @@ from refinedet.runtimes.openvino import DETECTIONS, import_openvino
 def write(job: Job, path: Path) -> None:
     """Write ``path`` (.xml) and the .bin beside it."""
     openvino = import_openvino(path)
+    dtype = job.description.choices.dtype
+    nncf = import_nncf(path) if dtype == "int8" else None  # its absence is told before work starts
     model = convert(job, openvino)
-    if job.description.choices.dtype == "float16":
+    if dtype == "float16":
         store_half(model, openvino)
-    elif job.description.choices.dtype == "int8":
-        model = quantize(model, job, path)
+    elif nncf is not None:
+        model = quantize(model, job, nncf)
     if not job.description.choices.raw:
         model = with_detections(model, job, openvino)
     model.set_rt_info(job.description.to_json(), KEY)

@@ -188,9 +188,10 @@ def test_switches_of_the_ablation(tmp_path: Path, changes: dict[str, Any]) -> No
 
 def test_int8(tmp_path: Path, detector: Detector, float32: Path, calibration: list[Path]) -> None:
     """Two images at a time of five; the same file every time, and L2Norm in float32."""
+    images = {"images": calibration, "calibration": calibration}
     files = [tmp_path / name / "model.xml" for name in ("first", "second")]
     for path in files:
-        export(detector, path, Choices("openvino", dtype="int8", batch=2, raw=True), calibration=calibration)
+        export(detector, path, Choices("openvino", dtype="int8", batch=2, raw=True), **images)
     first, second = (path.with_suffix(".bin").read_bytes() for path in files)
     assert first == second
     assert len(first) < 0.4 * float32.with_suffix(".bin").stat().st_size
