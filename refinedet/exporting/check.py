@@ -16,7 +16,9 @@ from torch import Tensor
 
 from refinedet import __version__
 from refinedet.boxes import box_iou
+from refinedet.data import DetectionDataset
 from refinedet.errors import ExportError
+from refinedet.evaluation.evaluate import evaluate
 from refinedet.exporting.description import Description
 from refinedet.inference.detector import Detector
 from refinedet.inference.timing import repetitions, wait_for
@@ -58,6 +60,9 @@ class Report:
     seconds: float  # median per image of the file, and of PyTorch
     torch_seconds: float
     threads: int
+    dataset: str | None = None  # whose annotated images both were measured on, if any
+    mean_ap: float | None = None  # area under the curve at IoU 0.5, of the file, and of PyTorch
+    torch_mean_ap: float | None = None
     refinedet: str = __version__
     torch: str = torch.__version__
 
@@ -86,6 +91,11 @@ class Report:
         ]
         if self.own_rows_differ is not None:
             lines.append(f"The file's own detections: {self.own_rows_differ} rows that ops.detect does not give")
+        if self.mean_ap is not None and self.torch_mean_ap is not None:
+            lines.append(
+                f"mAP of {self.dataset}: {self.mean_ap:.4f}, PyTorch {self.torch_mean_ap:.4f}, "
+                f"{self.mean_ap - self.torch_mean_ap:+.4f}"
+            )
         lines.append(
             f"Time of an image, {self.threads} threads: {1e3 * self.seconds:.1f} ms, PyTorch "
             f"{1e3 * self.torch_seconds:.1f} ms"
@@ -94,14 +104,19 @@ class Report:
 
 
 def check(
-    detector: Detector, description: Description, network: RuntimeNetwork, path: Path, paths: Sequence[Path]
+    detector: Detector,
+    description: Description,
+    network: RuntimeNetwork,
+    path: Path,
+    paths: Sequence[Path],
+    dataset: DetectionDataset | None = None,
 ) -> Report:
-    """Run the file and ``detector`` in float32 on the same photographs. ExportError where the outputs are no rounding
-    apart, or not finite."""
+    """Run the file and ``detector`` in float32 on the same photographs, and measure both on ``dataset``, where given.
+    ExportError where the outputs are no rounding apart, or not finite."""
     photographs = open_photographs(paths[:MOST_IMAGES])
     images = [photographs.decode(i) for i in range(min(MOST_IMAGES, len(photographs.files)))]
     reference = _reference(detector, description)
-    exported = Detector(network, preset=detector.preset, preprocessing=PIXELS)
+    exported = Detector(network, preprocessing=PIXELS)
     differences = [_differ(reference, exported, image) for image in images]
     worst = max(each.outputs for each in differences)
     limit = LIMITS[description.choices.dtype]
@@ -112,6 +127,7 @@ def check(
         )
     own = [each.own_rows for each in differences if each.own_rows is not None]
     ours, theirs = _times(exported, reference, images[0])
+    means = [None if dataset is None else evaluate(each, dataset).mean_ap for each in (exported, reference)]
     return Report(
         path=str(path),
         format=description.choices.format,
@@ -128,14 +144,17 @@ def check(
         seconds=ours,
         torch_seconds=theirs,
         threads=torch.get_num_threads(),
+        dataset=None if dataset is None else f"{len(dataset)} images of {dataset.name}",
+        mean_ap=means[0],
+        torch_mean_ap=means[1],
     )
 
 
 def _reference(detector: Detector, description: Description) -> Detector:
-    """The detector at the size of the file, in float32."""
+    """The detector at the size of the file and with its thresholds, in float32."""
     network = deepcopy(detector.trained_network).float()
     network.config = description.config
-    reference = Detector(network, preset=detector.preset, preprocessing=detector.preprocessing)
+    reference = Detector(network, preprocessing=detector.preprocessing)
     return reference.to(description.device)
 
 

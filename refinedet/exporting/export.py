@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from refinedet.anchors import parse_size
+from refinedet.data import open_dataset
 from refinedet.errors import InputError
 from refinedet.exporting.check import Report, check
 from refinedet.exporting.description import Description
@@ -39,19 +40,23 @@ def export(
     images: Sequence[Path] = (),
     calibration: Sequence[Path] = (),
     protocol: Testing = None,
+    data: Path | None = None,
+    split: str = "test",
     device: str = "cpu",
 ) -> Report:
     """Write ``detector`` to the file ``path`` and say how far it is from PyTorch, which a file beside it keeps as JSON.
 
     ``choices``: a `refinedet.exporting.formats.Choices`, or the name of a format. ``images``: photographs to compare
     with, the first `check.MOST_IMAGES` (default: those of the repository, or a synthetic one). ``calibration``: for
-    int8. ``protocol``: of testing, whose thresholds the file's detections have (default: the preset's). ``device``:
-    "cuda" compiles ``aoti`` for the GPU of this machine. The detector is not changed.
+    int8. ``protocol``: of testing, whose thresholds the file's detections have (default: the preset's). ``data``: a
+    data set folder, on whose ``split`` the mAP of both is measured as well. ``device``: "cuda" compiles ``aoti`` for
+    the GPU of this machine. The detector is not changed.
 
     Nothing is at ``path`` until the file has been run and compared.
 
     Raises:
         InputError: the format does not hold what is asked for, or its package is not installed.
+        DataError: the data set or an image is absent or damaged.
         ExportError: what came out does not find what PyTorch finds.
     """
     chosen = Choices(choices) if isinstance(choices, str) else choices
@@ -65,13 +70,14 @@ def export(
         raise InputError("int8 needs calibration images, and only int8 does; give --int8 --calibrate FOLDER")
     if device != "cpu" and chosen.format != "aoti":
         raise InputError(f"device is {device}, and only aoti is compiled for one; leave it out")
+    dataset = None if data is None else open_dataset(data, split, classes=detector.classes)
     job = _prepare(detector, chosen, calibration, _preset(detector, chosen, protocol), device)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem[:32]}.", dir=target.parent) as folder:
         written = Path(folder) / target.name
         with busy(f"exporting to {form.name}"):
             import_module(f"refinedet.exporting.{_WRITERS[form.name]}").write(job, written)
-        report = check(detector, job.description, open_network(written), written, images)
+        report = check(detector, job.description, open_network(written), written, images, dataset)
         write_text(written.with_name(f"{written.name}.json"), report.to_json())
         place(Path(folder), target.parent, last=target.name)
     return replace(report, path=str(target))

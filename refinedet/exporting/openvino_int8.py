@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from refinedet.data.images import read_image
-from refinedet.exporting.description import PIXELS
 from refinedet.exporting.job import Job
-from refinedet.preprocessing import prepare
+from refinedet.preprocessing import PIXELS, prepare
 from refinedet.progress import show_progress
 from refinedet.runtimes import require
 from refinedet.runtimes.openvino import without_telemetry

@@ -102,7 +102,7 @@ def detection_output(outputs: dict[str, Any], priors: Tensor, preset: Preset, op
 
 def _by_image(output: Any, opset: Any) -> Any:
     """[B,N,*] as [B,N * *]."""
-    return opset.reshape(output, np.int64([0, -1]), special_zero=True)
+    return opset.reshape(output, np.array([0, -1], np.int64), special_zero=True)
 
 
 def _attributes(preset: Preset) -> dict[str, Any]:
