@@ -1,7 +1,10 @@
-"""Keeping what OpenCV's decoders print off the terminal, at the command line."""
+"""Keeping what libraries print off the terminal."""
 
 import contextlib
+import ctypes
 import os
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -35,3 +38,35 @@ def silent_decoders() -> Iterator[None]:
             os.dup2(null, 2)
             stack.callback(os.dup2, kept, 2)
         yield
+
+
+@contextlib.contextmanager
+def capture_output() -> Iterator[list[str]]:
+    """What reaches file descriptor 1 inside the block is kept from there; the lines of it are in the list after it.
+
+    For libraries in C and C++ that print there themselves. Whatever other threads print goes the same way.
+    """
+    lines: list[str] = []
+    with _lock, tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+        _flush()
+        try:
+            kept = os.dup(1)
+        except OSError:  # no standard output, nothing to keep
+            yield lines
+            return
+        stack.callback(os.close, kept)
+        os.dup2(file.fileno(), 1)
+        try:
+            yield lines
+        finally:
+            _flush()
+            os.dup2(kept, 1)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+
+
+def _flush() -> None:
+    """What Python and C hold back for standard output goes there now."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no sys.stdout, or a closed one
+        sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
