@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.paths import ROOT
-from support.synthetic import scene
 
 import refinedet
 from refinedet.boxes import box_iou
