@@ -10,6 +10,9 @@ from refinedet.errors import InputError, show, suggestion
 DEVICES = "auto, cpu, cuda or cuda:N"
 """The names of devices, for a message; `is_device` knows them."""
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""In which a network computes."""
+
 DATA_FORMATS = ("voc", "coco")
 """Layouts of a data set folder."""
 

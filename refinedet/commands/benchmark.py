@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from refinedet.choices import SIZE_STEP
-from refinedet.commands.options import add_device, add_json, deliver, noter, positive, size, speaker
+from refinedet.commands.options import add_device, add_dtype, add_json, deliver, noter, positive, size, speaker
 from refinedet.errors import printable, show
 from refinedet.progress import SHORT, show_progress
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SECONDS = 45  # of the whole command
 BATCHES = (1, 8)
-DTYPES = ("float32", "float16", "bfloat16")
 PAGE = "benchmark.html"
 
 
@@ -53,7 +52,7 @@ def add_parser(commands: Commands) -> None:
         type=positive,
         help="of a network with random weights, no background (default: 20)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the network (default: float32)")
+    add_dtype(parser)
     add_device(parser)
     parser.add_argument("--threads", metavar="N", type=positive, help="of the CPU (default: as torch chooses)")
     parser.add_argument(

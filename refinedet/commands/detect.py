@@ -15,6 +15,7 @@ from refinedet.commands.options import (
     add_batch_size,
     add_checkpoint,
     add_device,
+    add_dtype,
     add_json,
     add_protocol,
     chosen_protocol,
@@ -76,6 +77,7 @@ def add_parser(commands: Commands) -> None:
     add_protocol(parser)
     add_batch_size(parser)
     add_device(parser)
+    add_dtype(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -83,6 +85,8 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Annotate the inputs, and tell what was found and what could not be read."""
     protocol = chosen_protocol(arguments)
+    import torch
+
     import refinedet
     from refinedet.commands.annotate import Annotator
     from refinedet.commands.inputs import find_inputs, plan_outputs
@@ -92,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     say, note = speaker(arguments), noter(arguments)
     images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)
     targets = plan_outputs([*images, *videos], arguments.out)
-    detector = refinedet.load(arguments.checkpoint, arguments.device)
+    detector = refinedet.load(arguments.checkpoint, arguments.device).to(getattr(torch, arguments.dtype))
     threshold = arguments.score_threshold
     if threshold is None:
         testing = protocol or of_preset(detector.preset)

@@ -12,6 +12,7 @@ from refinedet.commands.options import (
     add_batch_size,
     add_checkpoint,
     add_device,
+    add_dtype,
     add_json,
     add_protocol,
     chosen_protocol,
@@ -63,6 +64,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_batch_size(parser)
     add_device(parser)
+    add_dtype(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -70,6 +72,8 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write what is to be written, and show the table."""
     protocol = chosen_protocol(arguments)
+    import torch
+
     from refinedet.evaluation.evaluate import evaluate_checkpoint
     from refinedet.evaluation.submit import submit_checkpoint
 
@@ -79,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         "format": arguments.format,
         "allow_outside": arguments.allow_outside,
         "device": arguments.device,
+        "dtype": getattr(torch, arguments.dtype),
         "protocol": protocol,
         "metric": arguments.metric,
         "batch_size": arguments.batch_size,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from refinedet.choices import DEVICES, is_device
+from refinedet.choices import DEVICES, DTYPES, is_device
 from refinedet.errors import InputError, show
 from refinedet.files import write_text
 from refinedet.parsing import to_json
@@ -58,6 +58,11 @@ def chosen_protocol(arguments: argparse.Namespace) -> Protocol | None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device``, for `choose_device`."""
     parser.add_argument("--device", default="auto", type=_device, help=f"{DEVICES} (default: auto)")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """``--dtype``, the name of a torch.dtype."""
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the network (default: float32)")
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -109,17 +109,18 @@ def evaluate_checkpoint(
     format: str | None = None,
     allow_outside: bool = False,
     device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Evaluation:
     """:func:`evaluate` a checkpoint (file or shipped name, or an exported file) on a split of a data set folder.
 
     The data set is opened with the checkpoint's classes: an annotation of any other class is a DataError. ``format``
     and ``allow_outside`` are those of :func:`refinedet.data.open_dataset`, ``device`` that of `refinedet.load`,
-    ``options`` those of :func:`evaluate`.
+    ``options`` those of :func:`evaluate`. ``dtype``: in which the network computes.
     """
     if options.get("protocol") is not None:  # a mistake in it is told before anything is read
         options["protocol"] = get_protocol(options["protocol"])
-    detector = load(checkpoint, device)
+    detector = load(checkpoint, device).to(dtype)
     dataset = open_dataset(data, split, format=format, classes=detector.classes, allow_outside=allow_outside)
     return evaluate(detector, dataset, **options)
 

@@ -62,6 +62,7 @@ def submit_checkpoint(
     format: str | None = None,
     allow_outside: bool = False,
     device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
     save: Callable[[Evaluation], None] | None = None,
     **options: Any,
 ) -> tuple[Evaluation, Submission]:
@@ -73,7 +74,7 @@ def submit_checkpoint(
     the split has no annotations. What the server would refuse by its classes, its split or the name of the file, an
     option of the other server, and a folder that cannot be made are told before any image is run.
     """
-    detector = load(checkpoint, device)
+    detector = load(checkpoint, device).to(dtype)
     dataset = open_dataset(
         data, split, format=format, classes=detector.classes, allow_outside=allow_outside, need_annotations=False
     )

@@ -45,9 +45,9 @@ class Detector:
 
     ``network``: a trained `RefineDet`, or one of an exported file (`refinedet.runtimes`). ``preset`` and
     ``preprocessing``: the network's own, unless given; both may be replaced later: ``detector.preset =
-    replace(detector.preset, nms_iou=0.6)``. ``optimize``: on the CPU, in float32, a copy of the network that is made
-    for inference runs in its place (`refinedet.models.optimized`), faster and with the same objects; it is made at the
-    first image and after changes of the network. It may be set later, too.
+    replace(detector.preset, nms_iou=0.6)``. ``optimize``: a copy of the network that is made for inference runs in
+    its place, faster and with the same objects: on the CPU in float32 by `refinedet.models.optimized`, else by
+    `refinedet.models.folded`. It is made at the first image and after changes of the network. It may be set later, too.
     """
 
     def __init__(
