@@ -1,0 +1,87 @@
+"""Programs of torch.export and packages of AOTInductor, both ``.pt2``."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refinedet.errors import CheckpointError
+from refinedet.exporting.description import KEY, Description
+from refinedet.ops import Detected, extension
+from refinedet.runtimes.base import RuntimeNetwork
+
+Run = Callable[[Tensor], tuple[Tensor, ...]]
+
+_DETECTED = len(Detected._fields)
+
+
+class ProgramNetwork(RuntimeNetwork):
+    """A program, run by torch: its detections come first, then the outputs of the network."""
+
+    def __init__(self, description: Description, run: Run) -> None:
+        super().__init__(description)
+        self._run = run
+        self.runtime = f"torch {torch.__version__}"
+
+    def compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return self._run(pixels)[0 if self.description.choices.raw else _DETECTED :]
+
+    def detections(self, pixels: Tensor) -> Detected | None:
+        return None if self.description.choices.raw else Detected(*self._run(pixels)[:_DETECTED])
+
+
+def open_network(path: Path) -> ProgramNetwork:
+    """The network of a ``.pt2`` file; `refinedet.runtimes.open_network` says what is raised."""
+    description = Description.from_json(_description(path), path)
+    extension.require()
+    try:
+        run = _load_compiled(path) if description.choices.format == "aoti" else _load_program(path)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path} cannot be loaded by torch {torch.__version__} ({reason}); export it again here") from error
+    return ProgramNetwork(description, run)
+
+
+def _description(path: Path) -> str | None:
+    """The text under `KEY`, read without torch: neither pickles nor machine code are touched before it is known."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(f"/extra/{KEY}"):
+                    return archive.read(name).decode()
+                if name.endswith("_metadata.json"):
+                    return json.loads(archive.read(name)).get(KEY)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged, or no .pt2 file ({error}); export it again") from error
+    return None
+
+
+def _load_compiled(path: Path) -> Run:
+    return torch._inductor.aoti_load_package(str(path))
+
+
+def _load_program(path: Path) -> Run:
+    with _pickles_hold_tensors_only():
+        return torch.export.load(path).module()
+
+
+@contextmanager
+def _pickles_hold_tensors_only() -> Iterator[None]:
+    """torch.export.load (2.15, too) unpickles whatever is in a file once ``weights_only`` has failed; there is no argument against it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
