@@ -69,7 +69,8 @@ def _load_compiled(path: Path) -> Run:
 
 def _load_program(path: Path) -> Run:
     with _pickles_hold_tensors_only():
-        return torch.export.load(path).module()
+        module = torch.export.load(path).module()
+    return lambda pixels: module(pixels)  # no module of the network's own: it cannot be set to eval mode, which it is in
 
 
 @contextmanager
