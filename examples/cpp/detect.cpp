@@ -10,6 +10,7 @@
 #include <opencv2/imgproc.hpp>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 // Of librefinedet.so. To be linked with it is all that a program has to do: loaded, it registers the operators.
@@ -19,26 +20,42 @@ namespace {
 
 using torch::inductor::AOTIModelPackageLoader;
 
+constexpr const char* kExport = "make one by `refinedet export MODEL --format aoti --out FILE.pt2`";
+
 // What the package says of itself: JSON, which OpenCV reads.
 struct Description {
   cv::Size size;  // of the network's input
   std::vector<std::string> classes;
-  std::string device;
-
-  explicit Description(const std::string& package) {
-    const auto metadata = AOTIModelPackageLoader::load_metadata_from_package(package, "model");
-    const auto text = metadata.find("refinedet");
-    if (text == metadata.end()) throw std::runtime_error(package + " is no package of refinedet: export one");
-    const cv::FileStorage json(text->second, cv::FileStorage::READ | cv::FileStorage::MEMORY);
-    const std::string version = json["refinedet"];
-    if (version != refinedet_version())
-      throw std::runtime_error(package + " was exported by refinedet " + version + ", and librefinedet.so is of " +
-                               refinedet_version() + ": export it again, or link the library of that version");
-    size = {static_cast<int>(json["size"][1]), static_cast<int>(json["size"][0])};
-    json["classes"] >> classes;
-    json["device"] >> device;
-  }
+  std::string device;  // "cpu" or "cuda"
 };
+
+std::unordered_map<std::string, std::string> read_metadata(const std::string& package) {
+  try {
+    return AOTIModelPackageLoader::load_metadata_from_package(package, "model");
+  } catch (const std::exception& error) {
+    const std::string reason = error.what();
+    throw std::runtime_error(package + " cannot be read (" + reason.substr(0, reason.find('\n')) + "): " + kExport);
+  }
+}
+
+Description describe(const std::string& package) {
+  const auto metadata = read_metadata(package);
+  const auto text = metadata.find("refinedet");
+  if (text == metadata.end()) throw std::runtime_error(package + " has no metadata of refinedet: " + kExport);
+  const cv::FileStorage json(text->second, cv::FileStorage::READ | cv::FileStorage::MEMORY);
+  const std::string version = json["refinedet"];
+  if (version != refinedet_version())
+    throw std::runtime_error(package + " was exported by refinedet " + version + ", and librefinedet.so is of " +
+                             refinedet_version() + ": export it again, or link the library of that version");
+  // Any number of images at a time is no number at all: null.
+  if (static_cast<int>(json["raw"]) != 0 || (json["batch"].isInt() && static_cast<int>(json["batch"]) != 1))
+    throw std::runtime_error(package + " is of several images or holds no detections: " + kExport);
+  Description description;
+  description.size = {static_cast<int>(json["size"][1]), static_cast<int>(json["size"][0])};
+  json["classes"] >> description.classes;
+  json["device"] >> description.device;
+  return description;
+}
 
 cv::Mat read(const std::string& path) {
   const cv::Mat image = cv::imread(path, cv::IMREAD_COLOR);
@@ -83,7 +100,7 @@ void print(const std::vector<at::Tensor>& outputs, const Description& descriptio
 }
 
 void detect(const std::string& package, const std::string& path, float threshold) {
-  const Description description(package);
+  const Description description = describe(package);
   const cv::Mat image = read(path);
   AOTIModelPackageLoader network(package);
   const at::Tensor pixels = prepare(image, description.size).to(at::Device(description.device));
@@ -99,9 +116,6 @@ int main(int count, char** arguments) {
   }
   try {
     detect(arguments[1], arguments[2], count == 4 ? std::stof(arguments[3]) : 0.5f);
-  } catch (const c10::Error& error) {
-    std::cerr << "detect: error: " << error.what_without_backtrace() << '\n';
-    return 1;
   } catch (const std::exception& error) {
     std::cerr << "detect: error: " << error.what() << '\n';
     return 1;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -61,4 +62,9 @@ def trace(job: Job) -> ExportedProgram:
 
 def write(job: Job, path: Path) -> None:
     """Write the program with its description as an extra file, `KEY`."""
-    torch.export.save(trace(job), path, extra_files={KEY: job.description.to_json()})
+    program = trace(job)
+    program.example_inputs = None  # megabytes of zeros
+    with warnings.catch_warnings():
+        # Of weights with their channels last, which are no contiguous tensors; they are saved whole.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        torch.export.save(program, path, extra_files={KEY: job.description.to_json()})

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from refinedet import __version__
 from refinedet.errors import CheckpointError
 from refinedet.exporting.description import KEY, Description
 from refinedet.ops import Detected, extension
@@ -41,12 +42,19 @@ def open_network(path: Path) -> ProgramNetwork:
     """The network of a ``.pt2`` file; `refinedet.runtimes.open_network` says what is raised."""
     description = Description.from_json(_description(path), path)
     extension.require()
+    compiled = description.choices.format == "aoti"
+    if compiled and description.refinedet != __version__:
+        raise CheckpointError(
+            f"{path} was compiled for the operators of refinedet {description.refinedet}, and these are of "
+            f"{__version__}; export it again"
+        )
     try:
-        run = _load_compiled(path) if description.choices.format == "aoti" else _load_program(path)
+        return ProgramNetwork(description, _load_compiled(path) if compiled else _load_program(path))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path} cannot be loaded by torch {torch.__version__} ({reason}); export it again here") from error
-    return ProgramNetwork(description, run)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} cannot be loaded by torch {torch.__version__} ({reason}); export it again with this torch"
+        ) from error
 
 
 def _description(path: Path) -> str | None:
@@ -70,12 +78,12 @@ def _load_compiled(path: Path) -> Run:
 def _load_program(path: Path) -> Run:
     with _pickles_hold_tensors_only():
         module = torch.export.load(path).module()
-    return lambda pixels: module(pixels)  # no module of the network's own: it cannot be set to eval mode, which it is in
+    return lambda pixels: module(pixels)  # a function: as a part of the network it would refuse to be set to eval mode
 
 
 @contextmanager
 def _pickles_hold_tensors_only() -> Iterator[None]:
-    """torch.export.load (2.15, too) unpickles whatever is in a file once ``weights_only`` has failed; there is no argument against it."""
+    """Without this, torch.export.load (up to 2.15) unpickles without ``weights_only`` what it cannot load with it."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
