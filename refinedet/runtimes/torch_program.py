@@ -65,8 +65,9 @@ def _description(path: Path) -> str | None:
                 if name.endswith(f"/extra/{KEY}"):
                     return archive.read(name).decode()
                 if name.endswith("_metadata.json"):
-                    return json.loads(archive.read(name)).get(KEY)
-    except (zipfile.BadZipFile, ValueError) as error:
+                    metadata: dict[str, str] = json.loads(archive.read(name))
+                    return metadata.get(KEY)
+    except (zipfile.BadZipFile, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged, or no .pt2 file ({error}); export it again") from error
     return None
 
