@@ -16,6 +16,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 DATA_FORMATS = ("voc", "coco")
 """Layouts of a data set folder."""
 
+SAVED_FORMATS = ("coco", "voc", "yolo", "labelme")
+"""Formats in which what was found is saved for annotation tools."""
+
+SAVED_SPLIT = "default"
+"""The split that holds it; CVAT calls its own so, where nobody has named one."""
+
 METRICS = ("voc", "voc07", "coco")
 """What average precision means: at IoU 0.5 the area under the curve (voc) or the mean of 11 points (voc07, as VOC 2007
 results are published), or the mean over IoU 0.50:0.95 (coco)."""

@@ -107,3 +107,8 @@ COCO_CLASSES = (
     "hair drier",
     "toothbrush",
 )
+
+_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's 91 categories, those without a box in its files
+
+COCO_CATEGORY_IDS = dict(enumerate((number for number in range(1, 91) if number not in _UNUSED_IDS), start=1))
+"""From label to the category's id in COCO's annotation files."""

@@ -1,11 +1,17 @@
 """The records that pass between data, model, loss and caller."""
 
-from typing import NamedTuple, TypeVar
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+if TYPE_CHECKING:
+    import supervision
 
 T = TypeVar("T")
 
@@ -84,11 +90,41 @@ class Batch(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The objects found in one image, best first."""
+    """The objects found in one image, best first. docs/interchange.md tells what the formats mean by a box."""
 
-    boxes: Tensor  # float32 [n,4] x1,y1,x2,y2 in pixels of the original image
+    boxes: Tensor  # float32 [n,4] x1,y1,x2,y2 in pixels of the original image; 0 is the first, the last belongs to it
     scores: Tensor  # float32 [n]
     labels: Tensor  # int64 [n], 1..C-1
     names: list[str]  # class name of each row
     path: str | None  # None for arrays and tensors
     size: tuple[int, int]  # height, width of the original image in pixels
+
+    def to_supervision(self) -> supervision.Detections:
+        """For Roboflow's supervision: `refinedet.interchange.supervision.to_supervision`."""
+        from refinedet.interchange.supervision import to_supervision
+
+        return to_supervision(self)
+
+    def to_coco(self, image_id: int | str, category_ids: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
+        """COCO's results, for pycocotools: `refinedet.interchange.coco.to_coco`."""
+        from refinedet.interchange.coco import to_coco
+
+        return to_coco(self, image_id, category_ids)
+
+    def to_voc_xml(self, filename: str | None = None) -> str:
+        """VOC's annotation: `refinedet.interchange.voc.to_voc_xml`."""
+        from refinedet.interchange.voc import to_voc_xml
+
+        return to_voc_xml(self, filename)
+
+    def to_yolo(self, *, scores: bool = False) -> str:
+        """YOLO's lines: `refinedet.interchange.yolo.to_yolo`."""
+        from refinedet.interchange.yolo import to_yolo
+
+        return to_yolo(self, scores=scores)
+
+    def to_labelme(self, image_path: str) -> dict[str, Any]:
+        """labelme's document: `refinedet.interchange.labelme.to_labelme`."""
+        from refinedet.interchange.labelme import to_labelme
+
+        return to_labelme(self, image_path)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 
 from refinedet.commands.messages import explain
-from refinedet.data import read_image
+from refinedet.commands.save import Saver
+from refinedet.data.images import read_image, write_image
 from refinedet.errors import DataError, printable
-from refinedet.files import atomic_write
 from refinedet.inference.detector import Detector, OnScale, scale_teller
 from refinedet.inference.draw import draw
 from refinedet.inference.pictures import batches
@@ -34,7 +33,7 @@ _Batch: TypeAlias = list[tuple[Path, np.ndarray]]
 
 @dataclass
 class Annotator:
-    """Detects in images and videos, and draws what it finds on copies of them.
+    """Detects in images and videos, draws what it finds on copies of them, and saves it as data sets.
 
     An input that cannot be read, and one whose copy cannot be written, goes to ``failures`` and the others go on; a
     video that breaks off is both there and in ``done``. After Ctrl-C or SIGTERM (``interrupted``) what was begun is
@@ -50,6 +49,7 @@ class Annotator:
     note: Callable[[str], None]  # and what --quiet leaves out
     each_object: bool  # a line for each object of an image, not for each image
     keep_records: bool  # for to_json
+    saver: Saver | None = None  # of the images
     done: list[Path] = field(default_factory=list)
     failures: dict[Path, Exception] = field(default_factory=dict)
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -70,7 +70,11 @@ class Annotator:
         """Detect in all images, then in all videos; writes the annotated copies and tells what was found."""
         with stop_on_interrupt(self.stop):
             if images:
-                self._run_images(images)
+                try:
+                    self._run_images(images)
+                finally:
+                    if self.saver is not None:
+                        self.saver.close()
             for video in videos:
                 if not self.interrupted:
                     self._run_video(video)
@@ -123,10 +127,12 @@ class Annotator:
         return self.detector.detect_batch(images, paths, self.score_threshold, seconds, self.protocol, on_scale)
 
     def _finish_image(self, path: Path, image: np.ndarray, detections: Detections) -> bool:
-        """Write the annotated copy; whether it could be written."""
+        """Write the annotated copy, and what is saved; whether it could be written."""
         target = self.targets[path]
         try:
-            _write_image(target, draw(image, detections, self.score_threshold))
+            write_image(target, draw(image, detections, self.score_threshold))
+            if self.saver is not None:
+                self.saver.add(path, image, detections)
         except (DataError, OSError) as error:
             self.failures[path] = error
             return False
@@ -260,12 +266,3 @@ def _rows(detections: Detections) -> list[dict[str, Any]]:
         {"class": name, "label": label, "score": round(score, 6), "box": [round(value, 3) for value in box]}
         for name, label, score, box in zip(*columns, strict=True)
     ]
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    encoded, data = cv2.imencode(path.suffix, image)
-    if not encoded:  # a JPEG has at most 65,500 rows and columns
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        raise DataError(f"{path}: OpenCV cannot write a {size} picture in this format; save the image as PNG")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data.tobytes())

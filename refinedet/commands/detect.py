@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinedet import __version__
+from refinedet.choices import SAVED_FORMATS
 from refinedet.commands import messages
 from refinedet.commands.options import (
     add_batch_size,
@@ -23,7 +24,7 @@ from refinedet.commands.options import (
     noter,
     speaker,
 )
-from refinedet.errors import InputError, printable
+from refinedet.errors import InputError, printable, suggestion
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands
@@ -63,6 +64,15 @@ def add_parser(commands: Commands) -> None:
         help="folder of annotated copies (default: ./detections)",
     )
     parser.add_argument(
+        "--save",
+        metavar="FORMAT[,FORMAT]",
+        type=_formats,
+        action="extend",
+        default=[],
+        help=f"for annotation tools, the images and their objects as a data set, too, in DIR/FORMAT: "
+        f"{', '.join(SAVED_FORMATS)}",
+    )
+    parser.add_argument(
         "--score-threshold",
         metavar="T",
         type=_fraction,
@@ -90,12 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
     import refinedet
     from refinedet.commands.annotate import Annotator
     from refinedet.commands.inputs import find_inputs, plan_outputs
+    from refinedet.commands.save import Saver, plan_saved
     from refinedet.protocols import of_preset
 
     _refuse_swapped(arguments.checkpoint, arguments.inputs)
     say, note = speaker(arguments), noter(arguments)
     images, videos = find_inputs(arguments.inputs, recursive=arguments.recursive, out=arguments.out)
     targets = plan_outputs([*images, *videos], arguments.out)
+    folders = plan_saved(arguments.save, images, videos, arguments.out)
     detector = refinedet.load(arguments.checkpoint, arguments.device).to(getattr(torch, arguments.dtype))
     threshold = arguments.score_threshold
     if threshold is None:
@@ -111,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         note=note,
         each_object=arguments.verbose or len(images) <= FEW,
         keep_records=bool(arguments.json),
+        saver=Saver(folders, images, detector.classes) if folders else None,
     )
     try:
         annotator.run(images, videos)
@@ -122,6 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
                 messages.say_error(error)
     if annotator.done:
         note(f"Annotated copies: {printable(arguments.out)}")
+        for name, folder in folders.items():
+            note(f"Data set ({name}): {printable(folder)}")
     annotator.stop.obey(f"interrupted, {len(annotator.remaining)} of {len(targets)} inputs remain")
     if not annotator.failures:
         return 0
@@ -140,6 +155,15 @@ def _refuse_swapped(checkpoint: str, inputs: list[str]) -> None:
                 f"{checkpoint} stands where the checkpoint belongs, and {given} among the inputs; the checkpoint comes "
                 f"first: refinedet detect {shlex.join([given, checkpoint])}"
             )
+
+
+def _formats(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in SAVED_FORMATS:
+            hint = suggestion(name, SAVED_FORMATS)
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown;{hint} choose from {', '.join(SAVED_FORMATS)}")
+    return names
 
 
 def _fraction(text: str) -> float:

@@ -142,7 +142,7 @@ def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
     for path in inputs:
         suffix = path.suffix.lower()
         suffix = ".mp4" if is_video(path) else suffix if suffix in KEPT_SUFFIXES else ".png"
-        target = _free_name(path.stem, suffix, taken)
+        target = free_name(path.stem, suffix, taken)
         if (out / target).resolve() in originals:
             raise InputError(
                 f"--out {out}: the annotated copy would overwrite the input {out / target}; give another folder"
@@ -151,7 +151,7 @@ def plan_outputs(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
     return planned
 
 
-def _free_name(stem: str, suffix: str, taken: Counter[str]) -> str:
+def free_name(stem: str, suffix: str, taken: Counter[str]) -> str:
     """The name, numbered where it is ``taken``, which counts how many copies would be called so."""
     name = f"{stem}{suffix}"
     asked = _folded(name)

@@ -1,4 +1,4 @@
-"""Reading image files: either a whole, decoded picture or one clear error."""
+"""Reading and writing image files: either a whole picture or one clear error."""
 
 import io
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 from refinedet.data.headers import PNG, Header, read_header, still_png
 from refinedet.errors import DataError, InputError, show
-from refinedet.files import is_hidden
+from refinedet.files import atomic_write, is_hidden
 from refinedet.silence import silent_decoders
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"))
@@ -114,6 +114,19 @@ def _to_8_bit(image: np.ndarray, white: int | None, name: str) -> np.ndarray:
     levels += white // 2
     levels //= white
     return levels.astype(np.uint8)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a picture [H,W,3] uint8 in BGR order, atomically, in the format that ``path`` names.
+
+    Raises DataError where the format does not hold its size.
+    """
+    encoded, data = cv2.imencode(path.suffix, image)
+    if not encoded:  # a JPEG has at most 65,500 rows and columns
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise DataError(f"{path}: OpenCV cannot write a {size} picture in this format; save the image as PNG")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data.tobytes())
 
 
 def max_pixels() -> int:
