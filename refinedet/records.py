@@ -39,7 +39,7 @@ class RawOutput(NamedTuple):
     odm_loc: Tensor  # [B,N,4] offsets refined anchor -> box
     odm_conf: Tensor  # [B,N,C] logits, class 0 = background
 
-    def concatenate(self) -> "RawOutput":
+    def concatenate(self) -> RawOutput:
         """Itself, which is not in levels."""
         return self
 

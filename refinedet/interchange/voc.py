@@ -54,12 +54,14 @@ def _add(parent: ElementTree.Element, tag: str, text: str) -> None:
 
 
 class VOCFolder:
-    """``Annotations/NAME.xml``, ``JPEGImages/`` and the list of images ``ImageSets/Main/default.txt``."""
+    """``Annotations/NAME.xml``, ``JPEGImages/``, the list of images ``ImageSets/Main/default.txt``, and the classes in
+    ``labelmap.txt``, without which Datumaro (1.13.12), and so CVAT, takes VOC's own twenty alone."""
 
     images = "JPEGImages"
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
         self._root = root
+        self._classes = classes
         self._names: list[str] = []
 
     def add(self, image: str, detections: Detections) -> None:
@@ -69,5 +71,6 @@ class VOCFolder:
         self._names.append(name)
 
     def close(self) -> None:
-        """Write the list of the images."""
+        """Write the lists of the images and of the classes: name, colour, parts and actions, of which we know one."""
         write_text(self._root / "ImageSets" / "Main" / f"{SAVED_SPLIT}.txt", "".join(f"{n}\n" for n in self._names))
+        write_text(self._root / "labelmap.txt", "".join(f"{name}:::\n" for name in self._classes))
