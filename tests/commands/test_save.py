@@ -1,4 +1,4 @@
-"""``refinedet detect --save``: data sets that our own readers and those of other libraries take, with the same boxes."""
+"""``refinedet detect --save``: data sets that our readers and those of other libraries take, with the same boxes."""
 
 import errno
 import json
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from globox import AnnotationSet
 from PIL import Image
 from pycocotools.coco import COCO
 from supervision import DetectionDataset
@@ -116,6 +117,9 @@ def test_coco_has_scores_and_is_its_own_results(fixed, photos, tmp_path):
     assert [item["id"] for item in document["images"]] == [1, 2, 3]
     truth = COCO(str(file))
     results = truth.loadRes(document["annotations"])
+    by_globox = AnnotationSet.from_coco(file)
+    assert [box.confidence for box in by_globox["0.png"].boxes] == pytest.approx([0.9, 0.75], abs=1e-6)
+    assert [box.label for box in by_globox["0.png"].boxes] == list(CLASSES)
     for number, annotation in truth.anns.items():
         same = results.anns[number]
         assert (same["bbox"], same["score"]) == (annotation["bbox"], annotation["score"])
