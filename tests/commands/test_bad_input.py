@@ -36,7 +36,7 @@ def voc(tmp_path) -> Path:
 @pytest.fixture
 def fixed(monkeypatch) -> FixedNetwork:
     network = FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.9])
-    monkeypatch.setattr(refinedet, "load", lambda path: Detector(network), raising=False)
+    monkeypatch.setattr(refinedet, "load", lambda path, device="cpu": Detector(network), raising=False)
     return network
 
 

@@ -52,7 +52,7 @@ def fixed(monkeypatch) -> FixedNetwork:
     """The network of the detector that the command loads in this test: it finds a disc (0.9) and a square (0.4) in
     every image."""
     network = FixedNetwork([BOX, [0.0, 0.0, 0.2, 0.3]], [1, 2], [0.9, 0.4])
-    monkeypatch.setattr(refinedet, "load", lambda path: Detector(network), raising=False)
+    monkeypatch.setattr(refinedet, "load", lambda path, device="cpu": Detector(network), raising=False)
     return network
 
 

@@ -28,7 +28,7 @@ NOT_UTF8 = os.fsdecode(b"bad\xff.png")
 @pytest.fixture
 def fixed(monkeypatch) -> FixedNetwork:
     network = FixedNetwork([[0.25, 0.25, 0.75, 0.75]], [1], [0.9])
-    monkeypatch.setattr(refinedet, "load", lambda path: Detector(network), raising=False)
+    monkeypatch.setattr(refinedet, "load", lambda path, device="cpu": Detector(network), raising=False)
     return network
 
 
