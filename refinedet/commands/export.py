@@ -72,6 +72,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--images", metavar="IMAGE|FOLDER", nargs="+", help="to compare with, the first 4 (default: the examples)"
     )
+    parser.add_argument("--data", metavar="DIR", type=Path, help="data set to measure what precision is lost on")
+    parser.add_argument("--split", default="test", help="of --data (default: test)")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="that aoti is compiled for (default: cpu)"
     )
@@ -95,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         images=find_photographs(arguments.images, "--images"),
         calibration=find_photographs(arguments.calibrate, "--calibrate"),
         protocol=protocol,
+        data=arguments.data,
+        split=arguments.split,
         device=arguments.device,
     )
     say(report.text())

@@ -29,7 +29,7 @@ from refinedet.protocols import Scale, get_protocol
 from refinedet.runtimes import open_network
 
 _WRITERS = {"torch": "torch_program", "aoti": "aoti", "onnx": "onnx_graph", "openvino": "openvino_ir", "mnn": "mnn_net"}
-_COMPUTES = {"torch", "aoti", "onnx"}  # in the dtype that is asked for; the others store weights in it, or cast by themselves
+_COMPUTES = {"torch", "aoti", "onnx"}  # in the dtype that is asked for; the others store weights in it
 
 
 def export(
@@ -67,7 +67,7 @@ def export(
     if target.is_dir():
         raise InputError(f"out is {target}, which is a folder; give a file in it")
     if (chosen.dtype == "int8") != bool(calibration):
-        raise InputError("int8 needs calibration images, and only int8 does; give --int8 --calibrate FOLDER")
+        raise InputError("int8 needs calibration images, and only int8 does; give --dtype int8 --calibrate FOLDER")
     if device != "cpu" and chosen.format != "aoti":
         raise InputError(f"device is {device}, and only aoti is compiled for one; leave it out")
     dataset = None if data is None else open_dataset(data, split, classes=detector.classes)
