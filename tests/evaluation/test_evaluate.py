@@ -456,7 +456,7 @@ def test_names_outside_the_data_folder_need_an_option(tmp_path, monkeypatch, cap
     content["images"][1]["file_name"] = "../../outside.png"
     file.write_text(json.dumps(content))
     detector = Detector(FixedNetwork([[0.1, 0.1, 0.3, 0.3]], [1], [0.9]))
-    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path: detector)
+    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path, device: detector)
     arguments = ["evaluate", "any", "--data", str(root)]
     assert cli.main(arguments) == 2
     message = capsys.readouterr().err
@@ -489,7 +489,7 @@ def write_padilla(root, side=200):
 )
 def test_published_values_at_the_command_line(tmp_path, monkeypatch, capsys, metric, method, name):
     detector = write_padilla(tmp_path)
-    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path: detector)
+    monkeypatch.setattr("refinedet.evaluation.evaluate.load", lambda path, device: detector)
     assert cli.main(["evaluate", "any", "--data", str(tmp_path), "--metric", metric, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     expected = json.loads((PADILLA / "expected.json").read_text())[method]["0.5"]
