@@ -440,6 +440,27 @@ def test_checkpoint(tmp_path):
     assert result.rows == expected.rows
 
 
+def test_dtype_at_the_command_line(tmp_path, monkeypatch):
+    root = make_voc(tmp_path / "voc", {"test": 2})
+    checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors")
+    run, computed = Detector.run, []
+
+    def noting(self, images):
+        raw = run(self, images)
+        computed.append(raw.odm_conf[0].dtype)
+        return raw
+
+    monkeypatch.setattr(Detector, "run", noting)
+    for verb in (
+        ["evaluate", str(checkpoint), "--data", str(root)],
+        ["detect", str(checkpoint), str(root / "JPEGImages"), "--out", str(tmp_path / "out")],
+    ):
+        for options, expected in (([], torch.float32), (["--dtype", "bfloat16"], torch.bfloat16)):
+            computed.clear()
+            assert cli.main([*verb, "--device", "cpu", *options]) == 0
+            assert set(computed) == {expected}
+
+
 def test_checkpoint_of_other_classes(tmp_path):
     root = make_voc(tmp_path / "voc", {"test": 2})
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors", classes=("disc", "triangle"))
