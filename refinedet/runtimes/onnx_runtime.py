@@ -20,8 +20,8 @@ from refinedet.runtimes.base import RuntimeNetwork
 INPUT = "images"
 """What the file calls its input."""
 
-OLDEST = "1.14"
-"""ONNX Runtime that knows the operators of what `refinedet export` writes today."""
+OLDEST = "1.15"
+"""ONNX Runtime that was seen to run what `refinedet export` writes today."""
 
 _PADDING = (0, 0, 0, -1)  # of boxes, scores, labels and indices
 
