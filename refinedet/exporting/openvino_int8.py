@@ -62,6 +62,6 @@ class _Batches:
         endless = itertools.cycle(self.paths)
         with show_progress("calibrating", "image", len(self.paths)) as bar:
             for _ in range(0, len(self.paths), self.batch):
-                images = [read_image(path) for path in itertools.islice(endless, self.batch)]
+                images = [read_image(path, apply_exif=True) for path in itertools.islice(endless, self.batch)]
                 yield np.stack([prepare(image, self.size, PIXELS).numpy() for image in images])
                 bar.update(self.batch)

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.synthetic import scene
+from support.synthetic import make_voc, scene, tiny_model
 
 import refinedet
-from refinedet.errors import CheckpointError, InputError
+from refinedet.data import open_dataset
+from refinedet.errors import CheckpointError, DataError, InputError
+from refinedet.exporting import check
 from refinedet.exporting.description import FORMAT_VERSION, Description
 from refinedet.exporting.formats import FORMATS, SUFFIXES, Choices
 from refinedet.exporting.network import PixelNetwork
@@ -29,6 +31,8 @@ def describe(network: refinedet.RefineDet, **choices) -> Description:
 
 class Eager(RuntimeNetwork):
     """PyTorch as the runtime. It counts how many images a call has."""
+
+    runtime = "PyTorch"
 
     def __init__(self, network: refinedet.RefineDet, **choices) -> None:
         super().__init__(describe(network, **choices))
@@ -157,6 +161,30 @@ def test_other_sizes_devices_and_dtypes_are_refused(network):
     assert detector.cpu().float() is detector
     with pytest.raises(InputError, match=r"the model is an exported file \(onnx\), whose layers are not to be seen"):
         _ = detector.trained_network
+
+
+def test_both_are_measured_on_annotated_images(tmp_path, monkeypatch):
+    """A file that computes what PyTorch does has its mAP, which the report keeps and tells."""
+    monkeypatch.setattr(check, "SECONDS", 0)
+    model = tiny_model()
+    detector = refinedet.Detector(model)
+    dataset = open_dataset(make_voc(tmp_path / "voc"), "test", classes=detector.classes)
+    file = tmp_path / "file" / "model.onnx"
+    file.parent.mkdir()
+    description = Description(model.config, Choices("onnx", size=model.config.size))
+    report = check.check(detector, description, Eager(model), file, (), dataset)
+    assert report.mean_ap is not None
+    assert report.mean_ap == pytest.approx(report.torch_mean_ap, abs=1e-3)
+    assert report.dataset == f"2 images of {dataset.name}"
+    assert f"mAP of {report.dataset}: {report.mean_ap:.4f}, PyTorch {report.torch_mean_ap:.4f}, " in report.text()
+    assert json.loads(report.to_json())["mean_ap"] == report.mean_ap
+
+
+def test_the_data_set_is_opened_before_any_work(tmp_path):
+    detector = refinedet.Detector(tiny_model())
+    with pytest.raises(DataError, match="nowhere"):
+        refinedet.export(detector, tmp_path / "a.onnx", "onnx", data=tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_file_names(tmp_path):

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 import refinedet
 from refinedet.boxes import to_corners
 from refinedet.errors import CheckpointError, InputError
+from refinedet.exporting import check
 from refinedet.exporting.export import export
 from refinedet.exporting.formats import Choices
 from refinedet.exporting.network import PixelNetwork
@@ -64,6 +65,14 @@ def constants(path: Path) -> dict[str, list[np.ndarray]]:
         if node.get_type_name() == "Constant":
             values.setdefault(node.get_element_type().get_type_name(), []).append(node.data)
     return values
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_times() -> Iterator[None]:
+    """Exports measure no longer than they must."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "SECONDS", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
