@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <memory>
 #include <opencv2/core.hpp>
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 // Of librefinedet.so. To be linked with it is all that a program has to do: loaded, it registers the operators.
@@ -29,9 +29,11 @@ struct Description {
   std::string device;  // "cpu" or "cuda"
 };
 
-std::unordered_map<std::string, std::string> read_metadata(const std::string& package) {
+// What libtorch does with a package; of an error, which has the whole stack, the first line.
+template <class Function>
+auto from_package(const std::string& package, const Function& function) {
   try {
-    return AOTIModelPackageLoader::load_metadata_from_package(package, "model");
+    return function();
   } catch (const std::exception& error) {
     const std::string reason = error.what();
     throw std::runtime_error(package + " cannot be read (" + reason.substr(0, reason.find('\n')) + "): " + kExport);
@@ -39,7 +41,8 @@ std::unordered_map<std::string, std::string> read_metadata(const std::string& pa
 }
 
 Description describe(const std::string& package) {
-  const auto metadata = read_metadata(package);
+  const auto metadata =
+      from_package(package, [&] { return AOTIModelPackageLoader::load_metadata_from_package(package, "model"); });
   const auto text = metadata.find("refinedet");
   if (text == metadata.end()) throw std::runtime_error(package + " has no metadata of refinedet: " + kExport);
   const cv::FileStorage json(text->second, cv::FileStorage::READ | cv::FileStorage::MEMORY);
@@ -102,9 +105,9 @@ void print(const std::vector<at::Tensor>& outputs, const Description& descriptio
 void detect(const std::string& package, const std::string& path, float threshold) {
   const Description description = describe(package);
   const cv::Mat image = read(path);
-  AOTIModelPackageLoader network(package);
+  const auto network = from_package(package, [&] { return std::make_unique<AOTIModelPackageLoader>(package); });
   const at::Tensor pixels = prepare(image, description.size).to(at::Device(description.device));
-  print(network.run({pixels}), description, image.size(), threshold);
+  print(network->run({pixels}), description, image.size(), threshold);
 }
 
 }  // namespace

@@ -86,13 +86,15 @@ def test_no_python_is_loaded(program):
 
 
 def with_metadata(package: Path, target: Path, **values: object) -> Path:
-    """A package of no more than the metadata, changed: they are looked at first."""
+    """The package without its machine code; in its metadata these values, or none of ours."""
     with zipfile.ZipFile(package) as source, zipfile.ZipFile(target, "w") as copy:
         for name in source.namelist():
-            if name.endswith("wrapper_metadata.json"):
+            if name.endswith("_metadata.json"):
                 metadata = json.loads(source.read(name))
-                metadata["refinedet"] = json.dumps(json.loads(metadata["refinedet"]) | values)
-                copy.writestr(name, json.dumps(metadata if values else {}))
+                ours = json.loads(metadata.pop("refinedet")) | values
+                copy.writestr(name, json.dumps(metadata | ({"refinedet": json.dumps(ours)} if values else {})))
+            elif not name.endswith(".so"):
+                copy.writestr(name, source.read(name))
     return target
 
 
@@ -101,6 +103,7 @@ def test_refusals(program, package, tmp_path):
     other = with_metadata(package, tmp_path / "other.pt2")
     older = with_metadata(package, tmp_path / "older.pt2", refinedet="0.0.9")
     several = with_metadata(package, tmp_path / "several.pt2", batch=4)
+    incomplete = with_metadata(package, tmp_path / "incomplete.pt2", batch=1)
     absent = tmp_path / "absent.pt2"
     for arguments, message in (
         ((absent, image), f"{absent} cannot be read ("),
@@ -108,6 +111,7 @@ def test_refusals(program, package, tmp_path):
         ((other, image), f"{other} has no metadata of refinedet: make one by `refinedet export MODEL --format aoti"),
         ((older, image), f"{older} was exported by refinedet 0.0.9, and librefinedet.so is of {refinedet.__version__}"),
         ((several, image), f"{several} is of several images or holds no detections: make one by"),
+        ((incomplete, image), f"{incomplete} cannot be read ("),
         ((package, absent), f"{absent} is absent or no image: give one that OpenCV reads"),
     ):
         done = run(program, *arguments)
@@ -116,5 +120,9 @@ def test_refusals(program, package, tmp_path):
         assert done.stderr.splitlines()[-1].startswith(f"detect: error: {message}")
     with pytest.raises(CheckpointError, match=r"older\.pt2 was compiled for the operators of refinedet 0\.0\.9"):
         refinedet.load(older)
+    with pytest.raises(
+        CheckpointError, match=r"incomplete\.pt2 cannot be loaded by torch .*; export it again"
+    ):
+        refinedet.load(incomplete)
     with pytest.raises(CheckpointError, match=r"other\.pt2 has no metadata of refinedet"):
         refinedet.load(other)
