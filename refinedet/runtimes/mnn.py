@@ -21,7 +21,6 @@ from torch import Tensor
 from refinedet.errors import CheckpointError, InputError
 from refinedet.exporting.description import KEY, Description
 from refinedet.files import utf8_path
-from refinedet.parsing import parse_json, to_json
 from refinedet.runtimes import require
 from refinedet.runtimes.base import RuntimeNetwork
 from refinedet.silence import capture_output
@@ -112,8 +111,8 @@ def _text(content: bytes, path: Path) -> str | None:
         return None
     if _digest(content, match) != match[1]:
         raise CheckpointError(f"{path} is damaged: it is not as it was written; copy it anew, or export it again")
-    end = content.index(b"\0", match.start())
-    return to_json(parse_json(content[match.start() : end])[KEY])
+    end = content.find(b"\0", match.end())
+    return content[match.end() : end - 1].decode(errors="replace")  # without the last brace of the heading
 
 
 def _digest(content: bytes, match: re.Match[bytes]) -> bytes:
