@@ -120,9 +120,7 @@ def test_refusals(program, package, tmp_path):
         assert done.stderr.splitlines()[-1].startswith(f"detect: error: {message}")
     with pytest.raises(CheckpointError, match=r"older\.pt2 was compiled for the operators of refinedet 0\.0\.9"):
         refinedet.load(older)
-    with pytest.raises(
-        CheckpointError, match=r"incomplete\.pt2 cannot be loaded by torch .*; export it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"incomplete\.pt2 cannot be loaded by torch .*; export it again"):
         refinedet.load(incomplete)
     with pytest.raises(CheckpointError, match=r"other\.pt2 has no metadata of refinedet"):
         refinedet.load(other)
