@@ -15,7 +15,7 @@ from torch import Tensor
 
 from refinedet import ops
 from refinedet.boxes import to_corners
-from refinedet.errors import CheckpointError, show
+from refinedet.errors import CheckpointError, InputError, show
 from refinedet.exporting.description import KEY, Description
 from refinedet.ops import Detected
 from refinedet.runtimes import require
@@ -26,6 +26,9 @@ DETECTIONS = "detections"
 by image, then by label, then by descending score; image -1 ends them."""
 
 PADDING = -1
+
+LEAST = (2025, 0)
+"""The oldest release that files were read and run with."""
 
 
 @contextmanager
@@ -47,9 +50,15 @@ def without_telemetry() -> Iterator[None]:
 
 
 def import_openvino(path: object) -> Any:
-    """The module; ``path`` is what needs it. InputError where it is not installed."""
+    """The module; ``path`` is what needs it. InputError where it is not installed, or too old."""
     with without_telemetry():
-        return require("openvino", "openvino", path)
+        openvino: Any = require("openvino", "openvino", path)
+    if tuple(map(int, _version(openvino).split(".")[:2])) < LEAST:
+        raise InputError(
+            f"{path} needs openvino {LEAST[0]}.{LEAST[1]} or newer, and {_version(openvino)} is installed: "
+            "pip install --upgrade 'refinedet[openvino]'"
+        )
+    return openvino
 
 
 def open_network(path: Path) -> RuntimeNetwork:

@@ -309,6 +309,12 @@ def test_a_file_that_is_written_over(tmp_path: Path, float32: Path) -> None:
     assert network.detections(pictures(1)) is not None
 
 
+def test_too_old_a_runtime(float32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "__version__", "2024.6.0-17404-4c0f47d2335-releases/2024/6")
+    with pytest.raises(InputError, match=r"float32\.xml needs openvino 2025\.0 or newer, and 2024\.6\.0 is installed"):
+        refinedet.load(float32)
+
+
 def test_int8_without_its_package(
     tmp_path: Path, detector: Detector, calibration: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
