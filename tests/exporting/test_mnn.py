@@ -51,6 +51,13 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed)) * 255
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_time_for_speeds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refinedet.exporting.check.SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def detector() -> refinedet.Detector:
     return build()
