@@ -16,7 +16,7 @@ KEY = "refinedet"
 
 FORMAT_VERSION = 1
 
-_INPUT = "float32, B images of 3 planes, blue, green, red, 0..255, each image warped bilinearly to this size"
+_INPUT = "pixels, float32: B images of 3 planes, blue, green, red, 0..255, each image warped bilinearly to this size"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from refinedet.ops import Detected
 from refinedet.runtimes import require
 from refinedet.runtimes.base import RuntimeNetwork
 
-INPUT = "images"
+INPUT = "pixels"
 """What the file calls its input."""
 
 OLDEST = "1.15"

@@ -231,7 +231,7 @@ def test_file(exported, detector):
     assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}
     anchors = len(detector.network.anchors)
-    assert shapes(model.graph.input) == {"images": ["batch", 3, 64, 128]}
+    assert shapes(model.graph.input) == {"pixels": ["batch", 3, 64, 128]}
     assert shapes(model.graph.output) == {
         "arm_loc": ["batch", anchors, 4],
         "arm_conf": ["batch", anchors, 2],
@@ -255,7 +255,7 @@ def test_file(exported, detector):
 def test_file_in_half_precision(single_step):
     made, path = single_step
     model = onnx.load(path)
-    assert shapes(model.graph.input) == {"images": [2, 3, 64, 64]}
+    assert shapes(model.graph.input) == {"pixels": [2, 3, 64, 64]}
     outputs = shapes(model.graph.output)
     assert list(outputs) == ["odm_loc", "odm_conf", "boxes", "scores", "labels", "indices", "counts"]
     assert outputs["odm_conf"] == [2, len(made.network.anchors), 3]
