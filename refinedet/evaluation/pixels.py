@@ -21,11 +21,11 @@ import numpy as np
 
 from refinedet.evaluation.coco_ap import id_order
 from refinedet.evaluation.voc_ap import GroundTruth, ScoredBoxes
+from refinedet.interchange.coco import coco_rows
 from refinedet.records import Sample
 
 # Boxes travel as float32 fractions of the image side; annotation files hold at most a few decimals of a pixel.
 ANNOTATION_DECIMALS = 3
-BOX_DECIMALS, SCORE_DECIMALS = 4, 8  # in detections.json and so in COCO's metric
 
 
 class EvaluatedImage(NamedTuple):
@@ -56,17 +56,11 @@ def coco_results(
     found: ScoredBoxes, image_ids: Sequence[int | str], category_ids: Mapping[int, int | str]
 ) -> Iterator[dict[str, Any]]:
     """The detections in COCO's results format, one by one; those of a class without a category are left out."""
-    sizes = found.boxes[:, 2:] - found.boxes[:, :2] + 1
-    boxes = np.round(np.concatenate([found.boxes[:, :2], sizes], axis=1), BOX_DECIMALS)
-    scores = np.round(found.scores.astype(np.float64), SCORE_DECIMALS)
-    for image, label, box, score in zip(found.images, found.labels, boxes, scores, strict=True):
-        if label in category_ids:
-            yield {
-                "image_id": image_ids[image],
-                "category_id": category_ids[label],
-                "bbox": box.tolist(),
-                "score": score.item(),
-            }
+    rows = [row for row, label in enumerate(found.labels) if label in category_ids]
+    images, categories = (
+        [ids[n] for n in numbers[rows]] for ids, numbers in ((image_ids, found.images), (category_ids, found.labels))
+    )
+    return coco_rows(images, categories, found.boxes[rows], found.scores[rows])
 
 
 def image_ranks(images: Sequence[EvaluatedImage]) -> list[int]:

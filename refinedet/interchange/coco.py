@@ -8,7 +8,7 @@ here has both, and each of its annotations is a result, too, by its ``score``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from refinedet.choices import SAVED_SPLIT
 from refinedet.classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from refinedet.errors import InputError, show
 from refinedet.files import write_text
+from refinedet.interchange.edges import Found
 from refinedet.parsing import to_json
-from refinedet.records import Detections
+
+BOX_DECIMALS, SCORE_DECIMALS = 4, 8  # in COCO's results and so in its metric
 
 
 def to_coco(
-    detections: Detections, image_id: int | str, category_ids: Mapping[int, int | str] | None = None
+    detections: Found, image_id: int | str, category_ids: Mapping[int, int | str] | None = None
 ) -> list[dict[str, Any]]:
     """The objects in COCO's results format, for ``COCO.loadRes``, as `refinedet evaluate` has them.
 
@@ -31,17 +33,23 @@ def to_coco(
     COCO's own annotation files as ``COCO_CATEGORY_IDS``, and a `COCODataset` has its file's. Raises InputError for an
     object whose label has none.
     """
-    from refinedet.evaluation.pixels import coco_results  # imports pycocotools
-    from refinedet.evaluation.voc_ap import ScoredBoxes
-
     labels = detections.labels.tolist()
     ids = {label: label for label in labels} if category_ids is None else category_ids
     for label, name in zip(labels, detections.names, strict=True):
         if label not in ids:
             raise InputError(f"category_ids has no id for label {label}, class {show(name)}; add it")
-    boxes, scores = (column.detach().cpu().numpy() for column in (detections.boxes, detections.scores))
-    found = ScoredBoxes(np.zeros(len(labels), int), np.array(labels, int), boxes.astype(np.float64), scores)
-    return list(coco_results(found, [image_id], ids))
+    boxes, scores = (column.detach().cpu().double().numpy() for column in (detections.boxes, detections.scores))
+    return list(coco_rows([image_id] * len(labels), [ids[label] for label in labels], boxes, scores))
+
+
+def coco_rows(
+    image_ids: Iterable[int | str], category_ids: Iterable[int | str], boxes: np.ndarray, scores: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """COCO's results, one by one, of boxes [n,4] float64 x1,y1,x2,y2 in 0-based inclusive pixels and scores [n]."""
+    sides = np.round(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1], axis=1), BOX_DECIMALS)
+    shares = np.round(scores.astype(np.float64), SCORE_DECIMALS)
+    for image_id, category_id, box, score in zip(image_ids, category_ids, sides, shares, strict=True):
+        yield {"image_id": image_id, "category_id": category_id, "bbox": box.tolist(), "score": score.item()}
 
 
 class COCOFolder:
@@ -61,7 +69,7 @@ class COCOFolder:
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, image: str, detections: Detections) -> None:
+    def add(self, image: str, detections: Found) -> None:
         """Take up an image and its objects; `close` writes them."""
         image_id = len(self._images) + 1
         height, width = detections.size

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from refinedet.files import write_text
-from refinedet.interchange.edges import to_edges
+from refinedet.interchange.edges import Found, to_edges
 from refinedet.interchange.voc import DECIMALS
 from refinedet.parsing import to_json
-from refinedet.records import Detections
 
 VERSION = "6.3.1"  # whose files these are
 
 
-def to_labelme(detections: Detections, image_path: str) -> dict[str, Any]:
+def to_labelme(detections: Found, image_path: str) -> dict[str, Any]:
     """The document of one image; ``image_path`` is relative to the document's folder."""
     height, width = detections.size
     edges = np.round(to_edges(detections), DECIMALS).tolist()
@@ -58,7 +57,7 @@ class LabelmeFolder:
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
         self._root = root
 
-    def add(self, image: str, detections: Detections) -> None:
+    def add(self, image: str, detections: Found) -> None:
         """Write the document of an image."""
         write_text(self._root / f"{Path(image).stem}.json", to_json(to_labelme(detections, image), indent=2) + "\n")
 

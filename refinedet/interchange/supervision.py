@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refinedet.errors import InputError
-from refinedet.interchange.edges import to_edges
-from refinedet.records import Detections
+from refinedet.interchange.edges import Found, to_edges
 
 if TYPE_CHECKING:
     import supervision
 
 
-def to_supervision(detections: Detections) -> supervision.Detections:
+def to_supervision(detections: Found) -> supervision.Detections:
     """The objects as ``supervision.Detections``; InputError where that package is not installed."""
     try:
         import supervision

@@ -16,13 +16,13 @@ import numpy as np
 
 from refinedet.choices import SAVED_SPLIT
 from refinedet.files import write_text
+from refinedet.interchange.edges import Found
 from refinedet.interchange.names import check_name
-from refinedet.records import Detections
 
 DECIMALS = 3  # of a pixel, which is what evaluation keeps of annotations
 
 
-def to_voc_xml(detections: Detections, filename: str | None = None) -> str:
+def to_voc_xml(detections: Found, filename: str | None = None) -> str:
     """The annotation of one image as VOC's XML. ``filename``: the image's, by default that of ``detections.path``.
 
     Raises InputError for a name of the file or of a class that XML cannot hold.
@@ -64,7 +64,7 @@ class VOCFolder:
         self._classes = classes
         self._names: list[str] = []
 
-    def add(self, image: str, detections: Detections) -> None:
+    def add(self, image: str, detections: Found) -> None:
         """Write the annotation of an image."""
         name = Path(image).stem
         write_text(self._root / "Annotations" / f"{name}.xml", to_voc_xml(detections, image))

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refinedet.files import write_text
-from refinedet.interchange.edges import to_edges
-from refinedet.records import Detections
+from refinedet.interchange.edges import Found, to_edges
 
 
-def to_yolo(detections: Detections, *, scores: bool = False) -> str:
+def to_yolo(detections: Found, *, scores: bool = False) -> str:
     """The lines of one image, "class x y width height"; ``scores``: and the score."""
     height, width = detections.size
     edges = to_edges(detections) / (width, height, width, height)
@@ -40,7 +39,7 @@ class YOLOFolder:
         self._root = root
         self._classes = classes
 
-    def add(self, image: str, detections: Detections) -> None:
+    def add(self, image: str, detections: Found) -> None:
         """Write the lines of an image."""
         write_text(self._root / "labels" / f"{Path(image).stem}.txt", to_yolo(detections))
 
