@@ -21,6 +21,7 @@ WORDS = {
     "classes",
     "errors",
     "files",
+    "interchange",
     "interrupt",
     "parsing",
     "preprocessing",
@@ -38,16 +39,21 @@ ROOMS = {
     "models": ("the networks", {"words", "ops"}),
     "data": ("data sets", {"words", "ops"}),
     "weights": ("checkpoints and foreign weights", {"words", "ops", "models"}),
-    "inference": ("from images to objects", {"words", "ops", "models", "data", "weights"}),
+    "runtimes": ("exported files, and what runs them", {"words", "ops", "models"}),
+    "inference": ("from images to objects", {"words", "ops", "models", "data", "weights", "runtimes"}),
     "profiling": (
         "what kernels and networks need and cost",
-        {"words", "ops", "models", "data", "weights", "inference"},
+        {"words", "ops", "models", "data", "weights", "runtimes", "inference"},
     ),
     "evaluation": ("from objects to metrics", {"words", "ops", "models", "data", "weights", "inference"}),
+    "exporting": (
+        "from a model to a file of another runtime",
+        {"words", "ops", "models", "data", "weights", "runtimes", "inference", "profiling", "evaluation"},
+    ),
     "training": ("from a recipe to weights", {"words", "ops", "models", "data", "weights", "inference", "evaluation"}),
     "refinedet": (
         "the names that users import",
-        {"words", "ops", "models", "data", "weights", "inference", "training"},
+        {"words", "ops", "models", "data", "weights", "inference", "exporting", "training"},
     ),
     "commands": ("the command line", {"*"}),
 }

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from refinedet.errors import ExportError
-from refinedet.exporting.description import KEY
 from refinedet.exporting.job import Job
 from refinedet.exporting.torch_program import trace
+from refinedet.runtimes.description import KEY
 
 
 def write(job: Job, path: Path) -> None:

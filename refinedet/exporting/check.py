@@ -19,7 +19,6 @@ from refinedet.boxes import box_iou
 from refinedet.data import DetectionDataset
 from refinedet.errors import ExportError
 from refinedet.evaluation.evaluate import evaluate
-from refinedet.exporting.description import Description
 from refinedet.inference.detector import Detector
 from refinedet.inference.timing import repetitions, wait_for
 from refinedet.ops import Detected
@@ -29,6 +28,7 @@ from refinedet.profiling.model import open_photographs
 from refinedet.progress import busy
 from refinedet.records import Detections, LevelOutput, RawOutput
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.description import Description
 
 MOST_IMAGES = 4
 SURE = 0.1  # score from which a detection has to be found by both

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from refinedet.exporting.description import Description
 from refinedet.exporting.network import PixelNetwork
 from refinedet.protocols import Thresholds
+from refinedet.runtimes.description import Description
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from refinedet import __version__
-from refinedet.exporting.description import KEY, Description
 from refinedet.exporting.job import Job
 from refinedet.presets import Preset
 from refinedet.protocols import Thresholds
 from refinedet.runtimes import require
+from refinedet.runtimes.description import KEY, Description
 from refinedet.runtimes.onnx_runtime import INPUT
 
 Model: TypeAlias = Any  # onnx.ModelProto: onnx has no types

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from refinedet.boxes import to_corners
-from refinedet.exporting.description import KEY
 from refinedet.exporting.job import Job
 from refinedet.exporting.openvino_int8 import import_nncf, quantize
 from refinedet.inference.selection import NOTHING_GOES
 from refinedet.presets import Preset
+from refinedet.runtimes.description import KEY
 from refinedet.runtimes.openvino import DETECTIONS, import_openvino
 
 

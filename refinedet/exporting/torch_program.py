@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from refinedet import ops
-from refinedet.exporting.description import KEY
 from refinedet.exporting.job import Job
 from refinedet.inference.selection import NOTHING_GOES
+from refinedet.runtimes.description import KEY
 
 
 class Program(nn.Module):

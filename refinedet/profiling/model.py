@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from refinedet.choices import BACKBONES, TIMM
 from refinedet.data.images import decode_image, list_images
 from refinedet.errors import DataError, InputError, suggestion
-from refinedet.exporting.formats import SUFFIXES
 from refinedet.files import PACKAGE
 from refinedet.inference.detector import Detector, load
 from refinedet.models import build
@@ -24,6 +23,7 @@ from refinedet.models.build import try_backbone
 from refinedet.models.heads import Heads
 from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
+from refinedet.runtimes.formats import SUFFIXES
 from refinedet.weights.checkpoint import shipped_names
 
 SIZE = 320  # of a network without weights; the paper's other one is 512

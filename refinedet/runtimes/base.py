@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from refinedet.anchors import generate_anchors
 from refinedet.errors import InputError
-from refinedet.exporting.description import Description
 from refinedet.ops import Detected
 from refinedet.records import RawOutput
+from refinedet.runtimes.description import Description
 
 
 class RuntimeNetwork(nn.Module):

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from refinedet.errors import CheckpointError, InputError
-from refinedet.exporting.description import KEY, Description
 from refinedet.files import utf8_path
 from refinedet.runtimes import require
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.description import KEY, Description
 from refinedet.silence import capture_output
 
 OLDEST = (3, 0)

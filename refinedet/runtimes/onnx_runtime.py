@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from refinedet.errors import CheckpointError, InputError, printable
-from refinedet.exporting.description import KEY, Description
 from refinedet.ops import Detected
 from refinedet.runtimes import require
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.description import KEY, Description
 
 INPUT = "pixels"
 """What the file calls its input."""

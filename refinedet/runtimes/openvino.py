@@ -16,10 +16,10 @@ from torch import Tensor
 from refinedet import ops
 from refinedet.boxes import to_corners
 from refinedet.errors import CheckpointError, InputError, show
-from refinedet.exporting.description import KEY, Description
 from refinedet.ops import Detected
 from refinedet.runtimes import require
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.description import KEY, Description
 
 DETECTIONS = "detections"
 """The output of OpenVINO's DetectionOutput: [1,1,B*K,7] image, label, score, x1, y1, x2, y2 in units of the image side,

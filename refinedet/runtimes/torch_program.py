@@ -14,9 +14,9 @@ from torch import Tensor
 
 from refinedet import __version__
 from refinedet.errors import CheckpointError
-from refinedet.exporting.description import KEY, Description
 from refinedet.ops import Detected, extension
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.description import KEY, Description
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 

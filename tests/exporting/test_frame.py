@@ -11,12 +11,12 @@ import refinedet
 from refinedet.data import open_dataset
 from refinedet.errors import CheckpointError, DataError, InputError
 from refinedet.exporting import check
-from refinedet.exporting.description import FORMAT_VERSION, Description
-from refinedet.exporting.formats import FORMATS, SUFFIXES, Choices
 from refinedet.exporting.network import PixelNetwork
 from refinedet.preprocessing import PIXELS, Preprocessing, prepare
 from refinedet.runtimes import is_exported, open_network
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.description import FORMAT_VERSION, Description
+from refinedet.runtimes.formats import FORMATS, SUFFIXES, Choices
 
 
 @pytest.fixture(scope="module")

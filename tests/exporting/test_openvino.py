@@ -19,11 +19,11 @@ from refinedet.boxes import to_corners
 from refinedet.errors import CheckpointError, InputError
 from refinedet.exporting import check, openvino_ir
 from refinedet.exporting.export import _prepare, export
-from refinedet.exporting.formats import Choices
 from refinedet.exporting.network import PixelNetwork
 from refinedet.inference.detector import Detector
 from refinedet.ops import Detected
 from refinedet.runtimes.base import RuntimeNetwork
+from refinedet.runtimes.formats import Choices
 from refinedet.runtimes.openvino import DETECTIONS, import_openvino
 
 SIZE = 64
