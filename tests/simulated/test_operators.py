@@ -65,7 +65,7 @@ def ninja_file(folder: Path) -> str:
             objects += ninja.build(f"{name}.o", "compile", str(source), variables={"more": macro})
     ninja.build("librefinedet.so", "link", objects, variables={"more": "-Wl,-soname,librefinedet.so"})
     module = ninja.build("bindings.o", "compile", str(CSRC / "python" / "bindings.cpp"))
-    ninja.build("_C.so", "link", [*module, "librefinedet.so"], variables={"more": "-Wl,-rpath,$$ORIGIN"})
+    ninja.build("_C.so", "link", [*module, "librefinedet.so"], variables={"more": "'-Wl,-rpath,$$ORIGIN'"})
     return text.getvalue()
 
 
