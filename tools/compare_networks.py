@@ -1,9 +1,9 @@
 """`Detector.detect` of this tree beside that of another one, with the same weights and one photograph.
 
-    python tools/compare_networks.py OTHER_TREE [--model CHECKPOINT] [--exported FILE] [--threads 1] [--turns 15]
+    python tools/compare_networks.py OTHER_TREE [--model CHECKPOINT] [--exported FILE] [--network] [--threads 1]
 
 The weights are the shipped model's, or those of ``--model``; here an exported file of them runs in their place, where
-one is given.
+one is given. ``--network``: the network alone is timed, from a prepared input to its outputs.
 
 Each tree has a process of its own, for both bring operators of the same names; they take turns, the one that began last
 beginning next: a turn is five calls, whose least time counts. On one thread it is CPU time, on more the clock on the
@@ -37,7 +37,7 @@ Object = list[float]  # label, corners
 
 WORKER = """
 import json, sys, time
-tree, threads, weights, model, photograph, exported = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+tree, threads, weights, model, photograph, exported, alone = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 sys.path.insert(0, tree)
 import cv2, torch
 torch.set_num_threads(threads)
@@ -54,6 +54,13 @@ else:
         from refinedet.inference.detector import Detector
         network = Detector(network)
 clock = time.process_time if threads == 1 else time.perf_counter
+call = lambda: network.detect(photograph)
+if alone:
+    from refinedet.data.images import read_image
+    from refinedet.preprocessing import prepare
+    known = network if hasattr(network, "run") else network.config
+    inputs = prepare(read_image(photograph), known.size, known.preprocessing)[None]
+    call = torch.inference_mode()(lambda: network.run(inputs) if hasattr(network, "run") else network(inputs))
 found = [network.detect(photograph)[0] for _ in range(3)][-1]
 rows = zip(found.labels.tolist(), found.boxes.tolist(), found.scores.tolist())
 print(json.dumps([[label, *box] for label, box, score in rows if score >= 0.5]), flush=True)
@@ -61,7 +68,7 @@ for _ in sys.stdin:
     times = []
     for _ in range(5):
         start = clock()
-        network.detect(photograph)
+        call()
         times.append(clock() - start)
     print(min(times), flush=True)
 """
@@ -70,8 +77,9 @@ for _ in sys.stdin:
 class Worker:
     """A process that has loaded the package of a tree, and the weights or, where one is given, an exported file."""
 
-    def __init__(self, tree: Path, threads: int, weights: Path, exported: str = "") -> None:
+    def __init__(self, tree: Path, threads: int, weights: Path, exported: str = "", alone: bool = False) -> None:
         given = [str(tree), str(threads), str(weights), _arguments(weights), str(PHOTOGRAPH), exported]
+        given.append("network" if alone else "")
         # As many threads as are given, from the start: the runtimes of exported files take them when they are opened.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-c", WORKER, *given]
@@ -127,6 +135,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("other", type=Path, metavar="OTHER_TREE")
     parser.add_argument("--model", type=Path, default=WEIGHTS, metavar="CHECKPOINT", help="default: the shipped one")
     parser.add_argument("--exported", default="", metavar="FILE", help="of the model, which runs here in its place")
+    parser.add_argument("--network", action="store_true", help="time the network alone")
     parser.add_argument("--bar", type=float, default=BAR, help=f"least ratio (default: {BAR})")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=15, help="of each tree, at least 2")
@@ -136,8 +145,8 @@ def main(given: Sequence[str] | None = None) -> int:
         parser.error("--turns: quartiles need at least 2")
     if not is_compiled(tree):  # an installed refinedet would be found in its place
         parser.error(f"{tree} {NOT_COMPILED}")
-    ours = Worker(ROOT, arguments.threads, arguments.model, arguments.exported)
-    other = Worker(tree, arguments.threads, arguments.model)
+    ours = Worker(ROOT, arguments.threads, arguments.model, arguments.exported, arguments.network)
+    other = Worker(tree, arguments.threads, arguments.model, alone=arguments.network)
     apart = distance(ours.found, other.found)
     print(f"objects: {len(ours.found)} here, {len(other.found)} there, corners at most {apart:.3f} pixels apart")
     times = take_turns(ours, other, arguments.turns)

@@ -57,7 +57,10 @@ def add_parser(commands: Commands) -> None:
     precision.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     precision.add_argument("--half", dest="dtype", action="store_const", const="float16", help="as --dtype float16")
     parser.add_argument(
-        "--calibrate", metavar="IMAGE|FOLDER", nargs="+", help="images like those to come, for --dtype int8; at most 300 of them are looked at"
+        "--calibrate",
+        metavar="IMAGE|FOLDER",
+        nargs="+",
+        help="images like those to come, for --dtype int8; at most 300 of them are looked at",
     )
     parser.add_argument(
         "--raw", action="store_true", help="the network alone, without what makes objects of its output"
