@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import compare_networks
+import numpy as np
 import torch
 from compare_builds import quartiles
 
@@ -26,8 +27,8 @@ from refinedet.boxes import box_iou
 from refinedet.data import DetectionDataset, open_dataset
 from refinedet.data.images import list_images
 from refinedet.evaluation.evaluate import evaluate
+from refinedet.evaluation.voc_ap import ScoredBoxes
 from refinedet.inference.detector import Detector
-from refinedet.records import Detections
 from refinedet.runtimes.formats import FORMATS, Choices
 from refinedet.weights.checkpoint import resolve
 
@@ -36,14 +37,16 @@ MOST_CALIBRATION = 128
 HEADER = "| format | dtype | size, MB | objects that are the same | mAP | time, ratio (quartiles) |\n|" + "---|" * 6
 
 
-def same(ours: Detections, theirs: Detections) -> int:
+def same(ours: ScoredBoxes, theirs: ScoredBoxes) -> int:
     """How many rows of ``ours`` are rows of ``theirs`` too."""
-    if not len(ours.scores) or not len(theirs.scores):
-        return 0
-    close = box_iou(ours.boxes, theirs.boxes) >= SAME_IOU
-    close &= (ours.scores[:, None] - theirs.scores).abs() <= SAME_SCORE
-    close &= ours.labels[:, None] == theirs.labels
-    return int(close.any(dim=1).sum())
+    count = 0
+    for image in np.unique(ours.images):
+        a, b = ours.images == image, theirs.images == image
+        close = box_iou(*(torch.from_numpy(boxes) for boxes in (ours.boxes[a], theirs.boxes[b]))).numpy() >= SAME_IOU
+        close &= np.abs(ours.scores[a][:, None] - theirs.scores[b]) <= SAME_SCORE
+        close &= ours.labels[a][:, None] == theirs.labels[b]
+        count += int(close.any(axis=1).sum())
+    return count
 
 
 def combinations(only: Sequence[str], calibrated: bool) -> Iterator[Choices]:
@@ -58,19 +61,15 @@ class Reference:
 
     def __init__(self, detector: Detector, dataset: DetectionDataset) -> None:
         self.dataset = dataset
-        self.images = [dataset[i].image for i in range(len(dataset))]
-        self.found = detector.detect(self.images, progress=True)
-        self.mean_ap = evaluate(detector, dataset).mean_ap
+        measured = evaluate(detector, dataset)
+        self.found, self.mean_ap = measured.found, measured.mean_ap
 
     def compare(self, exported: Detector) -> tuple[str, float]:
         """Share of rows that are the same, of both sides together, and the exported file's mAP."""
-        found = exported.detect(self.images, progress=True)
-        pairs = list(zip(found, self.found, strict=True))
-        rows = sum(len(ours.scores) + len(theirs.scores) for ours, theirs in pairs)
-        equal = sum(same(ours, theirs) + same(theirs, ours) for ours, theirs in pairs)
-        mean_ap = evaluate(exported, self.dataset).mean_ap
-        assert mean_ap is not None
-        return f"{equal} of {rows}", mean_ap
+        measured = evaluate(exported, self.dataset)
+        assert measured.mean_ap is not None
+        rows = len(measured.found.scores) + len(self.found.scores)
+        return f"{same(measured.found, self.found) + same(self.found, measured.found)} of {rows}", measured.mean_ap
 
 
 def time_ratio(model: Path, exported: str, other: Path, threads: int, turns: int) -> str:
