@@ -7,13 +7,16 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset8
 from torch import Tensor
 
 from refinedet import ops
 from refinedet.boxes import to_corners
+from refinedet.runtimes.openvino import without_telemetry
+
+with without_telemetry():
+    import openvino
+    from openvino import opset8
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 

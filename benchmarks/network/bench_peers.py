@@ -22,6 +22,7 @@ from refinedet.models import RefineDet
 from refinedet.models.optimized import optimize
 from refinedet.preprocessing import prepare
 from refinedet.records import LevelOutput
+from refinedet.runtimes.openvino import import_openvino
 
 PHOTOGRAPH = Path(__file__).parents[2] / "examples" / "bccd" / "BloodImage_00031.jpg"
 TOLERANCE = 2e-3  # of the largest value; MNN's own is 7e-4
@@ -71,8 +72,7 @@ def onnx_runtime(file: Path, images: np.ndarray, threads: int) -> Run:
 
 
 def openvino(file: Path, images: np.ndarray, threads: int) -> Run:
-    import openvino as module
-
+    module = import_openvino("OpenVINO's network")
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = module.Core().compile_model(str(file), "CPU", settings).create_infer_request()
     return lambda: list(request.infer({0: images}).values())
