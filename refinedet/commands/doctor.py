@@ -29,6 +29,7 @@ REQUIRED = {"numpy": "numpy", "opencv-python": "cv2"}
 OTHER_OPENCV = ("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")  # as good
 OPTIONAL = {"torchvision": "torchvision", "timm": "timm"}
 REQUIRED_UNIMPORTED = ("matplotlib", "pycocotools", "safetensors", "tensorboard", "tqdm")
+RUNTIMES = ("onnx", "onnxruntime", "openvino", "MNN")  # of exported files; some report their import to their makers
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,10 @@ def _examine_packages(found: Report) -> None:
         except importlib.metadata.PackageNotFoundError:
             found.versions[distribution] = None
             found.problems.append(Problem(f"{distribution} is missing", f"pip install {distribution}"))
+    for distribution in RUNTIMES:
+        found.versions[distribution] = next(
+            (each.version for each in importlib.metadata.distributions(name=distribution)), None
+        )
 
 
 def _opencv() -> str:
