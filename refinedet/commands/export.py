@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Export, and tell how far the file is from PyTorch and where it lies."""
     protocol = chosen_protocol(arguments)
     choices = Choices(arguments.format, arguments.size, arguments.batch, arguments.dtype, arguments.rows, arguments.raw)
-    out = arguments.out or Path(f"{Path(arguments.checkpoint).stem}{FORMATS[choices.format].suffix}")
+    out = arguments.out or _default_name(arguments.checkpoint, choices)
     say = speaker(arguments)
     import refinedet
     from refinedet.commands.inputs import find_photographs
@@ -108,6 +108,12 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"Written: {printable(out)}, and what was measured: {printable(out)}.json")
     deliver(arguments, report.document())
     return 0
+
+
+def _default_name(checkpoint: str, choices: Choices) -> Path:
+    """The model's name, and what keeps files of one suffix apart."""
+    marks = [*(["aoti"] if choices.format == "aoti" else []), *([] if choices.dtype == "float32" else [choices.dtype])]
+    return Path("_".join([Path(checkpoint).stem, *marks]) + FORMATS[choices.format].suffix)
 
 
 def _batch(text: str) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from refinedet.inference.timing import repetitions, wait_for
 from refinedet.ops import Detected
 from refinedet.parsing import to_json
 from refinedet.preprocessing import PIXELS, prepare
-from refinedet.profiling.model import open_photographs
+from refinedet.profiling.model import Photographs
 from refinedet.progress import busy
 from refinedet.records import Detections, LevelOutput, RawOutput
 from refinedet.runtimes.base import RuntimeNetwork
@@ -108,12 +107,11 @@ def check(
     description: Description,
     network: RuntimeNetwork,
     path: Path,
-    paths: Sequence[Path],
+    photographs: Photographs,
     dataset: DetectionDataset | None = None,
 ) -> Report:
-    """Run the file and ``detector`` in float32 on the same photographs, and measure both on ``dataset``, where given.
-    ExportError where the outputs are no rounding apart, or not finite."""
-    photographs = open_photographs(paths[:MOST_IMAGES])
+    """Run the file and ``detector`` in float32 on the first `MOST_IMAGES` photographs, and measure both on ``dataset``,
+    where given. ExportError where the outputs are no rounding apart, or not finite."""
     images = [photographs.decode(i) for i in range(min(MOST_IMAGES, len(photographs.files)))]
     reference = _reference(detector, description)
     exported = Detector(network, preprocessing=PIXELS)
@@ -170,7 +168,7 @@ class _Difference:
 
 def _differ(reference: Detector, exported: Detector, image: np.ndarray) -> _Difference:
     raw, expected = (each.run(prepare(image, each.size, each.preprocessing)[None]) for each in (exported, reference))
-    outputs = max(map(_of_rms, _whole(raw), _whole(expected)))
+    outputs = max(_of_rms(*pair) for pair in zip(_whole(raw), _whole(expected), strict=True))
     ours, theirs = (each.detect(image, score_threshold=SURE)[0] for each in (exported, reference))
     pairs = _match(ours, theirs)
     boxes = max((float((ours.boxes[i] - theirs.boxes[j]).abs().max()) for i, j in pairs), default=0.0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -22,6 +23,7 @@ from refinedet.files import place, write_text
 from refinedet.inference.detector import Detector, Testing
 from refinedet.models.build import try_backbone
 from refinedet.presets import Preset
+from refinedet.profiling.model import open_photographs
 from refinedet.progress import busy
 from refinedet.protocols import Scale, get_protocol
 from refinedet.runtimes import open_network
@@ -70,21 +72,43 @@ def export(
         raise InputError("int8 needs calibration images, and only int8 does; give --dtype int8 --calibrate FOLDER")
     if device != "cpu" and chosen.format != "aoti":
         raise InputError(f"device is {device}, and only aoti is compiled for one; leave it out")
+    if form.suffix == ".xml" and target.with_suffix(".bin").exists() and not target.exists():
+        raise InputError(f"out is {target}, and {target.with_suffix('.bin')} is another file's; give another name")
+    photographs = open_photographs([Path(image) for image in images])
     dataset = None if data is None else open_dataset(data, split, classes=detector.classes)
     job = _prepare(detector, chosen, calibration, _preset(detector, chosen, protocol), device)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.stem[:32]}.", dir=target.parent) as folder:
-        written = Path(folder) / target.name
+    with _folder_beside(target) as folder:
+        written = folder / target.name
         with busy(f"exporting to {form.name}"):
             import_module(f"refinedet.exporting.{_WRITERS[form.name]}").write(job, written)
-        report = check(detector, job.description, open_network(written), written, images, dataset)
+        report = check(detector, job.description, open_network(written), written, photographs, dataset)
+        report = replace(report, path=str(target))
         write_text(written.with_name(f"{written.name}.json"), report.to_json())
-        place(Path(folder), target.parent, last=target.name)
-    return replace(report, path=str(target))
+        place(folder, target.parent, last=target.name)
+    return report
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder in that of ``target``; an OSError that names it names ``target``."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.stem[:32]}.", dir=target.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent == target.parent:
+            error.filename = str(target)
+        raise
 
 
 def _prepare(detector: Detector, choices: Choices, calibration: Sequence[Path], preset: Preset, device: str) -> Job:
     trained = detector.trained_network
+    for field in ("tcb", "head_bottleneck"):
+        if getattr(preset, field) != getattr(trained.config.preset, field):
+            raise InputError(
+                f"preset {preset.name} has {field} {getattr(preset, field)}, and the network was built with "
+                f"{getattr(trained.config.preset, field)}: its layers are what they are; give the preset the same"
+            )
     size = parse_size(choices.size or detector.size)
     config = replace(trained.config, size=size, preset=preset)
     try_backbone(config.backbone, size)

@@ -61,7 +61,7 @@ class _Batches:
     def __iter__(self) -> Iterator[np.ndarray]:
         endless = itertools.cycle(self.paths)
         with show_progress("calibrating", "image", len(self.paths)) as bar:
-            for _ in range(0, len(self.paths), self.batch):
+            for start in range(0, len(self.paths), self.batch):
                 images = [read_image(path, apply_exif=True) for path in itertools.islice(endless, self.batch)]
+                bar.update(min(self.batch, len(self.paths) - start))  # before it: nothing comes after the last one
                 yield np.stack([prepare(image, self.size, PIXELS).numpy() for image in images])
-                bar.update(self.batch)

@@ -15,7 +15,7 @@ from refinedet.exporting.openvino_int8 import import_nncf, quantize
 from refinedet.inference.selection import NOTHING_GOES
 from refinedet.presets import Preset
 from refinedet.runtimes.description import KEY
-from refinedet.runtimes.openvino import DETECTIONS, import_openvino
+from refinedet.runtimes.openvino import DETECTIONS, WEIGHTS_KEY, digest_of, import_openvino
 
 
 def write(job: Job, path: Path) -> None:
@@ -32,6 +32,8 @@ def write(job: Job, path: Path) -> None:
         model = with_detections(model, job, openvino)
     model.set_rt_info(job.description.to_json(), KEY)
     # By default it would store every float as half, those of the anchors, too (2026.4.1).
+    openvino.save_model(model, path, compress_to_fp16=False)
+    model.set_rt_info(digest_of(path.with_suffix(".bin")), WEIGHTS_KEY)  # known now; the same weights are written again
     openvino.save_model(model, path, compress_to_fp16=False)
 
 

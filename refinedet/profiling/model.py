@@ -23,6 +23,7 @@ from refinedet.models.build import try_backbone
 from refinedet.models.heads import Heads
 from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
+from refinedet.runtimes.base import RuntimeNetwork
 from refinedet.runtimes.formats import SUFFIXES
 from refinedet.weights.checkpoint import shipped_names
 
@@ -68,6 +69,8 @@ def open_detector(
         )
     detector = load(model, device)
     if size is not None and size != detector.size:
+        if isinstance(detector.network, RuntimeNetwork):
+            detector.network.anchors_for(size)  # says that a file has one size
         network = detector.trained_network
         try_backbone(network.config.backbone, size)
         network.config = replace(network.config, size=size)

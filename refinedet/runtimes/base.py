@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from refinedet.runtimes.description import Description
 class RuntimeNetwork(nn.Module):
     """``forward`` has the contract of `refinedet.RefineDet`'s, for pixels [B,3,H,W] of the file's own size.
 
-    Subclasses implement `compute`. ``runtime``: its name and version, for reports.
+    Subclasses implement `compute` and, where the format has it, `detect`. ``runtime``: its name and version, for
+    reports.
     """
 
     runtime: str
@@ -38,28 +40,29 @@ class RuntimeNetwork(nn.Module):
         batch that the file holds. They are the caller's own: another call does not change them."""
         raise NotImplementedError
 
+    def detect(self, pixels: Tensor) -> Detected:
+        """What the file itself makes of such pixels, by its own thresholds: boxes in units of the image side. Only
+        called where the file is not ``raw``."""
+        raise NotImplementedError
+
     def detections(self, pixels: Tensor) -> Detected | None:
-        """What the file itself makes of pixels [B,3,H,W], by its own thresholds: boxes in units of the image side; None
-        where it holds the network alone."""
-        return None
+        """`detect` of any number of images [B,3,H,W]; None where the file holds the network alone."""
+        return None if self.description.choices.raw else Detected._make(self._in_batches(self.detect, pixels))
 
     def forward(self, images: Tensor, by_level: bool = False) -> RawOutput:
         """Raw output of pixels, float32 [B,3,H,W] in BGR order, 0..255. ``by_level`` is of no matter: ops take both."""
         if images.ndim != 4 or images.shape[1:] != (3, *self.config.size):
             height, width = self.config.size
             raise InputError(f"images have shape {list(images.shape)}; this file takes [B,3,{height},{width}]")
-        batch = self.description.choices.batch or max(1, len(images))
-        parts = [self._compute_padded(part, batch) for part in images.contiguous().split(batch)]
-        found = dict(zip(self.description.outputs, map(torch.cat, zip(*parts, strict=True)), strict=True))
+        found = dict(zip(self.description.outputs, self._in_batches(self.compute, images), strict=True))
         return RawOutput(found.get("arm_loc"), found.get("arm_conf"), found["odm_loc"], found["odm_conf"])
 
-    def _compute_padded(self, pixels: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Of as many images as the file takes, or of fewer, which are filled up."""
-        missing = batch - len(pixels)
-        if missing == 0:
-            return self.compute(pixels)
-        filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, missing))
-        return tuple(output[: len(pixels)] for output in self.compute(filled))
+    def _in_batches(self, run: Callable[[Tensor], Sequence[Tensor]], pixels: Tensor) -> Iterable[Tensor]:
+        """Of as many images at a time as the file takes; the last ones are filled up with black ones."""
+        batch = self.description.choices.batch or max(1, len(pixels))
+        filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % batch)).contiguous()
+        parts = [run(part) for part in filled.split(batch)]
+        return (torch.cat(outputs)[: len(pixels)] for outputs in zip(*parts, strict=True))
 
     def anchors_for(self, size: tuple[int, int]) -> Tensor:
         """Anchors [N,4] of the file's own size; InputError for another one."""

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from refinedet.errors import CheckpointError, InputError, printable
 from refinedet.ops import Detected
@@ -22,8 +20,6 @@ INPUT = "pixels"
 
 OLDEST = "1.15"
 """ONNX Runtime that was seen to run what `refinedet export` writes today."""
-
-_PADDING = (0, 0, 0, -1)  # of boxes, scores, labels and indices
 
 
 def open_network(path: Path) -> OnnxNetwork:
@@ -54,22 +50,23 @@ class OnnxNetwork(RuntimeNetwork):
         outputs = self._session.run(self.description.outputs, {INPUT: pixels.numpy()})
         return tuple(map(torch.from_numpy, outputs))
 
-    def detections(self, pixels: Tensor) -> Detected | None:
-        choices = self.description.choices
-        if choices.raw:
-            return None
-        batch = choices.batch or len(pixels)
-        filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, -len(pixels) % batch))
-        found = [self._whole.run(Detected._fields, {INPUT: part.numpy()}) for part in filled.contiguous().split(batch)]
-        columns = [torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*found, strict=True)]
-        if choices.rows == "variable":
-            counts = columns.pop().tolist()
-            padded = (
-                pad_sequence(column.split(counts), batch_first=True, padding_value=padding)
-                for column, padding in zip(columns, _PADDING, strict=True)
-            )
-            columns = [*padded, torch.tensor(counts)]
-        return Detected(*(column[: len(pixels)] for column in columns))
+    def detect(self, pixels: Tensor) -> Detected:
+        columns = [torch.from_numpy(column) for column in self._whole.run(Detected._fields, {INPUT: pixels.numpy()})]
+        if self.description.choices.rows == "fixed":
+            return Detected(*columns)
+        counts = columns.pop()
+        room = self.description.config.preset.keep_top_k or 0  # as many for every image, as fixed rows have
+        found = Detected(
+            torch.zeros(len(counts), room, 4),
+            torch.zeros(len(counts), room),
+            torch.zeros(len(counts), room, dtype=torch.int64),
+            torch.full((len(counts), room), -1),
+            counts,
+        )
+        there = torch.arange(room) < counts[:, None]
+        for column, values in zip(found, columns, strict=False):
+            column[there] = values
+        return found
 
     @cached_property
     def _whole(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,19 @@ DETECTIONS = "detections"
 by image, then by label, then by descending score; image -1 ends them."""
 
 PADDING = -1
+
+WEIGHTS_KEY = f"{KEY}_weights"
+"""Of the digest of the .bin among the metadata: OpenVINO computes with any that is long enough."""
+
+
+def digest_of(weights: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with weights.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
 
 LEAST = (2025, 0)
 """The oldest release that files were read and run with."""
@@ -78,6 +92,11 @@ def open_network(path: Path) -> RuntimeNetwork:
         ) from error
     text = model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None
     description = Description.from_json(text, path)
+    digest = model.get_rt_info(WEIGHTS_KEY).value if model.has_rt_info(WEIGHTS_KEY) else None
+    if digest != digest_of(weights):
+        raise CheckpointError(
+            f"{weights} is damaged or of another export than {path.name}: copy both files again, or export them"
+        )
     return OpenVINONetwork(description, core, model, f"OpenVINO {_version(openvino)}", path)
 
 
@@ -91,7 +110,8 @@ class OpenVINONetwork(RuntimeNetwork):
         self._core = core
         self._results = {name: result for result in model.get_results() for name in result.get_output_tensor(0).names}
         self._parameters = model.get_parameters()
-        missing = [name for name in description.outputs if name not in self._results]
+        wanted = description.outputs if description.choices.raw else (*description.outputs, DETECTIONS)
+        missing = [name for name in wanted if name not in self._results]
         if missing or len(self._parameters) != 1:
             raise CheckpointError(f"{path} has no output {', '.join(missing)}: it was changed; export it again")
         self._network = self._compile(description.outputs)
@@ -100,9 +120,7 @@ class OpenVINONetwork(RuntimeNetwork):
     def compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
         return self._run(self._network, pixels)
 
-    def detections(self, pixels: Tensor) -> Detected | None:
-        if DETECTIONS not in self._results:
-            return None
+    def detect(self, pixels: Tensor) -> Detected:
         if self._whole is None:
             self._whole = self._compile((*self.description.outputs, DETECTIONS))
         *raw, rows = self._run(self._whole, pixels)

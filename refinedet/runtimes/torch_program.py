@@ -34,8 +34,8 @@ class ProgramNetwork(RuntimeNetwork):
     def compute(self, pixels: Tensor) -> tuple[Tensor, ...]:
         return self._run(pixels)[0 if self.description.choices.raw else _DETECTED :]
 
-    def detections(self, pixels: Tensor) -> Detected | None:
-        return None if self.description.choices.raw else Detected(*self._run(pixels)[:_DETECTED])
+    def detect(self, pixels: Tensor) -> Detected:
+        return Detected(*self._run(pixels)[:_DETECTED])
 
 
 def open_network(path: Path) -> ProgramNetwork:

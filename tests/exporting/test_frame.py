@@ -185,6 +185,9 @@ def test_the_data_set_is_opened_before_any_work(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         refinedet.export(detector, tmp_path / "a.onnx", "onnx", data=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(InputError, match=r"out is .*a\.xml, and .*a\.bin is another file's; give another name"):
+        refinedet.export(detector, tmp_path / "a.xml", "openvino")
 
 
 def test_file_names(tmp_path):
@@ -208,8 +211,14 @@ def test_preset_and_path_are_refused_before_any_work(tmp_path):
     soft = replace(refinedet.OFFICIAL, name="soft", soft_nms_iou=0.3)
     with pytest.raises(InputError, match=r"preset soft has soft_nms_iou 0\.3, which openvino does not hold"):
         refinedet.export(refinedet.Detector(detector.network, preset=soft), tmp_path / "a.xml", "openvino")
+    single = replace(refinedet.OFFICIAL, name="single", tcb=False, cascade=False)
+    with pytest.raises(InputError, match="preset single has tcb False, and the network was built with True"):
+        refinedet.export(refinedet.Detector(detector.network, preset=single), tmp_path / "a.onnx", "onnx")
     with pytest.raises(InputError, match="int8 needs calibration images, and only int8 does"):
         refinedet.export(detector, tmp_path / "a.xml", Choices("openvino", dtype="int8"))
     with pytest.raises(InputError, match="device is cuda, and only aoti is compiled for one; leave it out"):
         refinedet.export(detector, tmp_path / "a.onnx", "onnx", device="cuda")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(InputError, match=r"out is .*a\.xml, and .*a\.bin is another file's; give another name"):
+        refinedet.export(detector, tmp_path / "a.xml", "openvino")

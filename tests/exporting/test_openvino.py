@@ -190,12 +190,13 @@ def test_detections(request: pytest.FixtureRequest, file: str) -> None:
     assert_nearly_the_same(own, ours)
 
 
-@pytest.mark.parametrize("changes", [{"cascade": False, "nms_iou": None}, {"tcb": False}])
-def test_switches_of_the_ablation(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("changes", "batch"), [({"cascade": False, "nms_iou": None}, 1), ({"tcb": False}, 2)])
+def test_switches_of_the_ablation(tmp_path: Path, changes: dict[str, Any], batch: int) -> None:
+    """Of a file for two images three are seen: the last one is filled up."""
     detector = make(top_k=100, keep_top_k=40, **changes)
     path = tmp_path / "model.xml"
-    write(detector, path)
-    pixels = pictures(1)
+    write(detector, path, batch=batch)
+    pixels = pictures(2 * batch - 1)
     assert_close(outputs(refinedet.load(path).network, pixels), expected(detector, pixels))
     assert_nearly_the_same(*own_and_ours(path, pixels))
 
@@ -252,6 +253,15 @@ def refusal(path: Path) -> str:
     assert "\n" not in message
     assert path.name in message
     return message
+
+
+def test_weights_of_another_export(tmp_path: Path, float32: Path) -> None:
+    """Long enough for OpenVINO, which would compute with them."""
+    path = copy(float32, tmp_path)
+    content = bytearray(path.with_suffix(".bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    path.with_suffix(".bin").write_bytes(content)
+    assert "float32.bin is damaged or of another export than float32.xml: copy both files again" in refusal(path)
 
 
 def test_without_weights(tmp_path: Path, float32: Path) -> None:

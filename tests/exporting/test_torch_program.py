@@ -79,6 +79,18 @@ def test_network_alone_in_half_precision_for_two_images(detector, tmp_path):
     assert len(exported.detect([scene(seed)[0] for seed in range(3)])) == 3
 
 
+def test_two_images_at_a_time_with_detections(detector, tmp_path):
+    path = tmp_path / "model.pt2"
+    assert export(detector, path, Choices("torch", batch=2)).own_rows_differ == 0
+    network = refinedet.load(path).network
+    pixels = torch.rand(3, 3, 64, 128, generator=torch.Generator().manual_seed(0)) * 255
+    whole = network.detections(pixels)
+    assert len(whole.counts) == 3
+    alone = network.detections(pixels[2:])
+    assert torch.equal(whole.labels[2:], alone.labels)
+    torch.testing.assert_close(whole.boxes[2:], alone.boxes)
+
+
 def changed(file: Path, target: Path, content: dict[str, bytes | None]) -> Path:
     """A copy with other content of the members whose names end so; None leaves one out."""
     with zipfile.ZipFile(file) as source, zipfile.ZipFile(target, "w") as copy:
