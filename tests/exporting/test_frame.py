@@ -173,7 +173,7 @@ def test_both_are_measured_on_annotated_images(tmp_path, monkeypatch):
     file = tmp_path / "file" / "model.onnx"
     file.parent.mkdir()
     description = Description(model.config, Choices("onnx", size=model.config.size, raw=True))
-    report = check.check(detector, description, Eager(model), file, open_photographs(), dataset)
+    report = check.check(detector, description, Eager(model, raw=True), file, open_photographs(), dataset)
     assert report.mean_ap is not None
     assert report.mean_ap == pytest.approx(report.torch_mean_ap, abs=1e-3)
     assert report.dataset == f"2 images of {dataset.name}"
