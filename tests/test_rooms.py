@@ -21,6 +21,7 @@ WORDS = {
     "classes",
     "errors",
     "files",
+    "formats",
     "interchange",
     "interrupt",
     "parsing",

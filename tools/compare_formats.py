@@ -28,8 +28,8 @@ from refinedet.data import DetectionDataset, open_dataset
 from refinedet.data.images import list_images
 from refinedet.evaluation.evaluate import evaluate
 from refinedet.evaluation.voc_ap import ScoredBoxes
+from refinedet.formats import FORMATS, Choices
 from refinedet.inference.detector import Detector
-from refinedet.runtimes.formats import FORMATS, Choices
 from refinedet.weights.checkpoint import resolve
 
 SAME_IOU, SAME_SCORE = 0.999, 1e-3

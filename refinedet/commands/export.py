@@ -18,7 +18,7 @@ from refinedet.commands.options import (
     speaker,
 )
 from refinedet.errors import printable
-from refinedet.runtimes.formats import FORMATS, ROWS, Choices
+from refinedet.formats import FORMATS, ROWS, Choices
 
 if TYPE_CHECKING:
     from refinedet.commands.options import Commands

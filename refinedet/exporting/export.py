@@ -20,6 +20,7 @@ from refinedet.exporting.check import Report, check
 from refinedet.exporting.job import Job
 from refinedet.exporting.network import PixelNetwork
 from refinedet.files import place, write_text
+from refinedet.formats import FORMATS, Choices
 from refinedet.inference.detector import Detector, Testing
 from refinedet.models.build import try_backbone
 from refinedet.presets import Preset
@@ -28,7 +29,6 @@ from refinedet.progress import busy
 from refinedet.protocols import Scale, get_protocol
 from refinedet.runtimes import open_network
 from refinedet.runtimes.description import Description
-from refinedet.runtimes.formats import FORMATS, Choices
 
 _WRITERS = {"torch": "torch_program", "aoti": "aoti", "onnx": "onnx_graph", "openvino": "openvino_ir", "mnn": "mnn_net"}
 _COMPUTES = {"torch", "aoti", "onnx"}  # in the dtype that is asked for; the others store weights in it
@@ -48,7 +48,7 @@ def export(
 ) -> Report:
     """Write ``detector`` to the file ``path`` and say how far it is from PyTorch, which a file beside it keeps as JSON.
 
-    ``choices``: a `refinedet.runtimes.formats.Choices`, or the name of a format. ``images``: photographs to compare
+    ``choices``: a `refinedet.formats.Choices`, or the name of a format. ``images``: photographs to compare
     with, the first `check.MOST_IMAGES` (default: those of the repository, or a synthetic one). ``calibration``: for
     int8. ``protocol``: of testing, whose thresholds the file's detections have (default: the preset's). ``data``: a
     data set folder, on whose ``split`` the mAP of both is measured as well. ``device``: "cuda" compiles ``aoti`` for

@@ -17,6 +17,7 @@ from refinedet.choices import BACKBONES, TIMM
 from refinedet.data.images import decode_image, list_images
 from refinedet.errors import DataError, InputError, suggestion
 from refinedet.files import PACKAGE
+from refinedet.formats import SUFFIXES
 from refinedet.inference.detector import Detector, load
 from refinedet.models import build
 from refinedet.models.build import try_backbone
@@ -24,7 +25,6 @@ from refinedet.models.heads import Heads
 from refinedet.ops.devices import choose_device
 from refinedet.preprocessing import prepare
 from refinedet.runtimes.base import RuntimeNetwork
-from refinedet.runtimes.formats import SUFFIXES
 from refinedet.weights.checkpoint import shipped_names
 
 SIZE = 320  # of a network without weights; the paper's other one is 512

@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 
 from refinedet.errors import CheckpointError, InputError
+from refinedet.formats import SUFFIXES
 from refinedet.runtimes.base import RuntimeNetwork
-from refinedet.runtimes.formats import SUFFIXES
 
 _MODULES = {".pt2": "torch_program", ".onnx": "onnx_runtime", ".xml": "openvino", ".mnn": "mnn"}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from refinedet import __version__
 from refinedet.errors import CheckpointError, show
+from refinedet.formats import Choices
 from refinedet.models.config import ModelConfig
 from refinedet.parsing import parse_json, to_json
-from refinedet.runtimes.formats import Choices
 
 KEY = "refinedet"
 """Of the text among a file's metadata."""

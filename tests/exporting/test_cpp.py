@@ -16,7 +16,7 @@ import refinedet
 from refinedet import ops
 from refinedet.errors import CheckpointError
 from refinedet.exporting.export import export
-from refinedet.runtimes.formats import Choices
+from refinedet.formats import Choices
 
 pytestmark = pytest.mark.long
 

@@ -12,12 +12,12 @@ from refinedet.data import open_dataset
 from refinedet.errors import CheckpointError, DataError, InputError
 from refinedet.exporting import check
 from refinedet.exporting.network import PixelNetwork
+from refinedet.formats import FORMATS, SUFFIXES, Choices
 from refinedet.preprocessing import PIXELS, Preprocessing, prepare
 from refinedet.profiling.model import open_photographs
 from refinedet.runtimes import is_exported, open_network
 from refinedet.runtimes.base import RuntimeNetwork
 from refinedet.runtimes.description import FORMAT_VERSION, Description
-from refinedet.runtimes.formats import FORMATS, SUFFIXES, Choices
 
 
 @pytest.fixture(scope="module")

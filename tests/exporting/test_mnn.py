@@ -21,8 +21,8 @@ from refinedet.errors import CheckpointError, ExportError, InputError
 from refinedet.exporting import mnn_net
 from refinedet.exporting.export import export
 from refinedet.exporting.network import PixelNetwork
+from refinedet.formats import Choices
 from refinedet.runtimes import open_network
-from refinedet.runtimes.formats import Choices
 
 MNN_ERROR = 5e-3  # of the root mean square: its convolutions by large tiles (3.6.1)
 SIZE = (64, 128)

@@ -21,11 +21,11 @@ import refinedet
 from refinedet import ops
 from refinedet.errors import CheckpointError, InputError
 from refinedet.exporting.onnx_graph import IR_VERSION, OPSET, detection_graph
+from refinedet.formats import Choices
 from refinedet.models.layers import L2Norm
 from refinedet.ops import Detected
 from refinedet.presets import OFFICIAL, Preset
 from refinedet.protocols import Thresholds
-from refinedet.runtimes.formats import Choices
 from refinedet.runtimes.onnx_runtime import OnnxNetwork
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}

@@ -20,10 +20,10 @@ from refinedet.errors import CheckpointError, InputError
 from refinedet.exporting import check, openvino_ir
 from refinedet.exporting.export import _prepare, export
 from refinedet.exporting.network import PixelNetwork
+from refinedet.formats import Choices
 from refinedet.inference.detector import Detector
 from refinedet.ops import Detected
 from refinedet.runtimes.base import RuntimeNetwork
-from refinedet.runtimes.formats import Choices
 from refinedet.runtimes.openvino import DETECTIONS, WEIGHTS_KEY, digest_of, import_openvino
 
 SIZE = 64

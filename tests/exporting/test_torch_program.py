@@ -13,10 +13,10 @@ from support.synthetic import scene
 import refinedet
 from refinedet.errors import CheckpointError, ExtensionError
 from refinedet.exporting.export import export
+from refinedet.formats import Choices
 from refinedet.ops import extension
 from refinedet.preprocessing import PIXELS, prepare
 from refinedet.runtimes.description import KEY
-from refinedet.runtimes.formats import Choices
 
 
 @pytest.fixture(scope="module")
